@@ -104,7 +104,7 @@ def positions(dim: Dim, selection: Selection) -> Units:
     return _positions(dim, tuple((name, selection[name]) for name in axes_of(dim) if name in selection))
 
 
-@lru_cache(maxsize=65536)
+@lru_cache(maxsize=4096)
 def _positions(dim: Dim, selected: tuple[tuple[str, Units], ...]) -> Units:
     if not selected:
         return ((0, dim.size),)

@@ -1,0 +1,144 @@
+"""Cut a sub-model's values out of the full model, and merge what participants hand back.
+
+Both work on runs of positions: a window is at most two pieces per dimension, which are copied as slices;
+scattered units (the random sub-model) go through one index per dimension.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import AxisMap, Dim, Selection, Units, axes_of, count, positions
+from msfusion.errors import UserError
+
+_MOST_PIECES = 64  # more slices than this are slower than one index per dimension
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a participant hands over after local training.
+
+    selection: the units it trained.
+    values: parameter name -> its values, in the shape of the sub-model.
+    weight: its share in the merge, usually its number of examples; greater than 0.
+    """
+
+    participant: int
+    selection: Selection
+    values: Mapping[str, Tensor]
+    weight: float
+
+
+def extract(
+    values: Mapping[str, Tensor], axes: AxisMap, selection: Selection, *, names: Iterator[str] | None = None
+) -> dict[str, Tensor]:
+    """Copy the selected positions of each tensor (all of ``values``, or only ``names``)."""
+    return {name: take(values[name], axes.tensors[name], selection) for name in (names or values)}
+
+
+def take(tensor: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
+    """A contiguous copy of the selected positions of a full tensor."""
+    places = [positions(dim, selection) for dim in dims]
+    if math.prod(map(len, places)) > _MOST_PIECES:
+        for d, runs in enumerate(places):
+            if runs != ((0, tensor.shape[d]),):
+                tensor = tensor.index_select(d, _index(runs, tensor.device))
+        return tensor
+    out = tensor.new_empty([count(runs) for runs in places])
+    for full, sub in _pieces(places):
+        out[sub] = tensor[full]
+    return out
+
+
+def add_into(total: Tensor, dims: tuple[Dim, ...], selection: Selection, part: Tensor | float) -> None:
+    """``total[selected positions] += part``, where a dimension of extent 1 in ``total`` is broadcast."""
+    places = [
+        positions(dim, selection) if extent == dim.size else ((0, 1),)
+        for dim, extent in zip(dims, total.shape, strict=True)
+    ]
+    if math.prod(map(len, places)) > _MOST_PIECES:
+        index = torch.meshgrid(*[_index(runs, total.device) for runs in places], indexing="ij")
+        total[index] += part
+        return
+    for full, sub in _pieces(places):
+        total[full] += part[sub] if isinstance(part, Tensor) else part
+
+
+def _index(runs: Units, device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(start, stop, device=device) for start, stop in runs])
+
+
+def _pieces(places: list[Units]) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """(slices of the full tensor, slices of the sub-model's tensor) for every rectangular piece."""
+    pairs = []
+    for runs in places:
+        at, column = 0, []
+        for start, stop in runs:
+            column.append((slice(start, stop), slice(at, at + stop - start)))
+            at += stop - start
+        pairs.append(column)
+    for piece in product(*pairs):
+        yield tuple(full for full, _ in piece), tuple(sub for _, sub in piece)
+
+
+class Merge:
+    """Weighted mean per parameter over the contributions that hold it.
+
+    Contributions are added one by one and not kept: the memory is that of the sum of changes, whatever the
+    number of participants. The mean is taken over changes, so a parameter that nobody held, or that nobody
+    changed, keeps its value to the bit.
+
+    values: parameter name -> full tensor; changed in place by ``apply`` and by nothing else.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap) -> None:
+        self._values = values
+        self._axes = axes
+        self._sum: dict[str, Tensor] = {}
+        self._weight: dict[str, Tensor] = {}
+
+    def add(self, contribution: Contribution) -> None:
+        """Add one contribution; raises UserError, and adds nothing of it, where it is not acceptable."""
+        self.check(contribution)
+        for name, part in contribution.values.items():
+            dims, value = self._axes.tensors[name], self._values[name]
+            if name not in self._sum:
+                self._sum[name] = torch.zeros_like(value)
+                self._weight[name] = value.new_zeros(self._extents(dims))
+            change = part.to(value) - take(value, dims, contribution.selection)
+            add_into(self._sum[name], dims, contribution.selection, change * contribution.weight)
+            add_into(self._weight[name], dims, contribution.selection, contribution.weight)
+
+    def check(self, contribution: Contribution) -> None:
+        """Raise UserError unless names, shapes, values and weight are as they must be."""
+        who = f"the contribution of participant {contribution.participant}"
+        if not (contribution.weight > 0 and math.isfinite(contribution.weight)):
+            raise UserError(f"{who}: expected a weight above 0, got {contribution.weight}")
+        for name, part in contribution.values.items():
+            if name not in self._values:
+                raise UserError(f"{who}: expected parameters of the model, got an unknown one, {name!r}")
+            want = tuple(count(positions(d, contribution.selection)) for d in self._axes.tensors[name])
+            if tuple(part.shape) != want:
+                raise UserError(f"{who}: expected {name} of shape {want}, got {tuple(part.shape)}")
+            if not torch.isfinite(part).all():
+                raise UserError(
+                    f"{who}: expected finite values, got NaN or infinity in {name}; "
+                    "training diverged, so lower the learning rate (train.lr) or clip gradients (train.clip)"
+                )
+
+    def apply(self, step: float = 1.0) -> None:
+        """Move every parameter by ``step`` times its mean change."""
+        for name, total in self._sum.items():
+            held = self._weight[name].clamp_min(torch.finfo(total.dtype).tiny)
+            self._values[name].add_(total.div_(held), alpha=step)
+        self._sum.clear()
+        self._weight.clear()
+
+    def _extents(self, dims: tuple[Dim, ...]) -> list[int]:
+        """Shape of the sum of weights: 1 where no axis can be cut, so that all positions share it."""
+        cuttable = self._axes.axes
+        return [dim.size if any(cuttable[a].whole is None for a in axes_of(dim)) else 1 for dim in dims]

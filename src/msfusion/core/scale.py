@@ -1,0 +1,35 @@
+"""The scale rule, in its one place.
+
+A sub-model sums over fewer inputs than the full model does. As with inverted dropout, a tensor whose
+operation sums over cut axes is multiplied by the product of (size / width) over those axes when a sub-model
+is cut out, and divided by it when the contribution is handed over. The sub-model is then an ordinary module
+with an ordinary forward pass, and the full model, evaluated whole, is the average of what its sub-models
+compute. Directly before a normalisation the factor changes nothing but the size of the gradient.
+"""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from msfusion.core.axes import AxisMap, Widths
+
+
+def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, float]:
+    """Parameter name -> factor, for those whose factor is not 1.
+
+    power: 1 keeps the expected sum (ours, as inverted dropout), 0.5 the variance of a sum of independent
+    terms (for a small model that is trained on its own), 0 switches the rule off.
+    """
+    ratios = {
+        name: math.prod(axes.axes[axis].size / widths[axis] for axis in sorted(summed) if axis in widths)
+        for name, summed in axes.summed.items()
+    }
+    return {name: ratio**power for name, ratio in ratios.items() if ratio != 1 and power != 0}
+
+
+def scale_(values: Mapping[str, Tensor], factors: Mapping[str, float], *, undo: bool = False) -> None:
+    """Multiply (or divide) tensors in place by their factors."""
+    for name, factor in factors.items():
+        if name in values:
+            values[name].div_(factor) if undo else values[name].mul_(factor)

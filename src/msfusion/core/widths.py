@@ -1,0 +1,93 @@
+"""Width plans: how many units of each axis a participant trains, found from what it can afford."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from msfusion.core.axes import AxisMap, Widths
+from msfusion.errors import UserError
+
+Cut = Literal["inner", "all"]
+"""Which axes are cut: those inside blocks, or the residual streams between blocks as well."""
+
+LEAST_INNER = 1 / 16
+"""Below this width of the inner axes, the residual axes are cut as well (ours; a guess, not measured)."""
+
+
+def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
+    """Every axis that ``cut`` names at the same width: ``round(width * size)`` units.
+
+    Raises UserError where the width is outside (0, 1], where nothing can be cut, or where a window rounds
+    to nothing.
+    """
+    if not 0 < width <= 1:
+        raise UserError(f"expected a width in (0, 1], got {width}")
+    plan = {}
+    for axis in _axes_to_cut(axes, cut):
+        size = axes.axes[axis].size
+        plan[axis] = round(width * size)
+        if plan[axis] < 1:
+            raise UserError(
+                f"expected a width that leaves at least one unit of every axis, got {width}, with which the "
+                f"{size} units of axis {axis!r} round to none; take at least {0.5 / size:.3g}, or give a share"
+            )
+    return plan
+
+
+def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wanted: str) -> dict[str, int]:
+    """The widest plan that fits: inner axes first, all axes alike only where that does not suffice.
+
+    fits: whether a plan can be afforded; must be monotone in the widths.
+    wanted: what the plan had to fit, for the message of the UserError when none does.
+    """
+    for names, least in ((_axes_to_cut(axes, cut), LEAST_INNER), (axes.cuttable, 0.0)):
+        if (plan := _widest(axes, names, fits, least)) is not None:
+            return plan
+    raise UserError(f"expected a capacity that holds one unit of every axis, got {wanted}, which is too little")
+
+
+def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) -> dict[str, int]:
+    """The widest plan with at most ``share`` of the full model's parameters."""
+    if not 0 < share <= 1:
+        raise UserError(f"expected a share of the parameters in (0, 1], got {share}")
+    names = list(parameters)
+    most = share * parameter_count(axes, names, {})
+    return largest(
+        axes,
+        lambda plan: parameter_count(axes, names, plan) <= most,
+        cut,
+        f"a share of {share} of the parameters",
+    )
+
+
+def parameter_count(axes: AxisMap, parameters: Iterable[str], widths: Widths) -> int:
+    """Number of parameters of a sub-model."""
+    return sum(math.prod(axes.shape(name, widths)) for name in parameters)
+
+
+def _axes_to_cut(axes: AxisMap, cut: Cut) -> list[str]:
+    names = [a for a in axes.cuttable if cut == "all" or not axes.axes[a].residual] or list(axes.cuttable)
+    if not names:
+        why = "; ".join(f"{where}: {reason}" for where, reason in list(axes.pinned.items())[:5])
+        raise UserError(f"expected a model with an axis that can be cut, got none ({why or 'no parameters'})")
+    return names
+
+
+def _widest(
+    axes: AxisMap, names: Iterable[str], fits: Callable[[dict[str, int]], bool], least: float
+) -> dict[str, int] | None:
+    """Bisection over one width for all the named axes; None where not even ``least`` fits."""
+    sizes = {name: axes.axes[name].size for name in names}
+
+    def plan(width: float) -> dict[str, int]:
+        return {name: max(1, round(width * size)) for name, size in sizes.items()}
+
+    if fits(plan(1.0)):
+        return plan(1.0)
+    if not fits(plan(least)):
+        return None
+    low, high = least, 1.0
+    while plan(low) != plan(high) and high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(plan(middle)) else (low, middle)
+    return plan(low)

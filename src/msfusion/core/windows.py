@@ -1,0 +1,191 @@
+"""Which units each participant trains in each round.
+
+A schedule is a pure function of (seed, round, participant) and the widths of that participant; windows are
+never sent and never stored.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from msfusion.core.axes import Selection, Units, Widths, runs_of
+from msfusion.core.seeds import generator
+
+Starts = Literal["designed", "independent", "in-step"]
+
+
+def window(size: int, start: int, length: int) -> Units:
+    """Units ``start .. start + length - 1`` modulo ``size``, as one run or two."""
+    if length >= size:
+        return ((0, size),)
+    start %= size
+    stop = start + length
+    return ((start, stop),) if stop <= size else ((0, stop - size), (start, size))
+
+
+class Schedule(Protocol):
+    """Windows of one participant in one round; axes that are not named in ``widths`` stay whole."""
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection: ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Everybody trains everything (FedAvg)."""
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        return {}
+
+
+@dataclass(frozen=True)
+class Nested:
+    """The first units of every axis, always (HeteroFL, arXiv 2010.01264)."""
+
+    sizes: Widths
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        return {axis: window(self.sizes[axis], 0, width) for axis, width in widths.items()}
+
+
+@dataclass(frozen=True)
+class OrderedDropout:
+    """The first units of every axis, as many as a draw from ``levels`` allows (FjORD, arXiv 2102.13451).
+
+    FjORD draws for every batch; here a participant draws once per round.
+    """
+
+    sizes: Widths
+    seed: int
+    levels: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        level = generator(self.seed, "ordered dropout", round, participant).choice(self.levels)
+        return {
+            axis: window(self.sizes[axis], 0, max(1, math.floor(level * width)))
+            for axis, width in widths.items()
+        }
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """One window for all participants that moves by one unit per round, every axis in step (FedRolex,
+    arXiv 2212.01548)."""
+
+    sizes: Widths
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        return {axis: window(self.sizes[axis], round, width) for axis, width in widths.items()}
+
+
+@dataclass(frozen=True)
+class RandomUnits:
+    """Units drawn anew for every round and participant, without order (random sub-model; the draw is per
+    axis, so every tensor that follows an axis keeps the same units)."""
+
+    sizes: Widths
+    seed: int
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        draw = generator(self.seed, "random units", round, participant)
+        return {axis: runs_of(draw.sample(range(self.sizes[axis]), width)) for axis, width in widths.items()}
+
+
+@dataclass(frozen=True)
+class DoubleShift:
+    """Windows that shift from participant to participant and from round to round (MSfusion, arXiv
+    2407.03622; every formula here is ours).
+
+    All axes share one grid of P slots, the least P with slots at most ``(1 - overlap) * width`` apart, so
+    that neighbours overlap by at least ``overlap`` and the slots cover every axis. A participant trains
+    slot ``i + colour * d (mod P)`` of an axis. With N >= P, ``i`` runs through all slots in a round (the
+    participant shift, rotated by one each round) while the diagonal ``d`` moves on (the round shift). Axes
+    that meet in a tensor have different colours, so their relative offset runs through all its values and
+    every pair of slots, hence every entry of the tensor, has been trained after about P^2 / N rounds, the
+    least possible. Then each axis is turned by a random offset and the next such epoch begins.
+
+    sizes: units of every axis.
+    participants: N.
+    colours: axis -> colour, from ``colour_axes``; with starts "in-step" they are ignored.
+    starts: "designed" as above; "in-step": the same slot for every axis; "independent": a random start per
+    round and axis, participants shifted from there.
+    overlap: overlap rate in [0, 1).
+    """
+
+    sizes: Widths
+    participants: int
+    seed: int
+    colours: Mapping[str, int] = field(default_factory=dict)
+    starts: Starts = "designed"
+    overlap: float = 0.0
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        cut = {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
+        slots = self.slots(cut)
+        return {
+            axis: window(self.sizes[axis], math.floor(place * self.sizes[axis] / slots), cut[axis])
+            for axis, place in self._places(round, participant, cut, slots).items()
+        }
+
+    def slots(self, widths: Widths) -> int:
+        """P: the number of windows that it takes to go once around the finest-cut axis."""
+        steps = {axis: max(1.0, (1 - self.overlap) * width) for axis, width in widths.items()}
+        slots = max((math.ceil(self.sizes[axis] / step) for axis, step in steps.items()), default=1)
+        differences = range(2, max(self.colours.values(), default=0) + 1)
+        while any(math.gcd(slots, difference) > 1 for difference in differences):
+            slots += 1
+        return slots
+
+    def epoch(self, widths: Widths) -> int:
+        """Rounds until every pair of slots of two axes of different colour has been trained."""
+        full, rest = divmod(self.participants, slots := self.slots(widths))
+        rounds = 1
+        while full * rounds + rest * rounds // slots < slots:
+            rounds += 1
+        return rounds
+
+    def _places(self, round: int, participant: int, widths: Widths, slots: int) -> dict[str, float]:
+        turned = (participant + round) % self.participants
+        if self.starts == "independent":
+            return {
+                axis: turned + slots * generator(self.seed, "start", round, axis).random() for axis in widths
+            }
+        epoch, since = divmod(round, self.epoch(widths))
+        slot, diagonal = self._slot(turned, since, slots)
+        colours = {} if self.starts == "in-step" else self.colours
+        return {
+            axis: slot + colours.get(axis, 0) * diagonal + self._turn(epoch, axis, slots) for axis in widths
+        }
+
+    def _slot(self, turned: int, since: int, slots: int) -> tuple[int, int]:
+        """Slot and diagonal of the participant at place ``turned``, ``since`` rounds into the epoch.
+
+        Whole groups of P participants fill one diagonal each, from the front; those who are left over fill
+        diagonals from the back, as far as they get in each round.
+        """
+        group, slot = divmod(turned, slots)
+        full, rest = divmod(self.participants, slots)
+        if group < full:
+            return slot, since * full + group
+        back, slot = divmod(since * rest + slot, slots)
+        return slot, slots - 1 - back
+
+    def _turn(self, epoch: int, axis: str, slots: int) -> float:
+        if epoch == 0:
+            return 0.0
+        key = "" if self.starts == "in-step" else axis
+        return slots * generator(self.seed, "turn", epoch, key).random()
+
+
+def colour_axes(axes: Iterable[str], meetings: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Smallest colours, given greedily in order, such that axes that meet in a tensor differ."""
+    neighbours: dict[str, set[str]] = {axis: set() for axis in axes}
+    for first, second in meetings:
+        if first in neighbours and second in neighbours:
+            neighbours[first].add(second)
+            neighbours[second].add(first)
+    colours: dict[str, int] = {}
+    for axis, near in neighbours.items():
+        taken = {colours[other] for other in near if other in colours}
+        colours[axis] = next(c for c in range(len(neighbours)) if c not in taken)
+    return colours
