@@ -1,0 +1,19 @@
+"""What every test shares: one thread, and the folder of datasets that are not bundled."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder named by MSFUSION_DATA, else ``../shared/data`` beside the repository."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MSFUSION_DATA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no datasets in {folder}; name their folder in MSFUSION_DATA")
+    return folder

@@ -1,0 +1,106 @@
+"""Models from the user's own file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from msfusion.errors import UserError
+from msfusion.models import InputSpec, build
+
+SOURCE = """
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Size:
+    width: int = 3
+
+
+def alone(width: int = 3):
+    return nn.Linear(4, Size(width).width)
+
+
+def both(**options):
+    return nn.Bilinear(2, 3, 4), (torch.zeros(1, 2), torch.zeros(1, 3))
+
+
+def one_tensor():
+    return nn.Linear(4, 3), torch.zeros(1, 4)
+
+
+def number():
+    return 3
+
+
+def bad_example():
+    return nn.Linear(4, 3), "x"
+
+
+def needs(width):
+    return nn.Linear(4, width)
+
+
+value = 3
+"""
+VECTOR = InputSpec((4,), torch.float32, 3)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "model.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_module_alone_gets_its_example_from_the_data(file: Path) -> None:
+    module, (example,) = build(f"{file}:alone", VECTOR, {"width": 5})
+    assert module(example).shape == (2, 5)
+
+
+def test_module_with_examples(file: Path) -> None:
+    module, examples = build(f"{file}:both", None, {"anything": 1})
+    assert module(*examples).shape == (1, 4)
+
+
+def test_module_with_one_example(file: Path) -> None:
+    module, examples = build(f"{file}:one_tensor", VECTOR)
+    assert module(*examples).shape == (1, 3)
+
+
+def test_two_files_of_one_name_stay_apart(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "model.py"
+    other.parent.mkdir()
+    other.write_text("from torch import nn\ndef alone():\n    return nn.Linear(4, 9)\n")
+    assert build(f"{file}:alone", VECTOR)[0].out_features == 3
+    assert build(f"{other}:alone", VECTOR)[0].out_features == 9
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "options", "message"),
+    [
+        ("alone", None, {}, "return both, (module, example_inputs)"),
+        ("alone", VECTOR, {"widht": 5}, "got 'widht': did you mean 'width'?"),
+        ("needs", VECTOR, {}, "expected a value for the option 'width'"),
+        ("nothing", VECTOR, {}, "expected a function 'nothing'"),
+        ("value", VECTOR, {}, "expected a function 'value'"),
+        ("number", VECTOR, {}, "(module, example_inputs), got int"),
+        ("bad_example", VECTOR, {}, "a tensor or a tuple of tensors, got str"),
+        ("", VECTOR, {}, "expected path/to/file.py:function"),
+    ],
+)
+def test_errors(
+    file: Path, function: str, inputs: InputSpec | None, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError) as raised:
+        build(f"{file}:{function}", inputs, options)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("spec", ["absent.py:f", "model.py", "model.txt:f"])
+def test_not_a_file_with_a_function(spec: str) -> None:
+    with pytest.raises(UserError, match="expected"):
+        build(spec, VECTOR)
