@@ -1,0 +1,260 @@
+"""What a run leaves behind: `records.jsonl` in its run directory, one header line, then one line per round.
+
+A line is complete when its newline is written, so a run that is killed loses at most the line it was writing.
+Numbers are plain JSON: a value that is not finite is written as null.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, cast
+
+from msfusion.errors import UserError
+
+FILE_NAME = "records.jsonl"
+FORMAT = 1
+
+Ranges = list[list[int]]  # half-open [first, end) ranges of units, ascending or wrapped: [[28, 32], [0, 4]]
+
+
+class ModelFacts(TypedDict):
+    """The full model."""
+
+    name: str
+    parameters: int
+    axes: dict[str, int]  # axis -> units
+
+
+class ParticipantFacts(TypedDict):
+    """What one participant has and what its sub-model costs it."""
+
+    participant: int
+    examples: int
+    share: float  # of the full model's parameters
+    parameters: int
+    flops_per_step: float
+    memory_bytes: float
+    bytes_per_round: float
+
+
+class Header(TypedDict):
+    """The first line: what was run, on what."""
+
+    kind: Literal["header"]
+    format: int
+    method: str
+    seed: int
+    config: dict[str, Any]
+    versions: dict[str, str]
+    commit: str | None
+    hardware: str
+    metric: Literal["accuracy", "loss"]
+    model: ModelFacts
+    participants: list[ParticipantFacts]
+    pictured: list[str]  # the axes whose windows every round records
+
+
+class Dropped(TypedDict):
+    """A participant that did not finish the round, and why."""
+
+    participant: int
+    reason: str
+
+
+class Evaluation(TypedDict):
+    """The full model on held-out examples after the round."""
+
+    accuracy: float | None
+    loss: float | None
+    examples: int
+
+
+class Round(TypedDict):
+    """One round."""
+
+    kind: Literal["round"]
+    round: int
+    participants: list[int]
+    dropped: list[Dropped]
+    train_loss: float | None
+    flops: float  # sum over participants, this round
+    bytes: float  # sum over participants, this round
+    coverage: float
+    overlap: float
+    shift: float | None
+    windows: dict[str, dict[str, Ranges]]  # axis -> participant -> units
+    seconds: float
+    evaluation: Evaluation | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as recorded so far; `rounds` ascend."""
+
+    header: Header
+    rounds: tuple[Round, ...]
+
+
+class Writer:
+    """Appends the records of one run; use it as a context manager.
+
+    `Writer(directory, header)` starts a new run and refuses a directory that holds one already (UserError);
+    `Writer.resume(directory, header, rounds_done)` continues it.
+    """
+
+    def __init__(self, directory: Path, header: Header) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / FILE_NAME
+        if path.exists() and path.stat().st_size:
+            raise UserError(
+                f"expected a directory without a run, but {path} exists: "
+                "choose another directory, resume this run, or delete it"
+            )
+        self._file = path.open("wb")
+        self._write(header)
+
+    @classmethod
+    def resume(cls, directory: Path, header: Header, rounds_done: int) -> Self:
+        """Continues after `rounds_done` rounds: lines of later rounds, and a torn last line, are cut off.
+
+        The header of the first start stays. UserError when the directory holds a run of another method, seed
+        or model, or when fewer than `rounds_done` rounds are recorded.
+        """
+        path = directory / FILE_NAME
+        run = read(path)
+        _check_same_run(path, run.header, header)
+        kept = [r for r in run.rounds if r["round"] < rounds_done]
+        if rounds_done and (not kept or kept[-1]["round"] != rounds_done - 1):
+            raise UserError(
+                f"expected {path} to record round {rounds_done - 1}, which the checkpoint holds, but it ends "
+                f"before: resume from an earlier checkpoint, or start in another directory"
+            )
+        end = sum(len(line) for line in _complete_lines(path)[: 1 + len(kept)])
+        os.truncate(path, end)
+        writer = cls.__new__(cls)
+        writer._file = path.open("ab")
+        return writer
+
+    def round(self, record: Round) -> None:
+        """Appends one round; it is in the operating system's hands on return."""
+        self._write(record)
+
+    def sync(self) -> None:
+        """Returns once everything written is on the disk; call it before a checkpoint is committed."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Syncs and closes; more than once does no harm."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write(self, record: Mapping[str, object]) -> None:
+        self._file.write(json.dumps(_finite(record), allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+
+
+def read(path: Path) -> Run:
+    """The run at `path` (a run directory, or its records file); a torn last line is left out.
+
+    UserError when there is no such file, or when it is not a records file of this format.
+    """
+    path = path / FILE_NAME if path.is_dir() else path
+    lines = _complete_lines(path)
+    if not lines:
+        raise UserError(f"expected records in {path}, but it holds no complete line: start the run again")
+    header = _header(path, lines[0])
+    return Run(header, tuple(_rounds(path, lines[1:])))
+
+
+def _complete_lines(path: Path) -> list[bytes]:
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        reason = error.strerror or "it cannot be read"
+        raise UserError(
+            f"expected records at {path}, but: {reason}; give a run directory that holds {FILE_NAME}"
+        ) from error
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def _header(path: Path, line: bytes) -> Header:
+    header = _object(path, 1, line)
+    if header.get("kind") != "header":
+        raise _foreign(path, 1, "is not a header")
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"expected records of format {FORMAT} in {path}, got format {header.get('format')}: "
+            "read them with the version of msfusion that wrote them"
+        )
+    _require(path, 1, header, Header.__required_keys__)
+    return cast(Header, header)
+
+
+def _rounds(path: Path, lines: list[bytes]) -> Iterator[Round]:
+    last = -1
+    for number, line in enumerate(lines, start=2):
+        record = _object(path, number, line)
+        _require(path, number, record, Round.__required_keys__)
+        if record["kind"] != "round" or not isinstance(record["round"], int) or record["round"] <= last:
+            raise _foreign(path, number, f"is not a round after round {last}")
+        last = record["round"]
+        yield cast(Round, record)
+
+
+def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise _foreign(path, number, "is not JSON") from error
+    if not isinstance(value, dict):
+        raise _foreign(path, number, "is not a JSON object")
+    return value
+
+
+def _require(path: Path, number: int, record: Mapping[str, object], keys: frozenset[str]) -> None:
+    if missing := sorted(keys - record.keys()):
+        raise _foreign(path, number, f"lacks {', '.join(missing)}")
+
+
+def _foreign(path: Path, number: int, what: str) -> UserError:
+    return UserError(
+        f"expected the records of an msfusion run in {path}, but line {number} {what}: give another file"
+    )
+
+
+def _check_same_run(path: Path, old: Header, new: Header) -> None:
+    facts: list[tuple[str, object, object]] = [
+        ("method", old["method"], new["method"]),
+        ("seed", old["seed"], new["seed"]),
+        ("model", old["model"], new["model"]),
+    ]
+    for name, before, now in facts:
+        if before != now:
+            raise UserError(
+                f"expected to resume the run in {path} with its {name} {before}, got {now}: "
+                "resume it with the configuration it was started with, or start in another directory"
+            )
+
+
+def _finite(value: object) -> object:
+    """JSON has no NaN and no infinity; null says "no number"."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
