@@ -19,22 +19,17 @@ class Attention(nn.Module):
                 f"expected embed to be a multiple of heads, got embed={embed} and heads={heads}: "
                 f"choose embed={embed // heads * heads or heads} or other heads"
             )
-        self.embed = embed
-        self.heads = heads
+        self.head_dim = embed // heads
         self.dropout = dropout
         self.causal = causal
         self.qkv = nn.Linear(embed, 3 * embed)
         self.project = nn.Linear(embed, embed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        batch, length, embed = x.shape
-        q, k, v = self.qkv(x).split(self.embed, dim=2)
-        q = q.view(batch, length, self.heads, embed // self.heads).transpose(1, 2)
-        k = k.view(batch, length, self.heads, embed // self.heads).transpose(1, 2)
-        v = v.view(batch, length, self.heads, embed // self.heads).transpose(1, 2)
+        heads = [t.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2)]
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
-        y = y.transpose(1, 2).contiguous().view(batch, length, embed)
+        y = F.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=self.causal)
+        y = y.transpose(1, 2).flatten(2)
         return self.project(y)  # type: ignore[no-any-return]
 
 
