@@ -26,9 +26,10 @@ class Attention(nn.Module):
         self.project = nn.Linear(embed, embed)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        heads = [t.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2)]
+        parts = self.qkv(x).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (-1, self.head_dim)).transpose(1, 2) for part in parts)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(*heads, dropout_p=dropout, is_causal=self.causal)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=self.causal)
         y = y.transpose(1, 2).flatten(2)
         return self.project(y)  # type: ignore[no-any-return]
 
