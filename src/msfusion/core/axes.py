@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 Run = tuple[int, int]
 """Half-open range ``(start, stop)``."""
@@ -67,7 +67,7 @@ class Product:
         return math.prod(f.size for f in self.factors)
 
     def __str__(self) -> str:
-        return "*".join(f"({f})" if isinstance(f, Concat) else str(f) for f in self.factors)
+        return "*".join(f"({f})" if isinstance(f, Product | Concat) else str(f) for f in self.factors)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Concat:
         return sum(p.size for p in self.parts)
 
     def __str__(self) -> str:
-        return " + ".join(map(str, self.parts))
+        return " + ".join(f"({p})" if isinstance(p, Concat) else str(p) for p in self.parts)
 
 
 Dim = Fixed | Axis | Product | Concat
@@ -160,6 +160,21 @@ def axes_of(dim: Dim) -> tuple[str, ...]:
             return tuple(dict.fromkeys(name for part in inner for name in axes_of(part)))
         case Fixed():
             return ()
+
+
+def _combined(dim: Dim) -> Iterator[tuple[str, str]]:
+    """Pairs of different axes, each pair sorted, that factors of a product bring together."""
+    match dim:
+        case Product(factors=inner):
+            for first, second in combinations(map(axes_of, inner), 2):
+                yield from ((min(a, b), max(a, b)) for a in first for b in second if a != b)
+            for factor in inner:
+                yield from _combined(factor)
+        case Concat(parts=inner):
+            for part in inner:
+                yield from _combined(part)
+        case _:
+            return
 
 
 def narrowed(dim: Dim, widths: Widths) -> int:
@@ -258,17 +273,12 @@ class AxisMap:
         return tuple(narrowed(dim, widths) for dim in self.tensors[tensor])
 
     def meetings(self) -> Iterator[tuple[str, str]]:
-        """Pairs of different axes that cut the same tensor in different dimensions."""
-        seen: set[tuple[str, str]] = set()
-        for dims in self.tensors.values():
-            names = [axes_of(dim) for dim in dims]
-            for i, first in enumerate(names):
-                for second in names[i + 1 :]:
-                    seen.update((min(a, b), max(a, b)) for a in first for b in second if a != b)
-        return iter(sorted(seen))
+        """Pairs of different axes that cut the same entries: in two dimensions of a tensor, or as two factors
+        of one dimension."""
+        return iter(sorted({pair for dims in self.tensors.values() for pair in _combined(Product(dims))}))
 
     def to_json(self) -> str:
-        """Canonical text: equal maps give equal text."""
+        """Canonical text: equal maps that list their tensors and axes in the same order give equal text."""
         return json.dumps(
             {
                 "tensors": {name: [str(d) for d in dims] for name, dims in self.tensors.items()},

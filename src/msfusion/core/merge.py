@@ -5,14 +5,14 @@ scattered units (the random sub-model) go through one index per dimension.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Dim, Selection, Units, axes_of, count, positions
+from msfusion.core.axes import AxisMap, Dim, Selection, Units, count, positions
 from msfusion.errors import UserError
 
 _MOST_PIECES = 64  # more slices than this are slower than one index per dimension
@@ -34,10 +34,13 @@ class Contribution:
 
 
 def extract(
-    values: Mapping[str, Tensor], axes: AxisMap, selection: Selection, *, names: Iterator[str] | None = None
+    values: Mapping[str, Tensor], axes: AxisMap, selection: Selection, *, names: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
     """Copy the selected positions of each tensor (all of ``values``, or only ``names``)."""
-    return {name: take(values[name], axes.tensors[name], selection) for name in (names or values)}
+    return {
+        name: take(values[name], axes.tensors[name], selection)
+        for name in (values if names is None else names)
+    }
 
 
 def take(tensor: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
@@ -101,6 +104,7 @@ class Merge:
         self._sum: dict[str, Tensor] = {}
         self._weight: dict[str, Tensor] = {}
 
+    @torch.no_grad()
     def add(self, contribution: Contribution) -> None:
         """Add one contribution; raises UserError, and adds nothing of it, where it is not acceptable."""
         self.check(contribution)
@@ -108,7 +112,8 @@ class Merge:
             dims, value = self._axes.tensors[name], self._values[name]
             if name not in self._sum:
                 self._sum[name] = torch.zeros_like(value)
-                self._weight[name] = value.new_zeros(self._extents(dims))
+                self._weight[name] = value.new_zeros([1] * len(dims))
+            self._weight[name] = _widened(self._weight[name], dims, contribution.selection)
             change = part.to(value) - take(value, dims, contribution.selection)
             add_into(self._sum[name], dims, contribution.selection, change * contribution.weight)
             add_into(self._weight[name], dims, contribution.selection, contribution.weight)
@@ -124,12 +129,13 @@ class Merge:
             want = tuple(count(positions(d, contribution.selection)) for d in self._axes.tensors[name])
             if tuple(part.shape) != want:
                 raise UserError(f"{who}: expected {name} of shape {want}, got {tuple(part.shape)}")
-            if not torch.isfinite(part).all():
+            if not torch.isfinite(part.to(self._values[name].dtype)).all():
                 raise UserError(
                     f"{who}: expected finite values, got NaN or infinity in {name}; "
                     "training diverged, so lower the learning rate (train.lr) or clip gradients (train.clip)"
                 )
 
+    @torch.no_grad()
     def apply(self, step: float = 1.0) -> None:
         """Move every parameter by ``step`` times its mean change."""
         for name, total in self._sum.items():
@@ -138,7 +144,11 @@ class Merge:
         self._sum.clear()
         self._weight.clear()
 
-    def _extents(self, dims: tuple[Dim, ...]) -> list[int]:
-        """Shape of the sum of weights: 1 where no axis can be cut, so that all positions share it."""
-        cuttable = self._axes.axes
-        return [dim.size if any(cuttable[a].whole is None for a in axes_of(dim)) else 1 for dim in dims]
+
+def _widened(weights: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
+    """Sums of weights with room for the selection; a dimension that nobody has cut so far has extent 1."""
+    extents = [
+        extent if positions(dim, selection) == ((0, dim.size),) else dim.size
+        for dim, extent in zip(dims, weights.shape, strict=True)
+    ]
+    return weights if list(weights.shape) == extents else weights.expand(extents).clone()

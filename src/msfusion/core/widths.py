@@ -22,16 +22,15 @@ def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
     """
     if not 0 < width <= 1:
         raise UserError(f"expected a width in (0, 1], got {width}")
-    plan = {}
-    for axis in _axes_to_cut(axes, cut):
-        size = axes.axes[axis].size
-        plan[axis] = round(width * size)
-        if plan[axis] < 1:
-            raise UserError(
-                f"expected a width that leaves at least one unit of every axis, got {width}, with which the "
-                f"{size} units of axis {axis!r} round to none; take at least {0.5 / size:.3g}, or give a share"
-            )
-    return plan
+    sizes = {axis: axes.axes[axis].size for axis in _axes_to_cut(axes, cut)}
+    axis, size = min(sizes.items(), key=lambda item: item[1])
+    if round(width * size) < 1:
+        least = 0.505 / size  # a little more than one half: the printed digits must suffice as well
+        raise UserError(
+            f"expected a width that leaves at least one unit of every axis, got {width}, with which the "
+            f"{size} units of axis {axis!r} round to none; take at least {least:.3g}, or give a share"
+        )
+    return {axis: round(width * size) for axis, size in sizes.items()}
 
 
 def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wanted: str) -> dict[str, int]:
@@ -43,7 +42,9 @@ def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wan
     for names, least in ((_axes_to_cut(axes, cut), LEAST_INNER), (axes.cuttable, 0.0)):
         if (plan := _widest(axes, names, fits, least)) is not None:
             return plan
-    raise UserError(f"expected a capacity that holds one unit of every axis, got {wanted}, which is too little")
+    raise UserError(
+        f"expected a capacity that holds one unit of every axis, got {wanted}, which is too little"
+    )
 
 
 def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) -> dict[str, int]:

@@ -87,8 +87,11 @@ class RandomUnits:
     seed: int
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
-        draw = generator(self.seed, "random units", round, participant)
-        return {axis: runs_of(draw.sample(range(self.sizes[axis]), width)) for axis, width in widths.items()}
+        return {axis: runs_of(self._draw(round, participant, axis, width)) for axis, width in widths.items()}
+
+    def _draw(self, round: int, participant: int, axis: str, width: int) -> list[int]:
+        draw = generator(self.seed, "random units", round, participant, axis)
+        return draw.sample(range(self.sizes[axis]), width)
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,9 @@ class DoubleShift:
     """Windows that shift from participant to participant and from round to round (MSfusion, arXiv
     2407.03622; every formula here is ours).
 
-    All axes share one grid of P slots, the least P with slots at most ``(1 - overlap) * width`` apart, so
-    that neighbours overlap by at least ``overlap`` and the slots cover every axis. A participant trains
+    All axes share one grid of P slots, the least P with slots at most ``(1 - overlap) * width`` apart that
+    shares no factor with a difference of two colours. The windows of neighbouring slots of an axis have at
+    least ``floor(overlap * width)`` units in common, so the slots cover every axis. A participant trains
     slot ``i + colour * d (mod P)`` of an axis. With N >= P, ``i`` runs through all slots in a round (the
     participant shift, rotated by one each round) while the diagonal ``d`` moves on (the round shift). Axes
     that meet in a tensor have different colours, so their relative offset runs through all its values and
@@ -122,9 +126,17 @@ class DoubleShift:
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         cut = {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
         slots = self.slots(cut)
+        epoch, since = divmod(round, self.epoch(cut))
+        slot, diagonal = self._slot((participant + round) % self.participants, since, slots)
+        colours = self.colours if self.starts == "designed" else {}
         return {
-            axis: window(self.sizes[axis], math.floor(place * self.sizes[axis] / slots), cut[axis])
-            for axis, place in self._places(round, participant, cut, slots).items()
+            axis: window(
+                size := self.sizes[axis],
+                (slot + colours.get(axis, 0) * diagonal) * size // slots
+                + math.floor(self._turn(round, epoch, axis) * size),
+                width,
+            )
+            for axis, width in cut.items()
         }
 
     def slots(self, widths: Widths) -> int:
@@ -138,24 +150,7 @@ class DoubleShift:
 
     def epoch(self, widths: Widths) -> int:
         """Rounds until every pair of slots of two axes of different colour has been trained."""
-        full, rest = divmod(self.participants, slots := self.slots(widths))
-        rounds = 1
-        while full * rounds + rest * rounds // slots < slots:
-            rounds += 1
-        return rounds
-
-    def _places(self, round: int, participant: int, widths: Widths, slots: int) -> dict[str, float]:
-        turned = (participant + round) % self.participants
-        if self.starts == "independent":
-            return {
-                axis: turned + slots * generator(self.seed, "start", round, axis).random() for axis in widths
-            }
-        epoch, since = divmod(round, self.epoch(widths))
-        slot, diagonal = self._slot(turned, since, slots)
-        colours = {} if self.starts == "in-step" else self.colours
-        return {
-            axis: slot + colours.get(axis, 0) * diagonal + self._turn(epoch, axis, slots) for axis in widths
-        }
+        return math.ceil(self.slots(widths) ** 2 / self.participants)
 
     def _slot(self, turned: int, since: int, slots: int) -> tuple[int, int]:
         """Slot and diagonal of the participant at place ``turned``, ``since`` rounds into the epoch.
@@ -170,11 +165,13 @@ class DoubleShift:
         back, slot = divmod(since * rest + slot, slots)
         return slot, slots - 1 - back
 
-    def _turn(self, epoch: int, axis: str, slots: int) -> float:
+    def _turn(self, round: int, epoch: int, axis: str) -> float:
+        """How far the slots of an axis are turned, as a share of the axis."""
+        if self.starts == "independent":
+            return generator(self.seed, "start", round, axis).random()
         if epoch == 0:
             return 0.0
-        key = "" if self.starts == "in-step" else axis
-        return slots * generator(self.seed, "turn", epoch, key).random()
+        return generator(self.seed, "turn", epoch, axis if self.starts == "designed" else "").random()
 
 
 def colour_axes(axes: Iterable[str], meetings: Iterable[tuple[str, str]]) -> dict[str, int]:
