@@ -2,5 +2,7 @@
 
 from .config import Data
 from .examples import Examples, LabelledImages, TokenBlocks, fetch
+from .federation import Federation
+from .load import load
 
-__all__ = ["Data", "Examples", "LabelledImages", "TokenBlocks", "fetch"]
+__all__ = ["Data", "Examples", "Federation", "LabelledImages", "TokenBlocks", "fetch", "load"]

@@ -1,0 +1,107 @@
+"""From a configuration to the data of every participant."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..models import InputSpec
+from .config import Data
+from .digits import load_digits
+from .examples import LabelledImages, TokenBlocks
+from .federation import Federation
+from .partition import partition
+from .source import Source
+from .text import read_text
+from .tokens import tokenize
+
+IMAGE_SOURCES: dict[str, Callable[[Data, int], Source]] = {
+    "digits": load_digits,
+}
+
+_CHUNK = 1024  # images whose sums are taken at once
+
+
+def load(config: Data, participants: int, seed: int) -> Federation:
+    """The data of ``participants`` participants and the test set: a function of its arguments and the files.
+
+    ``UserError`` where files are missing or broken, or where the data do not suffice for the participants."""
+    if participants < 1:
+        raise UserError(f"expected at least 1 participant, got {participants}: raise their number")
+    if config.name == "text":
+        return _load_text(config, participants)
+    return _divide(IMAGE_SOURCES[config.name](config, seed), config, participants, seed)
+
+
+def _divide(source: Source, config: Data, participants: int, seed: int) -> Federation:
+    parts = partition(source.train.labels, config, participants, seed)
+    labels = torch.from_numpy(source.train.labels)
+    images = _channels_first(source.train.images)
+    mean, std = mean_and_std(images)
+    train = tuple(
+        LabelledImages(images, labels, torch.from_numpy(rows), mean, std, config.augment) for rows in parts
+    )
+    test_labels = torch.from_numpy(source.test.labels)
+    test = LabelledImages(
+        _channels_first(source.test.images), test_labels, torch.arange(len(test_labels)), mean, std
+    )
+    counts = tuple(
+        tuple(np.bincount(source.train.labels[rows], minlength=source.classes).tolist()) for rows in parts
+    )
+    inputs = InputSpec(tuple(images.shape[1:]), torch.float32, source.classes)
+    return Federation(train, test, inputs, "classification", counts)
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Per channel, float32 ``(channels, 1, 1)``, of uint8 ``(N, channels, H, W)``; std 1 where constant.
+
+    The sums are integers, so the result is the same on every machine and with any number of threads."""
+    total = torch.zeros(images.shape[1], dtype=torch.int64)
+    squares = torch.zeros_like(total)
+    for chunk in torch.split(images, _CHUNK):
+        values = chunk.to(torch.int32)
+        total += values.sum(dim=(0, 2, 3))
+        squares += values.square().sum(dim=(0, 2, 3))
+    count = images.numel() // images.shape[1]
+    mean = total.double() / count
+    variance = squares.double() / count - mean.square()
+    std = torch.where(variance > 0, variance, 1.0).sqrt()
+    return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
+
+
+def _load_text(config: Data, participants: int) -> Federation:
+    if config.partition not in (None, "blocks"):
+        raise UserError(
+            f"expected data.partition 'blocks' for text, which has no labels, got {config.partition!r}: "
+            "set it to 'blocks'"
+        )
+    tokens = tokenize(read_text(config), config)
+    train = _first_blocks(tokens.train, config.block, config.limit)
+    test = _first_blocks(tokens.test, config.block, config.test_limit)
+    each = config.block + max(1, config.min_examples)  # tokens for so many examples at stride 1
+    _check_length(len(test), config.block + 1, config, "test text")
+    _check_length(len(train), participants * each, config, f"training text of {participants} participants")
+    cuts = [len(train) * i // participants for i in range(participants + 1)]
+    parts = tuple(TokenBlocks(train, start, stop, config.block) for start, stop in pairwise(cuts))
+    inputs = InputSpec((config.block,), torch.int64, tokens.vocabulary)
+    whole = TokenBlocks(test, 0, len(test), config.block, stride=config.block)
+    return Federation(parts, whole, inputs, "language", None)
+
+
+def _first_blocks(tokens: Tensor, block: int, limit: int | None) -> Tensor:
+    return tokens if limit is None else tokens[: limit * block + 1]
+
+
+def _check_length(tokens: int, needed: int, config: Data, what: str) -> None:
+    if tokens < needed:
+        raise UserError(
+            f"expected at least {needed} tokens in the {what}, got {tokens}: "
+            f"take a longer text, fewer participants or a smaller data.block than {config.block}"
+        )
