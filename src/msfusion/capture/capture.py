@@ -1,0 +1,78 @@
+"""The public entry: a user's module in, its axis map and narrow modules out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from msfusion.core.axes import AxisMap
+from msfusion.errors import UserError
+
+from .derive import derive
+from .graph import capture_graph, copy_with, named_tensors
+from .narrow import Source, narrow_module
+
+
+class Capture:
+    """A model that has been captured.
+
+    axes: which axes its tensors follow.
+    """
+
+    axes: AxisMap
+
+    def __init__(self, source: Source) -> None:
+        self.axes = source.axes
+        self._source = source
+
+    def narrow(self, widths: Mapping[str, int]) -> nn.Module:
+        """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.
+
+        Parameters, and buffers that carry a cut axis, are on the meta device: shapes without values. Other
+        buffers are copies. Raises ``UserError`` for an unknown axis, a width outside of 1..size, and for a
+        module whose code cannot run at these widths.
+        """
+        for name, width in widths.items():
+            self._check_width(name, width)
+        return narrow_module(self._source, dict(widths))
+
+    def _check_width(self, name: str, width: int) -> None:
+        if name not in self.axes.axes:
+            known = ", ".join(self.axes.axes) or "none"
+            raise UserError(f"expected widths of axes of the model, got {name!r}; its axes are {known}")
+        size = self.axes.axes[name].size
+        if not 1 <= width <= size:
+            raise UserError(f"expected a width of 1 to {size} for axis {name}, got {width}")
+
+
+def capture(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Sequence[str]] | None = None,
+) -> Capture:
+    """Find the axes of a model from example inputs (a batch of two or more).
+
+    The model is neither run nor changed, and its parameters may be on meta: it is exported on tensors that
+    hold no memory, in eval mode. ``overrides`` declares tensors by hand: a pattern over parameter names -> a
+    dim per dimension, e.g. ``{"*.qkv.weight": ["3*{}.heads:4*16", "embed:64"]}``, where ``{}`` is what ``*``
+    stands for.
+    """
+    kwargs = dict(kwargs or {})
+    graph = capture_graph(model, args, kwargs)
+    derived = derive(model, graph)
+    return Capture(Source(_skeleton(model), graph, derived.found, derived.names, derived.axes, args, kwargs))
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """The model without its parameters, which are left on meta; buffers are copies."""
+    tensors = named_tensors(model).values()
+    return copy_with(
+        model,
+        {
+            id(t): torch.empty_like(t, device="meta") if isinstance(t, nn.Parameter) else t.detach().clone()
+            for t in tensors
+        },
+    )

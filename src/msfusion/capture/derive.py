@@ -1,0 +1,209 @@
+"""From labels to the axis map: which leaves are axes, what they are called, which are cut by default."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from msfusion.core import axes as core
+from msfusion.core.axes import AxisInfo, AxisMap, Dim, axes_of
+
+from .graph import Graph, main_output, named_tensors, tied_names
+from .labels import Label, factors, is_pinned, leaves, pin, resolve, segments, unify
+from .propagate import Propagation, propagate, shape_of
+from .residual import residual_leaves
+from .rules import Labels
+from .rules.registry import free, labels_in, pinned_all
+
+
+@dataclass
+class Derived:
+    """The axis map of a model and the labels that it was read from.
+
+    names: leaf -> axis name; with it the labels give the size of every intermediate value at other widths.
+    """
+
+    axes: AxisMap
+    found: Propagation
+    names: Mapping[Label, str]
+
+
+def derive(model: nn.Module, graph: Graph) -> Derived:
+    """Propagate labels through the graph of the model and read the axis map from them."""
+    tensors: dict[str, Labels] = {}
+    inputs = _input_labels(graph, tensors)
+    ties = tied_names(model)
+    for other, name in ties.items():
+        if other in tensors and name in tensors:
+            for label, same in zip(tensors[name], tensors[other], strict=True):
+                unify(label, same)
+    _share_origins(tensors, ties)
+    found, output = propagate(graph, inputs)
+    _pin_outputs(graph, output)
+    for labels in tensors.values():
+        for leaf in (leaf for label in labels for leaf in leaves(label)):
+            if not leaf.used:
+                pin(leaf, "not used by the traced forward")
+    for other, name in ties.items():
+        if other in tensors:
+            tensors.setdefault(name, tensors[other])
+    return _Reader(model, tensors, found).derived(ties)
+
+
+def _input_labels(graph: Graph, tensors: dict[str, Labels]) -> list[Any]:
+    """Labels of the placeholders; those of parameters and buffers are also put into ``tensors``."""
+    inputs: list[Any] = []
+    placeholders = [node for node in graph.top.nodes if node.op == "placeholder"]
+    for spec, node in zip(graph.program.graph_signature.input_specs, placeholders, strict=True):
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor):
+            inputs.append(value)
+        elif node in graph.inputs:
+            name = graph.inputs[node]
+            inputs.append(tensors.setdefault(name, free(shape_of(value))))
+        else:
+            given = spec.kind is InputKind.USER_INPUT
+            labels = pinned_all(shape_of(value), "input of the model" if given else "constant of the model")
+            labels.activation = given
+            inputs.append(labels)
+    return inputs
+
+
+def _share_origins(tensors: Mapping[str, Labels], ties: Mapping[str, str]) -> None:
+    for name, labels in tensors.items():
+        labels.origin = ties.get(name, name)
+
+
+def _pin_outputs(graph: Graph, output: Any) -> None:
+    spec = graph.program.call_spec.out_spec
+    assert spec is not None
+    structured = pytree.tree_unflatten(list(output), spec)
+    for labels in labels_in(main_output(structured)):
+        for label in labels:
+            pin(label, "output of the model")
+
+
+@dataclass
+class _Reader:
+    """Names leaves in the order in which the tensors show them and writes labels as dims."""
+
+    model: nn.Module
+    tensors: Mapping[str, Labels]
+    found: Propagation
+    names: dict[Label, str] = field(default_factory=dict)
+    pins: dict[str, str] = field(default_factory=dict)
+
+    def derived(self, ties: Mapping[str, str]) -> Derived:
+        own = named_tensors(self.model)
+        dims = {name: self.dims_of(name, tensor) for name, tensor in own.items()}
+        inner = _inner_axes(dims)
+        residual = {self.names[leaf] for leaf in residual_leaves(self.found.flows) if leaf in self.names}
+        infos = {
+            name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
+            for leaf, name in self.names.items()
+        }
+        summed = {name: self.summed_axes(name) for name in own}
+        axes = AxisMap(
+            tensors=dims,
+            axes=infos,
+            summed={name: found for name, found in summed.items() if found},
+            ties=dict(ties),
+            pinned=self.pins,
+            unknown=dict(self.found.unknown),
+        )
+        return Derived(axes, self.found, self.names)
+
+    def dims_of(self, name: str, tensor: torch.Tensor) -> tuple[Dim, ...]:
+        if name not in self.tensors:
+            labels = pinned_all(tensor.shape, "not reached by the traced forward")
+        else:
+            labels = self.tensors[name]
+        return tuple(self.dim(label, name, i, len(labels)) for i, label in enumerate(labels))
+
+    def dim(self, label: Label, tensor: str, index: int, ndim: int) -> Dim:
+        label = resolve(label)
+        if label.form == "leaf":
+            return self.leaf_dim(label, tensor, index, ndim)
+        parts = factors(label) if label.form == "product" else segments(label)
+        return _joined(label.form, [self.dim(part, tensor, index, ndim) for part in parts])
+
+    def leaf_dim(self, leaf: Label, tensor: str, index: int, ndim: int) -> Dim:
+        if leaf.reason or leaf.size == 1:
+            if leaf.size > 1:
+                self.pins.setdefault(f"{tensor}:{index}", leaf.reason or "")
+            return core.Fixed(leaf.size)
+        if leaf not in self.names:
+            self.names[leaf] = self.new_name(leaf, tensor, ndim)
+        return core.Axis(self.names[leaf], leaf.size)
+
+    def new_name(self, leaf: Label, tensor: str, ndim: int) -> str:
+        """``layer1.0.conv1.out``: the module (or parameter) and whether it sums over the axis."""
+        owner, _, last = tensor.rpartition(".")
+        base = owner if last in ("weight", "bias") and owner else tensor
+        if ndim > 1:
+            base += ".in" if leaf in self.summed_leaves(tensor) else ".out"
+        taken = set(self.names.values())
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}~{number}"
+        return name
+
+    def summed_leaves(self, tensor: str) -> set[Label]:
+        """Leaves over which every operation that reads the tensor sums."""
+        uses = [{x for label in use for x in leaves(label)} for use in self.found.uses.get(tensor, [])]
+        return set.intersection(*uses) if uses else set()
+
+    def summed_axes(self, tensor: str) -> frozenset[str]:
+        return frozenset(self.names[x] for x in self.summed_leaves(tensor) if x in self.names)
+
+
+def _joined(form: str, parts: Sequence[Dim]) -> Dim:
+    """Product or concatenation, neighbouring fixed parts made one."""
+    out: list[Dim] = []
+    for part in parts:
+        if out and isinstance(part, core.Fixed) and isinstance(out[-1], core.Fixed):
+            last = out[-1].size
+            out[-1] = core.Fixed(last * part.size if form == "product" else last + part.size)
+        else:
+            out.append(part)
+    if len(out) == 1:
+        return out[0]
+    return core.Product(tuple(out)) if form == "product" else core.Concat(tuple(out))
+
+
+def _inner_axes(tensors: Mapping[str, Iterable[Dim]]) -> dict[str, str]:
+    """Axis -> an axis that it lies behind in some product."""
+    inner: dict[str, str] = {}
+
+    def walk(dim: Dim, outer: str | None) -> None:
+        match dim:
+            case core.Axis(name=name) if outer is not None:
+                inner.setdefault(name, outer)
+            case core.Product(factors=parts):
+                for part in parts:
+                    walk(part, outer)
+                    outer = outer or next(iter(axes_of(part)), None)
+            case core.Concat(parts=parts):
+                for part in parts:
+                    walk(part, outer)
+            case _:
+                pass
+
+    for dims in tensors.values():
+        for dim in dims:
+            walk(dim, None)
+    return inner
+
+
+def _why_whole(name: str, leaf: Label, inner: Mapping[str, str]) -> str | None:
+    if name in inner:
+        return f"lies inside each unit of {inner[name]}"
+    return "summed over between two activations" if leaf.contracted else None
+
+
+__all__ = ["Derived", "derive", "is_pinned"]

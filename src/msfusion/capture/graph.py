@@ -1,0 +1,165 @@
+"""The captured graph: ``torch.export`` of a model whose tensors hold no memory."""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import UserError
+
+_KNOWN_WARNINGS = (
+    r".*is deprecated.*",
+    r".*Was not able to add assertion.*",
+    r".*non-leaf Tensor.*",
+    r".*LeafSpec.*",
+)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured model.
+
+    program: the exported program, cleaned of dead code.
+    inputs: placeholder -> name of the parameter or buffer that it stands for; other inputs are missing.
+    """
+
+    program: torch.export.ExportedProgram
+    inputs: Mapping[torch.fx.Node, str] = field(default_factory=dict)
+
+    @property
+    def top(self) -> torch.fx.Graph:
+        graph: torch.fx.Graph = self.program.graph
+        return graph
+
+    def modules(self) -> Iterator[torch.fx.GraphModule]:
+        """The graph and those nested in it (regions under autocast or no_grad)."""
+        top = self.program.graph_module
+        return (m for m in top.modules() if isinstance(m, torch.fx.GraphModule))
+
+    def nodes(self) -> Iterator[torch.fx.Node]:
+        for module in self.modules():
+            yield from module.graph.nodes
+
+
+def capture_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
+    """Export the model in eval mode on tensors that hold no memory; the model itself is not touched."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).eval()
+    fake_args, fake_kwargs = fake_inputs((args, dict(kwargs)), mode)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.export.export(shadow, fake_args, fake_kwargs, strict=False)
+    except Exception as error:
+        raise UserError(
+            f"expected a model that torch.export can capture with the example inputs, got"
+            f" {type(error).__name__}: {first_line(error)}; change that line of the model, or its inputs"
+        ) from error
+    program.graph.eliminate_dead_code()
+    return Graph(program, _tensor_inputs(program))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of ``torch.export`` about itself, and without its log of forwards that fail: a
+    candidate that does not fit is no news."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    with warnings.catch_warnings():
+        for message in _KNOWN_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        logger.disabled = True
+        try:
+            yield
+        finally:
+            logger.disabled = False
+
+
+def _tensor_inputs(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, str]:
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    pairs = zip(program.graph_signature.input_specs, placeholders, strict=True)
+    return {node: spec.target for spec, node in pairs if spec.kind in kinds and spec.target is not None}
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else "no message"
+
+
+def device_of(model: nn.Module, inputs: Any) -> torch.device:
+    """Where the model is taken to run: the device of the first tensor that is not on meta."""
+    tensors = [t for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    for tensor in (*model.parameters(), *model.buffers(), *tensors):
+        if tensor.device.type != "meta":
+            return tensor.device
+    return torch.device("cpu")
+
+
+def fake_copy(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> nn.Module:
+    """A copy of the model whose parameters and buffers are fake; those on meta count as on ``device``."""
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        place = device if tensor.device.type == "meta" else tensor.device
+        with mode:
+            shape, stride = tuple(tensor.shape), tensor.stride()
+            return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=place)
+
+    return copy_with(model, {id(t): fake(t) for t in named_tensors(model).values()})
+
+
+def fake_inputs(inputs: Any, mode: FakeTensorMode) -> Any:
+    return pytree.tree_map_only(torch.Tensor, mode.from_tensor, inputs)
+
+
+def copy_with(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Module:
+    """Deep copy in which each parameter or buffer is replaced by ``tensors[id]``; ties stay ties."""
+    memo: dict[int, Any] = {}
+    for tensor in named_tensors(model).values():
+        new = tensors[id(tensor)]
+        if isinstance(tensor, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = new
+    return copy.deepcopy(model, memo)
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters, then buffers, by name; tied ones once, under their first name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Other names of tied tensors -> their first name."""
+    first = {id(tensor): name for name, tensor in reversed(named_tensors(model).items())}
+    every = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: first[id(tensor)] for name, tensor in every if first[id(tensor)] != name}
+
+
+def main_output(output: Any) -> Any:
+    """What reaches the loss: of a mapping with ``logits`` these, else everything."""
+    return output["logits"] if isinstance(output, Mapping) and "logits" in output else output
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Name of the innermost module whose forward made the node; shared modules count under one name."""
+    stack = list((node.meta.get("nn_module_stack") or {"": ("", None)}).values())
+    return str(stack[-1][0]).split("@")[0]
+
+
+def source_line(node: torch.fx.Node) -> str:
+    """``file:line`` of the user's code that made the node, as far as it is known."""
+    lines = [line for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    if not lines:
+        return "an unknown line"
+    _, file, rest = lines[-1].split('"', 2)
+    return f"{file}:{rest.split('line ')[1].split(',')[0]}"

@@ -1,0 +1,203 @@
+"""A narrow copy of the user's module: parameters cut, attributes that hold sizes set to fit.
+
+A module keeps sizes in attributes (``n_head``, ``embed_dim``) that its forward turns into views and splits.
+Which of them have to change cannot be read from their names. The captured graph can tell: it says what each
+operation must look like at the new widths. So a candidate copy is exported and compared with that, and where
+it differs the module that differs first has an attribute changed, one that holds a size which must change
+there. Nothing is guessed: a copy that does not arrive at the expected operations is refused.
+"""
+
+import copy
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from msfusion.core.axes import AxisMap, Widths, axes_of
+from msfusion.errors import UserError
+
+from .describe import describe
+from .graph import Graph, copy_with, module_path, named_tensors
+from .oracle import Mismatch, expectation, first_mismatch
+from .propagate import Propagation
+from .resize import Change, Sizes, changes
+
+_MOST_EXPORTS = 40
+
+_OWN_SIZES = ("groups", "num_groups", "normalized_shape")
+"""Arguments of operations that PyTorch's own layers keep in an attribute of the same name."""
+
+_SIZED_LAYERS = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+def narrow_copy(model: nn.Module, axes: AxisMap, widths: Widths) -> nn.Module:
+    """Copy of the model, parameters and buffers that carry a cut axis narrow and on meta, other buffers
+    copied; the attributes of its modules are as before."""
+    cut = {name for name, width in widths.items() if width != axes.axes[name].size}
+    new = {}
+    for name, tensor in named_tensors(model).items():
+        touched = any(axis in cut for dim in axes.tensors[name] for axis in axes_of(dim))
+        if touched or isinstance(tensor, nn.Parameter):
+            new[id(tensor)] = torch.empty(axes.shape(name, widths), dtype=tensor.dtype, device="meta")
+        else:
+            new[id(tensor)] = tensor.detach().clone()
+    return copy_with(model, new)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a narrow module is made from: the model, its graph and labels, its axes, example inputs."""
+
+    model: nn.Module
+    graph: Graph
+    found: Propagation
+    names: Mapping[Any, str]
+    axes: AxisMap
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def narrow_module(source: Source, widths: Widths) -> nn.Module:
+    """A runnable copy of the module at other widths; ``UserError`` where its code does not allow one."""
+    sizes = Sizes(source.names, widths)
+    module = narrow_copy(source.model, source.axes, widths)
+    describe(module)
+    wanted = changes(source.found, source.graph.nodes(), sizes)
+    _set_own_sizes(module, wanted)
+    expected = expectation(source.graph, source.found, sizes)
+    search = _Search(source.model, module, _candidates(source.model, wanted))
+    mismatch = None
+    for _ in range(_MOST_EXPORTS):
+        mismatch = first_mismatch(expected, module, source.args, source.kwargs)
+        if mismatch is None:
+            return module
+        if not search.change(mismatch.path):
+            break
+    assert mismatch is not None
+    raise _refusal(mismatch)
+
+
+def _refusal(mismatch: Mismatch) -> UserError:
+    name = mismatch.path or "the model itself"
+    return UserError(
+        f"expected the forward of {name} to follow its sizes, but {mismatch.line} does not ({mismatch.text});"
+        " take sizes there from the tensors (x.shape) or from an attribute of the module"
+    )
+
+
+def _set_own_sizes(module: nn.Module, wanted: list[Change]) -> None:
+    """Group counts and normalised shapes of PyTorch's own layers, which follow from the graph directly."""
+    modules = dict(module.named_modules())
+    for change in wanted:
+        layer = modules.get(module_path(change.node))
+        for name in set(_OWN_SIZES) & set(change.arguments):
+            if isinstance(layer, _SIZED_LAYERS):
+                value = change.arguments[name]
+                setattr(layer, name, tuple(value) if isinstance(value, list) else value)
+
+
+Candidate = tuple[str, Any]
+"""An attribute of a module, with dots into its configuration or a child, and its new value."""
+
+
+def _candidates(model: nn.Module, wanted: list[Change]) -> dict[str, list[Candidate]]:
+    """Per module: attributes that hold a size which changes somewhere in that module's own forward."""
+    table: dict[str, dict[int, set[int]]] = {}
+    for change in wanted:
+        sizes = table.setdefault(module_path(change.node), {})
+        for old, new in change.changed:
+            sizes.setdefault(old, set()).add(new)
+    modules = dict(model.named_modules())
+    found = {
+        path: [c for key, value in _attributes(modules[path]) for c in _values(key, value, sizes)]
+        for path, sizes in table.items()
+        if path in modules
+    }
+    return {path: candidates for path, candidates in found.items() if candidates}
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Attributes of a module, of its plain objects (configurations) and of its childless children."""
+    own = vars(module)
+    yield from ((key, value) for key, value in own.items() if not key.startswith("_"))
+    for name, value in own.items():
+        plain = hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type)
+        if plain and not callable(value) and not name.startswith("_"):
+            yield from ((f"{name}.{key}", v) for key, v in vars(value).items() if not key.startswith("_"))
+    for name, child in module.named_children():
+        if next(child.children(), None) is None:
+            yield from ((f"{name}.{key}", v) for key, v in vars(child).items() if not key.startswith("_"))
+
+
+def _values(key: str, value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Candidate]:
+    if isinstance(value, bool):
+        return
+    if isinstance(value, int):
+        yield from ((key, new) for new in sorted(sizes.get(value, ())))
+    elif isinstance(value, tuple | list) and all(isinstance(x, int) for x in value):
+        if not sizes.keys().isdisjoint(value):
+            yield key, type(value)(min(sizes[x]) if x in sizes else x for x in value)
+
+
+class _Search:
+    """Changes attributes, the same way in all modules that are alike, trying each set of candidates once."""
+
+    def __init__(self, model: nn.Module, module: nn.Module, candidates: dict[str, list[Candidate]]) -> None:
+        self.original = dict(model.named_modules())
+        self.modules = dict(module.named_modules())
+        self.candidates = candidates
+        self.options: dict[Any, list[tuple[int, ...]]] = {}
+
+    def change(self, path: str) -> bool:
+        """Try the next option for the module that differs, or the nearest one around it that has any left."""
+        for owner in _self_and_parents(path):
+            options = self._options(owner) if owner in self.candidates else []
+            if options:
+                self._apply(owner, options.pop(0))
+                return True
+        return False
+
+    def _kind(self, path: str) -> Any:
+        module = self.original[path]
+        values = [(key, str(operator.attrgetter(key)(module)), str(v)) for key, v in self.candidates[path]]
+        return type(module), tuple(values)
+
+    def _options(self, path: str) -> list[tuple[int, ...]]:
+        kind = self._kind(path)
+        if kind not in self.options:
+            keys = [key for key, _ in self.candidates[path]]
+            sets = [c for n in range(1, len(keys) + 1) for c in combinations(range(len(keys)), n)]
+            single = [c for c in sets if len({keys[i] for i in c}) == len(c)]
+            self.options[kind] = sorted(single, key=len, reverse=True)
+        return self.options[kind]
+
+    def _apply(self, path: str, chosen: tuple[int, ...]) -> None:
+        kind = self._kind(path)
+        for other in [p for p in self.candidates if self._kind(p) == kind]:
+            for key, _ in self.candidates[other]:
+                _assign(self.modules[other], key, operator.attrgetter(key)(self.original[other]))
+            for i in chosen:
+                _assign(self.modules[other], *self.candidates[other][i])
+
+
+def _self_and_parents(path: str) -> Iterator[str]:
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""
+
+
+def _assign(module: nn.Module, key: str, value: Any) -> None:
+    """Set an attribute; one of a configuration is set in a copy that the module then has for itself."""
+    owner, _, leaf = key.rpartition(".")
+    target: Any = module
+    if owner:
+        target = getattr(module, owner)
+        if not isinstance(target, nn.Module):
+            target = copy.copy(target)
+            setattr(module, owner, target)
+    setattr(target, leaf, value)

@@ -1,0 +1,170 @@
+"""What every operation of a sub-model must look like, and whether a candidate module arrives at it."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import UserError
+
+from .graph import (
+    Graph,
+    capture_graph,
+    device_of,
+    fake_copy,
+    fake_inputs,
+    first_line,
+    module_path,
+    quiet,
+    source_line,
+)
+from .propagate import Propagation, shape_of
+from .resize import Sizes, changes
+from .rules.registry import base_name, labels_in
+
+_MAY_VANISH = {
+    "contiguous",
+    "clone",
+    "alias",
+    "to",
+    "detach",
+    "_assert_tensor_metadata",
+    "lift_fresh_copy",
+    "type_as",
+}
+"""Operations that come and go with strides and dtypes."""
+
+_COUNTS = ("groups", "num_groups")
+"""Arguments that are sizes and do not show in the shape of the output."""
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One operation of the sub-model. counts: numbers of groups."""
+
+    node: torch.fx.Node
+    shapes: Shapes
+    counts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different."""
+
+    path: str
+    line: str
+    text: str
+
+
+def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> list[Expected]:
+    """The operations of the full model with the shapes that the labels give them at other widths."""
+    new = {change.node: change.arguments for change in changes(found, graph.nodes(), sizes)}
+    return [
+        Expected(
+            node,
+            [sizes.shape(labels) for labels in labels_in(found.values.get(node))],
+            {**_counts(node), **{k: v for k, v in new.get(node, {}).items() if k in _COUNTS}},
+        )
+        for node in graph.nodes()
+        if _matters(node) and labels_in(found.values.get(node))
+    ]
+
+
+def first_mismatch(
+    expected: Sequence[Expected], candidate: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mismatch | None:
+    """Export the candidate and compare it operation by operation; None where all are as expected."""
+    try:
+        graph = capture_graph(candidate, args, kwargs)
+    except UserError as error:
+        return _failure(candidate, args, kwargs) or Mismatch("", "the forward", first_line(error))
+    nodes = [node for node in graph.nodes() if _matters(node) and _shapes(node)]
+    for want, node in itertools.zip_longest(expected, nodes):
+        if want is None or node is None:
+            at = want.node if want is not None else node
+            return Mismatch(module_path(at), source_line(at), "another number of operations")
+        text = _difference(want, node)
+        if text is not None:
+            return Mismatch(module_path(want.node), source_line(want.node), text)
+    return None
+
+
+def _matters(node: torch.fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    return not (isinstance(node.target, torch._ops.OpOverload) and base_name(node.target) in _MAY_VANISH)
+
+
+def _shapes(node: torch.fx.Node) -> Shapes:
+    tensors = pytree.tree_leaves(node.meta.get("val"))
+    return [shape_of(t) for t in tensors if isinstance(t, torch.Tensor)]
+
+
+def _counts(node: torch.fx.Node) -> dict[str, Any]:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    names = [argument.name for argument in node.target._schema.arguments]
+    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: arguments[name] for name in _COUNTS if name in arguments}
+
+
+def _difference(want: Expected, node: torch.fx.Node) -> str | None:
+    if not isinstance(want.node.target, torch._ops.OpOverload):
+        return None  # a nested region or a getitem: what is in it is compared by itself
+    if want.node.target is not node.target:
+        return f"expected {want.node.target}, got {node.target}"
+    if want.shapes != _shapes(node):
+        return f"{want.node.target} expected {want.shapes}, got {_shapes(node)}"
+    if want.counts != _counts(node):
+        return f"{want.node.target} expected {dict(want.counts)}, got {_counts(node)}"
+    return None
+
+
+def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mismatch | None:
+    """Run the forward on fake tensors and find the module that raises, and the line in it."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).eval()
+    entered: list[str] = []
+    for name, module in shadow.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))
+        module.register_forward_hook(lambda *_: _leave(entered))
+    fake_args, fake_kwargs = fake_inputs((args, dict(kwargs)), mode)
+    try:
+        with torch.no_grad(), mode, quiet():
+            shadow(*fake_args, **fake_kwargs)
+    except Exception as error:
+        return Mismatch(entered[-1] if entered else "", _user_line(error.__traceback__), first_line(error))
+    return None
+
+
+def _leave(entered: list[str]) -> None:
+    entered.pop()
+
+
+def _user_line(traceback: TracebackType | None) -> str:
+    """The innermost line outside PyTorch."""
+    lines = [
+        f"{frame.filename}:{number}"
+        for frame, number in _frames(traceback)
+        if "/torch/" not in frame.filename and "/msfusion/capture/" not in frame.filename
+    ]
+    return lines[-1] if lines else "the forward"
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[tuple[Any, int]]:
+    while traceback is not None:
+        yield _Frame(traceback.tb_frame.f_code.co_filename), traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+@dataclass(frozen=True)
+class _Frame:
+    filename: str

@@ -1,0 +1,55 @@
+"""Look-ups: an indexed dimension has an order that the indices refer to, so it is pinned."""
+
+import torch
+
+from msfusion.capture.labels import pin, unify
+
+from .registry import Call, Labels, Result, broadcast, dimension, rule
+
+
+@rule("embedding")
+def embedding(call: Call) -> Result:
+    pin(call["weight"][0], f"index of {call.where}")
+    return Labels([*call["indices"], call["weight"][1]])
+
+
+@rule("index")
+def index(call: Call) -> Result:
+    x, indices = call["self"], list(call["indices"])
+    indices += [None] * (len(x) - len(indices))
+    used = [i for i, at in enumerate(indices) if at is not None]
+    raw = [t for t in call.raw["indices"] if t is not None]
+    if len(indices) != len(x) or any(t.dtype is torch.bool for t in raw):
+        return None
+    for i in used:
+        pin(x[i], call.where)
+    number = max(len(indices[i]) for i in used)
+    adjacent = used == list(range(used[0], used[-1] + 1))
+    first = used[0] if adjacent else 0
+    inner = broadcast([indices[i] for i in used], call.shape[first : first + number], call.where)
+    rest = [label for i, label in enumerate(x) if i not in used]
+    return Labels([*rest[:first], *inner, *rest[first:]])
+
+
+@rule("index_select")
+def index_select(call: Call) -> Result:
+    x = call["self"]
+    i = dimension(call["dim"], len(x))
+    pin(x[i], call.where)
+    return Labels([*x[:i], call["index"][0], *x[i + 1 :]])
+
+
+@rule("gather take_along_dim")
+def gather(call: Call) -> Result:
+    x, at = call["self"], call["index"]
+    dim = dimension(call["dim"], len(x))
+    pin(x[dim], call.where)
+    for i, (label, other) in enumerate(zip(x, at, strict=True)):
+        if i == dim:
+            continue
+        if label.size == other.size:
+            unify(label, other, call.where)
+        else:
+            pin(label, call.where)
+            pin(other, call.where)
+    return Labels(at)
