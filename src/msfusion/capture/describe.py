@@ -28,7 +28,8 @@ def _sizes(module: nn.Module) -> dict[str, Any]:
 
 
 def _recurrent(weight_ih: torch.Tensor | None, weight_hh: torch.Tensor | None) -> dict[str, Any]:
-    assert weight_ih is not None and weight_hh is not None
+    assert weight_ih is not None
+    assert weight_hh is not None
     return {"hidden_size": weight_hh.shape[1], "input_size": weight_ih.shape[1]}
 
 

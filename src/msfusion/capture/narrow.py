@@ -138,9 +138,8 @@ def _values(key: str, value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Can
         return
     if isinstance(value, int):
         yield from ((key, new) for new in sorted(sizes.get(value, ())))
-    elif isinstance(value, tuple | list) and all(isinstance(x, int) for x in value):
-        if not sizes.keys().isdisjoint(value):
-            yield key, type(value)(min(sizes[x]) if x in sizes else x for x in value)
+    elif isinstance(value, tuple | list) and any(x in sizes for x in value if isinstance(x, int)):
+        yield key, type(value)(min(sizes[x]) if x in sizes else x for x in value)
 
 
 class _Search:
