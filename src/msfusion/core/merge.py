@@ -114,8 +114,8 @@ class Merge:
                 self._sum[name] = torch.zeros_like(value)
                 self._weight[name] = value.new_zeros([1] * len(dims))
             self._weight[name] = _widened(self._weight[name], dims, contribution.selection)
-            change = part.to(value) - take(value, dims, contribution.selection)
-            add_into(self._sum[name], dims, contribution.selection, change * contribution.weight)
+            moved = take(value, dims, contribution.selection) - part.to(value)
+            add_into(self._sum[name], dims, contribution.selection, moved * contribution.weight)
             add_into(self._weight[name], dims, contribution.selection, contribution.weight)
 
     def check(self, contribution: Contribution) -> None:
@@ -140,7 +140,7 @@ class Merge:
         """Move every parameter by ``step`` times its mean change."""
         for name, total in self._sum.items():
             held = self._weight[name].clamp_min(torch.finfo(total.dtype).tiny)
-            self._values[name].add_(total.div_(held), alpha=step)
+            self._values[name].sub_(total.div_(held), alpha=step)  # x - 0 is x, even where x is -0
         self._sum.clear()
         self._weight.clear()
 

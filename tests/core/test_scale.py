@@ -1,0 +1,69 @@
+"""The scale rule by hand: three numbers."""
+
+import pytest
+import torch
+
+from msfusion.core.axes import AxisInfo, AxisMap, parse
+from msfusion.core.scale import factors, scale_
+
+AXES = AxisMap(
+    tensors={
+        "in": (parse("hidden:4"), parse("3")),
+        "out": (parse("2"), parse("hidden:4")),
+        "joint": (parse("2"), parse("hidden:4"), parse("heads:6")),
+    },
+    axes={"hidden": AxisInfo(4), "heads": AxisInfo(6)},
+    summed={"in": frozenset(), "out": frozenset({"hidden"}), "joint": frozenset({"hidden", "heads"})},
+)
+
+
+def test_the_factor_is_size_over_width_of_every_summed_axis() -> None:
+    assert factors(AXES, {"hidden": 1}) == {"out": 4.0, "joint": 4.0}
+    assert factors(AXES, {"hidden": 2, "heads": 2}) == {"out": 2.0, "joint": 6.0}
+    assert factors(AXES, {"heads": 3}) == {"joint": 2.0}
+
+
+def test_whole_axes_have_no_factor() -> None:
+    assert factors(AXES, {}) == {}
+    assert factors(AXES, {"hidden": 4, "heads": 6}) == {}
+
+
+@pytest.mark.parametrize(("power", "expected"), [(1.0, 4.0), (0.5, 2.0), (2.0, 16.0)])
+def test_power(power: float, expected: float) -> None:
+    assert factors(AXES, {"hidden": 1}, power)["out"] == expected
+
+
+def test_power_zero_switches_the_rule_off() -> None:
+    assert factors(AXES, {"hidden": 1}, 0.0) == {}
+
+
+def test_a_window_gives_the_sum_that_the_whole_gives_on_average() -> None:
+    """Weights 1, 2, 3, 4 on inputs of 1 sum to 10; the four windows of one unit give 4, 8, 12, 16."""
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    sums = []
+    for unit in range(4):
+        own = {"out": weights[unit : unit + 1].clone()}
+        scale_(own, factors(AXES, {"hidden": 1}))
+        sums.append(float(own["out"].sum()))
+    assert sums == [4.0, 8.0, 12.0, 16.0]
+    assert sum(sums) / 4 == float(weights.sum())
+
+
+def test_scale_is_in_place_and_leaves_the_others_alone() -> None:
+    values = {"out": torch.tensor([1.0, -2.0, 3.0]), "in": torch.tensor([5.0])}
+    same = values["out"]
+    scale_(values, {"out": 3.0, "not here": 7.0})
+    assert values["out"] is same
+    assert same.tolist() == [3.0, -6.0, 9.0]
+    assert values["in"].tolist() == [5.0]
+
+
+def test_undo_is_exact_for_powers_of_two_and_within_one_rounding_otherwise() -> None:
+    start = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for factor in (2.0, 0.25, 3.0, 10 / 3):
+        values = {"w": start.clone()}
+        scale_(values, {"w": factor})
+        scale_(values, {"w": factor}, undo=True)
+        if factor in (2.0, 0.25):
+            assert torch.equal(values["w"], start)
+        torch.testing.assert_close(values["w"], start, rtol=2.4e-7, atol=0)

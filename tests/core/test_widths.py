@@ -1,0 +1,173 @@
+"""Width plans: by hand, and against every plan of the grid."""
+
+from math import prod
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from maps import make_map, resnet18
+
+from msfusion.core.axes import AxisMap
+from msfusion.core.widths import LEAST_INNER, at_width, for_share, largest, parameter_count
+from msfusion.errors import UserError
+
+NET = make_map(
+    {
+        "embed": ["stream:8", "10"],
+        "up": ["hidden:32", "stream:8"],
+        "down": ["stream:8", "hidden:32"],
+        "head": ["10", "stream:8"],
+    },
+    residual=["stream"],
+)
+
+
+def test_parameter_count_by_hand() -> None:
+    assert parameter_count(NET, NET.tensors, {}) == 80 + 256 + 256 + 80
+    assert parameter_count(NET, NET.tensors, {"hidden": 1}) == 80 + 8 + 8 + 80
+    assert parameter_count(NET, NET.tensors, {"hidden": 1, "stream": 2}) == 20 + 2 + 2 + 20
+    assert parameter_count(NET, ["up"], {"stream": 2}) == 64
+    assert parameter_count(NET, [], {}) == 0
+
+
+def test_at_width_by_hand() -> None:
+    assert at_width(NET, 0.25, "inner") == {"hidden": 8}
+    assert at_width(NET, 0.25, "all") == {"stream": 2, "hidden": 8}
+    assert at_width(NET, 1, "all") == {"stream": 8, "hidden": 32}
+    assert at_width(NET, 0.1, "all") == {"stream": 1, "hidden": 3}
+
+
+def test_a_model_with_nothing_but_residual_axes_is_cut_there() -> None:
+    assert at_width(make_map({"w": ["s:4", "3"]}, residual=["s"]), 0.5, "inner") == {"s": 2}
+
+
+def test_axes_that_are_better_whole_stay_whole() -> None:
+    axes = make_map({"w": ["a:4", "b:4"]}, whole={"b": "it is the input"})
+    assert at_width(axes, 0.5, "all") == {"a": 2}
+    assert for_share(axes, ["w"], 0.5, "all") == {"a": 2}
+
+
+@pytest.mark.parametrize("width", [0, -0.5, 1.5, float("nan"), float("inf")])
+def test_a_width_is_above_0_and_at_most_1(width: float) -> None:
+    with pytest.raises(UserError, match=r"expected a width in \(0, 1\], got"):
+        at_width(NET, width, "inner")
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
+def test_a_share_is_above_0_and_at_most_1(share: float) -> None:
+    with pytest.raises(UserError, match=r"expected a share of the parameters in \(0, 1\], got"):
+        for_share(NET, NET.tensors, share, "inner")
+
+
+@pytest.mark.parametrize("size", [*range(1, 130), 768, 1000, 4096])
+def test_a_window_that_rounds_to_nothing_names_the_axis_and_a_width_that_suffices(size: int) -> None:
+    axes = make_map({"w": [f"wide:{2 * size}", f"narrow:{size}"]})
+    with pytest.raises(UserError) as raised:
+        at_width(axes, 0.5 / size, "all")
+    message = str(raised.value)
+    assert f"the {size} units of axis 'narrow'" in message
+    least = float(message.split("take at least ")[1].split(",")[0])
+    assert min(at_width(axes, least, "all").values()) == 1
+    assert least < 0.52 / size  # and hardly more than that
+
+
+@pytest.mark.parametrize(
+    ("tensors", "whole"), [({"w": ["3", "4"]}, None), ({}, None), ({"w": ["a:4"]}, {"a": "it is the input"})]
+)
+def test_a_model_without_an_axis_to_cut(tensors: dict[str, list[str]], whole: dict[str, str] | None) -> None:
+    axes = make_map(tensors, whole=whole)
+    with pytest.raises(UserError, match="with an axis that can be cut"):
+        at_width(axes, 0.5, "all")
+    with pytest.raises(UserError, match="with an axis that can be cut"):
+        for_share(axes, axes.tensors, 0.5, "inner")
+
+
+def test_the_message_tells_why_axes_are_pinned() -> None:
+    axes = AxisMap({}, {}, pinned={"w:0": "an operation without a rule"})
+    with pytest.raises(UserError, match="w:0: an operation without a rule"):
+        at_width(axes, 0.5, "all")
+
+
+def test_inner_axes_first_and_the_stream_only_when_needed() -> None:
+    total = 672
+    assert for_share(NET, NET.tensors, 1.0, "inner") == {"hidden": 32}
+    # 160 + 16 * hidden parameters while the stream is whole; 192 with the least inner width of 2 units
+    assert for_share(NET, NET.tensors, 336 / total, "inner") == {"hidden": 11}
+    assert for_share(NET, NET.tensors, 192 / total, "inner") == {"hidden": 2}
+    below = for_share(NET, NET.tensors, 191 / total, "inner")
+    assert below.keys() == {"stream", "hidden"}
+    assert below["stream"] < 8
+    assert for_share(NET, NET.tensors, 0.25, "all").keys() == {"stream", "hidden"}
+
+
+def test_too_small_a_share() -> None:
+    with pytest.raises(UserError, match=r"got a share of 0.001 of the parameters, which is too little"):
+        for_share(NET, NET.tensors, 0.001, "inner")
+
+
+def test_largest_serves_any_monotone_capacity() -> None:
+    asked: list[dict[str, int]] = []
+
+    def fits(plan: dict[str, int]) -> bool:
+        asked.append(plan)
+        return plan["hidden"] <= 7
+
+    assert largest(NET, fits, "inner", "7 units") == {"hidden": 7}
+    assert len(asked) < 60
+    assert largest(NET, lambda plan: True, "inner", "all") == {"hidden": 32}
+    with pytest.raises(UserError, match="got nothing, which is too little"):
+        largest(NET, lambda plan: False, "inner", "nothing")
+
+
+def grid(axes: AxisMap, names: list[str], least: float) -> list[dict[str, int]]:
+    """Every plan that one width for all the named axes can give, from narrow to wide."""
+    sizes = {name: axes.axes[name].size for name in names}
+    steps = sorted({(unit + 0.5) / size for size in sizes.values() for unit in range(size)})
+    middles = [least, *((a + b) / 2 for a, b in zip(steps, [*steps[1:], 1.0], strict=True)), 1.0]
+    return [{n: max(1, round(w * size)) for n, size in sizes.items()} for w in middles if w >= least]
+
+
+nets = st.builds(
+    lambda inner, stream, classes: make_map(
+        {
+            "embed": [f"s:{stream}", "3"],
+            **{f"up{i}": [f"h{i}:{size}*2", f"s:{stream}"] for i, size in enumerate(inner)},
+            **{f"down{i}": [f"s:{stream}", f"h{i}:{size}*2"] for i, size in enumerate(inner)},
+            "head": [str(classes), f"s:{stream}"],
+        },
+        residual=["s"],
+    ),
+    st.lists(st.integers(1, 40), min_size=1, max_size=3),
+    st.integers(1, 20),
+    st.integers(1, 5),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(nets, st.floats(0.02, 1.0), st.sampled_from(["inner", "all"]))
+def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: float, cut: str) -> None:
+    names = list(axes.tensors)
+    total = sum(prod(dim.size for dim in dims) for dims in axes.tensors.values())
+    inner = [a for a in axes.cuttable if cut == "all" or a != "s"]
+    candidates = [grid(axes, inner, LEAST_INNER), grid(axes, list(axes.cuttable), 0.0)]
+    fitting = [
+        [plan for plan in plans if parameter_count(axes, names, plan) <= share * total]
+        for plans in candidates
+    ]
+    best = next((plans[-1] for plans in fitting if plans), None)
+    if best is None:
+        with pytest.raises(UserError):
+            for_share(axes, names, share, cut)
+        return
+    plan = for_share(axes, names, share, cut)
+    assert parameter_count(axes, names, plan) <= share * total
+    assert plan == best
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])
+def test_the_share_of_a_resnet(share: float) -> None:
+    axes = resnet18()
+    plan = for_share(axes, axes.tensors, share, "inner")
+    got = parameter_count(axes, axes.tensors, plan) / parameter_count(axes, axes.tensors, {})
+    assert 0.9 * share < got <= share
+    assert any(name.startswith("stream") for name in plan) == (share < 0.09)
