@@ -13,13 +13,18 @@ from .config import Data
 from .digits import load_digits
 from .examples import LabelledImages, TokenBlocks
 from .federation import Federation
+from .folder import load_folder
+from .parquet import load_cifar10, load_parquet
 from .partition import partition
 from .source import Source
 from .text import read_text
 from .tokens import tokenize
 
 IMAGE_SOURCES: dict[str, Callable[[Data, int], Source]] = {
+    "cifar10": load_cifar10,
     "digits": load_digits,
+    "folder": load_folder,
+    "parquet": load_parquet,
 }
 
 _CHUNK = 1024  # images whose sums are taken at once
@@ -37,6 +42,10 @@ def load(config: Data, participants: int, seed: int) -> Federation:
 
 
 def _divide(source: Source, config: Data, participants: int, seed: int) -> Federation:
+    if not len(source.test.labels):
+        raise UserError(
+            "expected at least one test example, got none: raise data.test_share or data.test_limit"
+        )
     parts = partition(source.train.labels, config, participants, seed)
     labels = torch.from_numpy(source.train.labels)
     images = _channels_first(source.train.images)

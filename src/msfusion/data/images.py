@@ -1,0 +1,86 @@
+"""Encoded images (PNG, JPEG, ...) to arrays."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..errors import UserError
+from .config import Data
+from .source import Indices, Source, Split, check_labels, choose, stratified_split
+
+TEST_SHARE = 0.2
+"""Of the examples, where there is no test split and the configuration names no share."""
+
+_GREY_MODES = ("1", "L", "LA")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Labelled images that are read and decoded when they are needed."""
+
+    labels: Indices
+    read: Callable[[int], bytes]  # row -> encoded image
+    where: Callable[[int], str]  # row -> its place, for messages
+    name: str  # of the whole, for messages
+
+
+def decode_source(train: Encoded, test: Encoded | None, classes: int, config: Data, seed: int) -> Source:
+    """Decodes the rows that the limits leave; without a test split, a share of the training rows is tested.
+
+    All images take the mode (grey or RGB) and the size of the first training image, or the size
+    ``config.image``. ``UserError`` for labels outside the classes, undecodable images and unequal sizes."""
+    check_labels(train.labels, classes, train.name)
+    train_rows, test_rows = np.arange(len(train.labels)), np.arange(0)
+    if test is None:
+        train_rows, test_rows = stratified_split(train.labels, config.test_share or TEST_SHARE, seed)
+        test = train
+    else:
+        check_labels(test.labels, classes, test.name)
+        test_rows = np.arange(len(test.labels))
+    train_rows = train_rows[choose(len(train_rows), config.limit, seed, "train")]
+    test_rows = test_rows[choose(len(test_rows), config.test_limit, seed, "test")]
+    if not len(train_rows):
+        raise UserError(f"expected training images in {train.name}, found none: add some")
+    first = _open(train, int(train_rows[0]))
+    size = (config.image, config.image) if config.image else first.size
+    mode = "L" if first.mode in _GREY_MODES else "RGB"
+
+    def decode(encoded: Encoded, rows: Indices) -> Split:
+        return Split(_decode(encoded, rows, mode, size, config.image is not None), encoded.labels[rows])
+
+    return Source(decode(train, train_rows), decode(test, test_rows), classes)
+
+
+def _decode(
+    encoded: Encoded, rows: Indices, mode: str, size: tuple[int, int], resize: bool
+) -> npt.NDArray[np.uint8]:
+    """uint8 ``(rows, height, width, channels)``."""
+    # One by one: for small images threads only wait for the interpreter.
+    width, height = size
+    images = np.empty((len(rows), height, width, 1 if mode == "L" else 3), dtype=np.uint8)
+    for place, row in enumerate(rows.tolist()):
+        image = _open(encoded, row, mode)
+        if image.size != size:
+            if not resize:
+                raise UserError(
+                    f"expected images of {width}x{height}, the size of the first, got {image.width}x"
+                    f"{image.height} in {encoded.where(row)}: set data.image to resize all"
+                )
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        images[place] = np.asarray(image).reshape(images.shape[1:])
+    return images
+
+
+def _open(encoded: Encoded, row: int, mode: str | None = None) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(encoded.read(row)))
+        return image.convert(mode) if mode else image
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for broken files
+        raise UserError(
+            f"expected an image in {encoded.where(row)}, got bytes that do not decode ({error}): "
+            "mend or remove it"
+        ) from error
