@@ -1,0 +1,34 @@
+"""Train one PyTorch model together, each participant only a slice of its width.
+
+The public names load on first use, so that reports and the command line's help do not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from msfusion.capture import capture as capture
+    from msfusion.errors import UserError as UserError
+    from msfusion.learn.local import Train as Train
+    from msfusion.report import write_report as write_report
+    from msfusion.runtimes.simulation import Result as Result
+    from msfusion.runtimes.simulation import Run as Run
+    from msfusion.runtimes.simulation import simulate as simulate
+
+_HOMES = {
+    "Result": "msfusion.runtimes.simulation",
+    "Run": "msfusion.runtimes.simulation",
+    "Train": "msfusion.learn.local",
+    "UserError": "msfusion.errors",
+    "capture": "msfusion.capture",
+    "simulate": "msfusion.runtimes.simulation",
+    "write_report": "msfusion.report",
+}
+
+__all__ = ["Result", "Run", "Train", "UserError", "capture", "simulate", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'msfusion' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

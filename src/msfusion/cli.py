@@ -1,0 +1,175 @@
+"""The command line. Every command is a few calls into the library and one table or one JSON object."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from msfusion.errors import UserError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train one PyTorch model together, each participant only a slice of its width.",
+)
+
+Preset = Annotated[str, typer.Argument(help="Name of a preset, or a TOML file.")]
+Model = Annotated[str, typer.Argument(help="A shipped model, or path/to/file.py:function.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
+Participants = Annotated[int | None, typer.Option(help="Number of participants.")]
+Width = Annotated[float | None, typer.Option(help="Share of each cut axis that a participant trains.")]
+Share = Annotated[float | None, typer.Option(help="Largest share of the parameters that it trains.")]
+Rounds = Annotated[int | None, typer.Option(help="Number of rounds.")]
+DataPath = Annotated[Path | None, typer.Option(help="Where the data stands.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as key=value.")]
+Option = Annotated[
+    list[str] | None, typer.Option("--option", help="Keyword argument of the model's builder, as key=value.")
+]
+
+
+@app.command()
+def simulate(
+    preset: Preset,
+    method: Annotated[str | None, typer.Option(help="Method, or method:variant.")] = None,
+    participants: Participants = None,
+    width: Width = None,
+    share: Share = None,
+    rounds: Rounds = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    data: DataPath = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events.")] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Train one model with all participants in this process."""
+    from msfusion.commands import simulate as command
+
+    settings = _settings(
+        {"method": method, "participants": participants, "width": width, "share": share, "rounds": rounds},
+        {"seed": seed, "data.path": data and str(data)},
+        set_,
+    )
+    command.run(preset, settings, out=out, resume=resume, tensorboard=tensorboard, json=json)
+
+
+@app.command()
+def compare(
+    preset: Preset,
+    methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = (
+        "msfusion,fedrolex,heterofl,fedavg,fedavg-small"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
+    participants: Participants = None,
+    width: Width = None,
+    share: Share = None,
+    rounds: Rounds = None,
+    data: DataPath = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for all runs and report.html.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in --out.")] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Run several methods over several seeds: one table, one report."""
+    from msfusion.commands import compare as command
+
+    settings = _settings(
+        {"participants": participants, "width": width, "share": share, "rounds": rounds},
+        {"data.path": data and str(data)},
+        set_,
+    )
+    command.run(preset, settings, methods.split(","), seeds, out=out, resume=resume, json=json)
+
+
+@app.command()
+def plan(
+    model: Model,
+    participants: Annotated[int, typer.Option(min=1, help="Number of participants.")],
+    width: Width = None,
+    share: Share = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Memory of a participant: bytes, or 500MB, 2GiB.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds to count coverage over.")] = 20,
+    method: Annotated[str, typer.Option(help="Method, or method:variant.")] = "msfusion",
+    seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 32,
+    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    option: Option = None,
+    json: Json = False,
+) -> None:
+    """Cost of a sub-model and coverage of the full model, without training."""
+    from msfusion.commands import plan as command
+
+    command.run(
+        model,
+        _pairs(option),
+        participants=participants,
+        capacity=command.Capacity(width=width, share=share, memory=memory),
+        rounds=rounds,
+        method=method,
+        seed=seed,
+        batch=batch,
+        optimizer=optimizer,
+        json=json,
+    )
+
+
+@app.command()
+def axes(model: Model, option: Option = None, json: Json = False) -> None:
+    """Which axes a model has and which tensors follow them."""
+    from msfusion.commands import axes as command
+
+    command.run(model, _pairs(option), json=json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories, or folders of them.")],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML file about one run or several."""
+    from msfusion.commands.output import emit
+    from msfusion.report import write_report
+
+    write_report(runs, out)
+    emit({"report": str(out)}, f"report: {out}", json=json)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    json: Json = False,
+) -> None:
+    """Write the full model of a run."""
+    from msfusion.commands import export as command
+
+    command.run(run, out, json=json)
+
+
+def _settings(*parts: Any) -> dict[str, Any]:
+    """Flags that were given, and ``--set`` over them."""
+    *tables, assignments = parts
+    given = {key: value for table in tables for key, value in table.items() if value is not None}
+    return {**given, **_pairs(assignments)}
+
+
+def _pairs(assignments: list[str] | None) -> dict[str, Any]:
+    from msfusion.config import parse_setting
+
+    return dict(map(parse_setting, assignments or []))
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,118 @@
+"""``msfusion compare``: several methods over several seeds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.progress import Progress
+
+from msfusion import records
+from msfusion.capture import Capture
+from msfusion.commands.output import emit, progress, table
+from msfusion.commands.training import federation_of, note, simulation_of
+from msfusion.config import Config, load
+from msfusion.data import Federation
+from msfusion.learn.methods import get_method
+from msfusion.report import write_report
+from msfusion.report.numbers import percent, si, spread
+
+
+def run(
+    preset: str,
+    settings: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: int,
+    *,
+    out: Path | None,
+    resume: bool,
+    json: bool,
+) -> None:
+    """Run every method with every seed; print one table and write one report."""
+    for method in methods:
+        get_method(method)
+    if out is not None:
+        _run_all(preset, settings, methods, seeds, out, resume, json)
+        return
+    with TemporaryDirectory() as folder:
+        _run_all(preset, settings, methods, seeds, Path(folder), resume, json)
+
+
+def _run_all(
+    preset: str,
+    settings: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: int,
+    out: Path,
+    resume: bool,
+    json: bool,
+) -> None:
+    with progress() as display:
+        captured: Capture | None = None
+        for seed in range(seeds):
+            data = federation_of(load(preset, {**settings, "seed": seed}))
+            for method in methods:
+                config = load(preset, {**settings, "method": method, "seed": seed})
+                folder = out / folder_name(method) / f"seed-{seed}"
+                captured = _one(config, data, captured, folder, resume, display)
+    rows = [_row(method, out / folder_name(method)) for method in methods]
+    write_report([out / folder_name(method) for method in methods], out / "report.html")
+    emit({"methods": rows}, _table(rows), json=json)
+    if not json:
+        emit({}, f"report: {out / 'report.html'}", json=False)
+
+
+def _one(
+    config: Config, data: Federation, captured: Capture | None, out: Path, resume: bool, display: Progress
+) -> Capture:
+    """One run; the capture is handed from run to run, since the model's graph is the same."""
+    simulation = simulation_of(config, data, out, captured)
+    task = display.add_task(f"{config.method}, seed {config.seed}", total=config.rounds, note="")
+
+    def watch(record: records.Round) -> None:
+        display.update(task, completed=record["round"] + 1, note=note(record))
+
+    simulation.run(resume=resume and (out / records.FILE_NAME).exists(), watch=watch)
+    return simulation.captured
+
+
+def folder_name(method: str) -> str:
+    """Folder of a method's runs: a variant's colon is not allowed in names everywhere."""
+    return method.replace(":", "-")
+
+
+def _row(method: str, folder: Path) -> dict[str, Any]:
+    """What the table says of a method: costs of its largest participant, scores of all its seeds."""
+    runs = [records.read(path) for path in sorted(folder.iterdir())]
+    header = runs[0].header
+    metric = header["metric"]
+    finals = [run.rounds[-1] for run in runs]
+    scores = [final["evaluation"][metric] for final in finals if final["evaluation"]]
+    costs = header["participants"]
+    return {
+        "method": method,
+        "metric": metric,
+        "share": max(p["share"] for p in costs),
+        "flops_per_step": max(p["flops_per_step"] for p in costs),
+        "bytes_per_round": max(p["bytes_per_round"] for p in costs),
+        "memory_bytes": max(p["memory_bytes"] for p in costs),
+        "coverage": sum(final["coverage"] for final in finals) / len(finals),
+        "scores": scores,
+    }
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> object:
+    metric = rows[0]["metric"]
+    columns = ("method", "share of model", "FLOP per step", "bytes per round", "coverage", metric)
+    body = [
+        (
+            row["method"],
+            percent(row["share"]),
+            si(row["flops_per_step"], "FLOP"),
+            si(row["bytes_per_round"], "B"),
+            percent(row["coverage"]),
+            spread(row["scores"], metric),
+        )
+        for row in rows
+    ]
+    return table(columns, body)

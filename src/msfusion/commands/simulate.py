@@ -1,0 +1,81 @@
+"""``msfusion simulate``: one run."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msfusion import records
+from msfusion.commands.output import emit, progress
+from msfusion.commands.training import federation_of, note, simulation_of
+from msfusion.config import Config, load
+from msfusion.errors import UserError
+from msfusion.report.numbers import percent
+from msfusion.runtimes.simulation import Result
+
+
+def run(
+    preset: str,
+    settings: Mapping[str, Any],
+    *,
+    out: Path | None,
+    resume: bool,
+    tensorboard: bool,
+    json: bool,
+) -> None:
+    """Train as configured; print the result."""
+    config = load(preset, settings)
+    if out is None and (resume or tensorboard):
+        raise UserError("expected a run directory (--out DIR) for --resume and --tensorboard, got none")
+    simulation = simulation_of(config, federation_of(config), out)
+    with progress() as display:
+        task = display.add_task(config.method, total=config.rounds, note="")
+
+        def watch(record: records.Round) -> None:
+            display.update(task, completed=record["round"] + 1, note=note(record))
+
+        watchers = [watch, *_events(out, tensorboard)]
+
+        def watch_all(record: records.Round) -> None:
+            for one in watchers:
+                one(record)
+
+        try:
+            result = simulation.run(resume=resume, watch=watch_all)
+        except KeyboardInterrupt:
+            _stopped(out)
+    emit(_summary(result, out), _text(config, result), json=json)
+
+
+def _events(out: Path | None, wanted: bool) -> list[Callable[[records.Round], None]]:
+    if not wanted or out is None:
+        return []
+    from msfusion.events import Events
+
+    return [Events(out).round]
+
+
+def _stopped(out: Path | None) -> None:
+    saved = (
+        f"the last finished round is saved, continue with --out {out} --resume" if out else "nothing saved"
+    )
+    print(f"stopped: {saved}", file=sys.stderr)
+    raise SystemExit(130)
+
+
+def _summary(result: Result, out: Path | None) -> dict[str, Any]:
+    return {
+        "accuracy": result.evaluation.accuracy,
+        "loss": result.evaluation.loss,
+        "coverage": result.coverage.share,
+        "out": str(out) if out else None,
+    }
+
+
+def _text(config: Config, result: Result) -> str:
+    score = result.evaluation
+    accuracy = f"accuracy {percent(score.accuracy)}, " if score.accuracy is not None else ""
+    return (
+        f"{config.method} after {config.rounds} rounds: {accuracy}loss {score.loss:.4f}, "
+        f"coverage {percent(result.coverage.share)}"
+    )

@@ -1,0 +1,44 @@
+"""From a configuration to a simulation, for the commands that train."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from msfusion import records
+from msfusion.capture import Capture
+from msfusion.config import Config
+from msfusion.core.seeds import derive
+from msfusion.data import Federation
+from msfusion.data import load as load_data
+from msfusion.errors import UserError
+from msfusion.learn.local import seeded
+from msfusion.models import build
+from msfusion.runtimes.simulation import Problem, Simulation
+
+
+def federation_of(config: Config) -> Federation:
+    """Data of a configuration, split over its participants."""
+    return load_data(config.data, config.participants, config.seed)
+
+
+def simulation_of(
+    config: Config, data: Federation, out: Path | None, captured: Capture | None = None
+) -> Simulation:
+    """The simulation that a configuration describes."""
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"expected device 'cpu', as no GPU is at hand, got {config.device!r}")
+    with seeded(derive(config.seed, "model"), torch.device("cpu")):
+        model, example = build(config.model.name, data.inputs, config.model.options)
+    problem = Problem(model, example, data.train, data.test, name=config.model.name)
+    settings = dataclasses.asdict(config)
+    return Simulation(problem, config, out=out, settings=settings, captured=captured)
+
+
+def note(record: records.Round) -> str:
+    """The line behind a progress bar."""
+    score = record["evaluation"]
+    parts = [f"loss {record['train_loss']:.3f}", f"coverage {record['coverage']:.0%}"]
+    if score and score["accuracy"] is not None:
+        parts.append(f"accuracy {score['accuracy']:.1%}")
+    return ", ".join(parts)

@@ -1,0 +1,118 @@
+"""Configuration: frozen dataclasses beside their owners, filled from a TOML file and from flags over it."""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Ge
+
+from msfusion.data import Data
+from msfusion.errors import UserError
+from msfusion.runtimes.simulation import Run
+from msfusion.settings import validated
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model to train.
+
+    name: a shipped model, or ``path/to/file.py:function``.
+    options: keyword arguments of its builder.
+    """
+
+    name: str = "cnn"
+    options: dict[str, int | float | str | bool | list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config(Run):
+    """Everything that a simulation is a function of."""
+
+    participants: Annotated[int, Ge(1)] = 10
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+
+
+def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a preset's name or a TOML file, with dotted ``overrides`` (``{"train.lr": 0.1}``) over it."""
+    table = _read(source)
+    for key, value in (overrides or {}).items():
+        _put(table, key.split("."), value)
+        other = {"width": "share", "share": "width"}.get(key)
+        if other and value is not None:
+            table.pop(other, None)
+    _refuse_unknown(Config, table, "")
+    return validated(Config, table)
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("msfusion") / "presets"
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value`` where the value is written as in TOML; a bare word is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"expected a setting as key=value, got {text!r}")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _read(source: str) -> dict[str, Any]:
+    try:
+        if source in presets():
+            return tomllib.loads((resources.files("msfusion") / "presets" / f"{source}.toml").read_text())
+        return tomllib.loads(Path(source).read_text())
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"expected a preset ({', '.join(presets())}) or a TOML file, got {source!r}, which is neither"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"expected {source} to be a TOML file, but it cannot be read: {error}") from None
+
+
+def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"expected {part!r} in {'.'.join(path)!r} to be a table of settings, it is a value"
+            )
+        table = inner
+    table[path[-1]] = value
+
+
+def _refuse_unknown(owner: type, table: Mapping[str, Any], prefix: str) -> None:
+    hints = get_type_hints(owner)
+    for key, value in table.items():
+        if key not in hints:
+            raise UserError(
+                f"expected a known setting, got {prefix + key!r}; did you mean {_nearest(prefix + key)!r}?"
+            )
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[key], value, f"{prefix}{key}.")
+
+
+def _nearest(key: str) -> str:
+    known = list(_keys(Config, ""))
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.0)
+    return close[0] if close else by_leaf[leaf[0]]
+
+
+def _keys(owner: type, prefix: str) -> Iterable[str]:
+    for key, hint in get_type_hints(owner).items():
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + key

@@ -1,0 +1,65 @@
+"""What a sub-model costs the participant that trains it, counted on the meta device without allocating it."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from msfusion.learn.local import Train
+from msfusion.learn.objective import logits_of
+
+_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # optimizer tensors per parameter
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a sub-model.
+
+    parameters: number of parameters.
+    flops_per_step: floating-point operations of one optimizer step, forward and backward; matrix products,
+    convolutions and attention, a multiply-add being two.
+    memory_bytes: parameters, gradients, optimizer state, and activations kept for the backward pass.
+    bytes_per_round: parameters received and handed back.
+    """
+
+    parameters: int
+    flops_per_step: int
+    memory_bytes: int
+    bytes_per_round: int
+
+
+def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
+    """Count the cost of training on batches of ``config.batch`` examples shaped like ``example``."""
+    meta = copy.deepcopy(module).to("meta").train()
+    inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch), example)
+    own = [p for p in meta.parameters() if p.requires_grad]
+    saved: dict[int, int] = {}
+    known = {p.untyped_storage()._cdata for p in own}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
+        output = logits_of(meta(*inputs))
+        activations = sum(saved.values()) + output.untyped_storage().nbytes()
+        output.sum().backward()  # type: ignore[no-untyped-call]
+    states = _STATES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
+    size = sum(p.numel() * p.element_size() for p in meta.parameters())
+    trained = sum(p.numel() * p.element_size() for p in own)
+    return Cost(
+        parameters=sum(p.numel() for p in meta.parameters()),
+        flops_per_step=flops.get_total_flops(),
+        memory_bytes=size + trained * (1 + states) + activations,
+        bytes_per_round=2 * trained,
+    )
+
+
+def _batch_of(tensor: Tensor, batch: int) -> Tensor:
+    return torch.empty([batch, *tensor.shape[1:]], dtype=tensor.dtype, device="meta")

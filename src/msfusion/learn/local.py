@@ -1,0 +1,145 @@
+"""One participant's local training, and evaluation; neither knows of windows or other participants."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import Dataset
+
+from msfusion.core.seeds import derive
+from msfusion.data import fetch
+from msfusion.errors import UserError
+from msfusion.learn.objective import Objective
+
+
+@dataclass(frozen=True)
+class Train:
+    """Local training of one participant in one round."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Gt(0)] = 0.05
+    momentum: Annotated[float, Ge(0)] = 0.9  # sgd only
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    batch: Annotated[int, Gt(0)] = 32  # examples per step; fewer where a participant has fewer
+    steps: Annotated[int, Gt(0)] = 10  # optimizer steps per round
+    clip: Annotated[float, Gt(0)] | None = None  # largest norm of the gradient
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # over the rounds; cosine ends at a tenth
+
+
+def make_optimizer(module: nn.Module, config: Train, lr: float) -> torch.optim.Optimizer:
+    """The configured optimizer over all parameters that want a gradient."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
+        )
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr, weight_decay=config.weight_decay, foreach=True)
+
+
+def learning_rate(config: Train, round: int, rounds: int) -> float:
+    """Learning rate of a round, of ``rounds`` in all."""
+    if config.lr_schedule == "constant":
+        return config.lr
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * round / rounds)))
+
+
+def train(
+    module: nn.Module, data: Dataset[Any], objective: Objective, config: Train, lr: float, seed: int
+) -> float:
+    """Train in place for ``config.steps`` steps; returns the mean loss over them.
+
+    Every random choice (batches, augmentation, dropout) follows from ``seed``; the global generators are
+    left as they were.
+    """
+    device = next(module.parameters()).device
+    optimizer = make_optimizer(module, config, lr)
+    module.train()
+    total = torch.zeros((), device=device)
+    with seeded(seed, device):
+        for inputs, targets in batches(data, config.batch, config.steps, seed):
+            loss = objective.loss(module(inputs.to(device)), targets.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if config.clip is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+            optimizer.step()
+            total += loss.detach()
+    return float(total) / config.steps
+
+
+def batches(data: Dataset[Any], batch: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """``steps`` batches; examples are reshuffled whenever all have been seen."""
+    order = torch.Generator().manual_seed(derive(seed, "order"))
+    changes = torch.Generator().manual_seed(derive(seed, "augmentation"))
+    examples = len(data)  # type: ignore[arg-type]
+    size = min(batch, examples)
+    left = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(left) < size:
+            left = torch.randperm(examples, generator=order)
+        yield fetch(data, left[:size], changes)
+        left = left[size:]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Run the body with torch's default generators seeded, and put them back afterwards."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(derive(seed, "torch"))
+        yield
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one dataset: mean loss (nats per example or token) and, where there are
+    classes, accuracy in [0, 1]."""
+
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
+    """Score a model in evaluation mode."""
+    examples = len(data)  # type: ignore[arg-type]
+    if not examples:
+        raise UserError("expected a test set with at least one example, got none")
+    device = next(module.parameters()).device
+    module.eval()
+    loss, correct, count = 0.0, 0.0, 0
+    for index in torch.split(torch.arange(examples), batch):
+        inputs, targets = fetch(data, index, None)
+        score = objective.score(module(inputs.to(device)), targets.to(device))
+        loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
+    accuracy = correct / count if objective.classes else None
+    return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
+
+
+def estimate_batch_norm(
+    module: nn.Module, data: Sequence[Dataset[Any]], seed: int, batch: int = 64, per_participant: int = 1
+) -> None:
+    """Re-estimate running statistics from the participants' training data (HeteroFL's static batch norm).
+
+    Statistics of windows that moved say nothing about the full model, so they are never merged: the full
+    model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Does
+    nothing for a model without batch norm.
+    """
+    device = next(module.parameters()).device
+
+    def inputs() -> Iterator[Tensor]:
+        for participant, own in enumerate(data):
+            if len(own):  # type: ignore[arg-type]
+                for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
+                    yield x
+
+    with seeded(seed, device):
+        update_bn(inputs(), module, device=device)

@@ -1,0 +1,110 @@
+"""The methods: each is a schedule, which axes are cut, what is evaluated, and little else."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from msfusion.core.axes import AxisMap
+from msfusion.core.widths import Cut
+from msfusion.core.windows import (
+    DoubleShift,
+    Nested,
+    OrderedDropout,
+    RandomUnits,
+    Rolling,
+    Schedule,
+    Starts,
+    Whole,
+    colour_axes,
+)
+from msfusion.errors import UserError
+
+Evaluated = Literal["full", "small", "own"]
+"""Whose score a method reports: the full model's, that of the one small model in it, or the mean over each
+participant's own small model."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a schedule is made from.
+
+    cut: the axes that at least one participant does not train whole.
+    """
+
+    axes: AxisMap
+    cut: tuple[str, ...]
+    participants: int
+    seed: int
+    overlap: float = 0.0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Units of every axis that may be cut."""
+        return {name: self.axes.axes[name].size for name in self.axes.cuttable}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train a model together.
+
+    schedule: setting -> windows of each participant in each round.
+    cut: the axes that are cut; None trains the full model everywhere.
+    evaluated: whose score is reported.
+    scale_power: the scale rule's exponent (core/scale.py).
+    """
+
+    schedule: Callable[[Setting], Schedule]
+    cut: Cut | None = "all"
+    evaluated: Evaluated = "full"
+    scale_power: float = 1.0
+    variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
+
+
+def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
+    def schedule(setting: Setting) -> Schedule:
+        return DoubleShift(
+            sizes=setting.sizes,
+            participants=setting.participants,
+            seed=setting.seed,
+            colours=colour_axes(setting.cut, setting.axes.meetings()),
+            starts=starts,
+            overlap=setting.overlap,
+        )
+
+    return schedule
+
+
+def _msfusion() -> Method:
+    base = Method(_shifted("designed"), cut="inner")
+    return replace(
+        base,
+        variants={
+            "in-step": replace(base, schedule=_shifted("in-step")),
+            "independent": replace(base, schedule=_shifted("independent")),
+            "residual-cut": replace(base, cut="all"),
+            "no-scale": replace(base, scale_power=0.0),
+        },
+    )
+
+
+METHODS: dict[str, Method] = {
+    "msfusion": _msfusion(),
+    "fedrolex": Method(lambda s: Rolling(s.sizes)),
+    "heterofl": Method(lambda s: Nested(s.sizes)),
+    "fjord": Method(lambda s: OrderedDropout(s.sizes, s.seed)),
+    "random": Method(lambda s: RandomUnits(s.sizes, s.seed)),
+    "fedavg": Method(lambda s: Whole(), cut=None),
+    "fedavg-small": Method(lambda s: Nested(s.sizes), evaluated="small", scale_power=0.5),
+    "standalone": Method(lambda s: Nested(s.sizes), evaluated="own", scale_power=0.5),
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of a name such as ``fedrolex`` or ``msfusion:in-step`` (a part of it switched off)."""
+    base, colon, variant = name.partition(":")
+    known = [*METHODS, *(f"{m}:{v}" for m, method in METHODS.items() for v in method.variants)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise UserError(f"expected a method out of {', '.join(known)}, got {name!r}; did you mean {near!r}?")
+    return METHODS[base].variants[variant] if colon else METHODS[base]

@@ -1,0 +1,73 @@
+"""Task losses: pure functions of a model's output and the targets."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from msfusion.errors import UserError
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over a batch: loss, correct predictions, and the number of targets."""
+
+    loss: float
+    correct: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised and what is reported.
+
+    custom: (output, targets) -> mean loss; None is the cross-entropy of logits (..., classes) against
+    integer targets (...), which serves images and next tokens alike.
+    """
+
+    custom: Callable[[Any, Tensor], Tensor] | None = None
+
+    @property
+    def classes(self) -> bool:
+        """Whether there is an accuracy."""
+        return self.custom is None
+
+    def loss(self, output: Any, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar."""
+        if self.custom is not None:
+            return self.custom(output, targets)
+        logits = logits_of(output)
+        _check_labels(logits, targets)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+
+    def score(self, output: Any, targets: Tensor) -> Score:
+        """Loss and correct predictions of a batch, summed."""
+        if self.custom is not None:
+            return Score(float(self.custom(output, targets)) * len(targets), 0.0, len(targets))
+        logits = logits_of(output)
+        correct = (logits.argmax(-1) == targets).sum()
+        return Score(float(self.loss(logits, targets)) * targets.numel(), float(correct), targets.numel())
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits of a plain tensor or of a Hugging Face output."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"expected a model that returns logits or an object with .logits, got {type(output).__name__}; "
+            "give a loss function of your own"
+        )
+    return logits
+
+
+def _check_labels(logits: Tensor, targets: Tensor) -> None:
+    if logits.is_meta or logits.is_cuda:  # a look at the values would stall the device
+        return
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= logits.shape[-1]:
+        raise UserError(
+            f"expected labels from 0 to {logits.shape[-1] - 1}, as the model has {logits.shape[-1]} outputs, "
+            f"got {low if low < 0 else high}"
+        )

@@ -1,0 +1,98 @@
+"""One round of training together, whatever carries the values."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msfusion.core.axes import Selection
+from msfusion.core.merge import Contribution
+from msfusion.core.seeds import derive
+from msfusion.core.windows import Schedule
+from msfusion.learn.local import Train, learning_rate, train
+from msfusion.learn.objective import Objective
+from msfusion.learn.store import Store
+from msfusion.learn.submodels import SubModels
+
+
+@dataclass(frozen=True)
+class Participant:
+    """An owner of private data that trains.
+
+    widths: units of each cut axis that it can afford.
+    """
+
+    number: int
+    data: Dataset[Any]
+    widths: Mapping[str, int]
+
+    @property
+    def examples(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What all participants agree on."""
+
+    schedule: Schedule
+    submodels: SubModels
+    objective: Objective
+    config: Train
+    rounds: int
+    seed: int
+
+    def windows(self, round: int, participant: Participant) -> Selection:
+        """The units that a participant trains in a round."""
+        return self.schedule.windows(round, participant.number, participant.widths)
+
+    def train(
+        self, round: int, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
+    ) -> tuple[Contribution, float]:
+        """Local training from the pulled values; returns what to push and the mean loss."""
+        module = self.submodels.load(windows, values)
+        lr = learning_rate(self.config, round, self.rounds)
+        seed = derive(self.seed, "local training", round, participant.number)
+        loss = train(module, participant.data, self.objective, self.config, lr, seed)
+        trained = self.submodels.unload(windows, module)
+        return Contribution(participant.number, windows, trained, weight=participant.examples), loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one participant did in a round."""
+
+    participant: Participant
+    windows: Selection
+    loss: float
+
+
+def play(
+    round: int,
+    participants: Sequence[Participant],
+    learner: Learner,
+    store: Store,
+    step: float,
+    after_each: Callable[[], None] = lambda: None,
+) -> list[Trained]:
+    """Pull, train, push for every participant; then commit.
+
+    after_each: called after each participant; an exception that it raises leaves the store as it was
+    before the round.
+    """
+    done = []
+    try:
+        for participant in participants:
+            windows = learner.windows(round, participant)
+            values = store.pull(participant.number, windows)
+            contribution, loss = learner.train(round, participant, windows, values)
+            store.push(contribution)
+            done.append(Trained(participant, windows, loss))
+            after_each()
+    except BaseException:
+        store.discard()
+        raise
+    store.commit(step)
+    return done

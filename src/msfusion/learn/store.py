@@ -1,0 +1,108 @@
+"""Where the full model's values live between rounds."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from msfusion.core.axes import AxisMap, Selection
+from msfusion.core.merge import Contribution, Merge, extract
+
+
+class Store(Protocol):
+    """Pull a sub-model, push a contribution, commit a round."""
+
+    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
+        """Copies of the values of a sub-model, parameters and buffers."""
+        ...
+
+    def push(self, contribution: Contribution) -> None:
+        """Take in a contribution; raises UserError, and takes nothing of it, where it is not acceptable."""
+        ...
+
+    def commit(self, step: float) -> None:
+        """Merge what was pushed since the last commit into the full model, by ``step`` of the change."""
+        ...
+
+    def discard(self) -> None:
+        """Forget what was pushed since the last commit."""
+        ...
+
+    def state(self) -> Mapping[str, Tensor]:
+        """Every tensor that a checkpoint must hold."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a saved ``state``."""
+        ...
+
+
+class MemoryStore:
+    """The full model in this process's memory.
+
+    values: parameter and buffer name -> tensor; changed in place by ``commit``.
+    parameters: which of them participants train.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap, parameters: frozenset[str]) -> None:
+        self._values = values
+        self._axes = axes
+        self._parameters = parameters
+        self.discard()
+
+    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
+        return extract(self._values, self._axes, selection)
+
+    def push(self, contribution: Contribution) -> None:
+        self._merge.add(contribution)
+
+    def commit(self, step: float) -> None:
+        self._merge.apply(step)
+
+    def discard(self) -> None:
+        trained = {name: self._values[name] for name in sorted(self._parameters)}
+        self._merge = Merge(trained, self._axes)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return self._values
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self._values.items():
+            value.copy_(state[name])
+
+
+class OwnStore(MemoryStore):
+    """A sub-model for each participant and no exchange between them (stand-alone training)."""
+
+    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap, parameters: frozenset[str]) -> None:
+        super().__init__(values, axes, parameters)
+        self._own: dict[str, Tensor] = {}
+        self._pushed: dict[str, Tensor] = {}
+
+    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
+        start = super().pull(participant, selection)
+        return {name: self._own.get(f"{participant}/{name}", value).clone() for name, value in start.items()}
+
+    def push(self, contribution: Contribution) -> None:
+        self._merge.check(contribution)
+        for name, value in contribution.values.items():
+            self._pushed[f"{contribution.participant}/{name}"] = value.clone()
+
+    def commit(self, step: float) -> None:
+        self._own |= self._pushed
+        self._pushed = {}
+
+    def discard(self) -> None:
+        super().discard()
+        self._pushed = {}
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {**self._values, **{f"own/{name}": value for name, value in self._own.items()}}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        super().restore(state)
+        device = next(iter(self._values.values())).device
+        own = {
+            name.removeprefix("own/"): t.to(device) for name, t in state.items() if name.startswith("own/")
+        }
+        self._own = own

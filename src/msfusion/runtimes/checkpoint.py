@@ -1,0 +1,54 @@
+"""Checkpoints of a run: one safetensors file, replaced as a whole, so that there is always a usable one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from msfusion.errors import UserError
+
+FILE_NAME = "checkpoint.safetensors"
+
+
+def fingerprint(text: str) -> str:
+    """A short hash, for telling whether two maps or configurations are the same."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def save(directory: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write the checkpoint of ``directory``; a crash at any moment leaves the old one or the new one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / FILE_NAME
+    draft = final.with_suffix(".draft")
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(ready, draft, metadata={"facts": json.dumps(facts)})
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(final)
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of the checkpoint in ``directory``; raises UserError where there is none."""
+    path = directory / FILE_NAME
+    if not path.exists():
+        raise UserError(f"expected a checkpoint in {directory}, found no {FILE_NAME}; start the run first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            return tensors, json.loads(metadata["facts"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"expected {path} to be a checkpoint of msfusion, but it cannot be read: {error}"
+        ) from None

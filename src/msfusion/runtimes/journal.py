@@ -1,0 +1,80 @@
+"""A run directory: its records and its checkpoint, kept in step."""
+
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from msfusion import records
+from msfusion.core.axes import AxisMap
+from msfusion.errors import UserError
+from msfusion.runtimes import checkpoint
+
+
+class Journal:
+    """What a run leaves on disk; with no directory it leaves nothing.
+
+    settings: the configuration as the records and the checkpoint state it.
+    axes: the model's axis map; a checkpoint of a model with another one is refused.
+    """
+
+    def __init__(self, directory: Path | None, settings: Mapping[str, Any], axes: AxisMap) -> None:
+        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.axes = axes
+        self._directory = directory
+        self._fingerprint = checkpoint.fingerprint(axes.to_json())
+        self._writer: records.Writer | None = None
+
+    @contextmanager
+    def writing(self, header: records.Header, rounds_done: int | None) -> Iterator[None]:
+        """Open the records: new ones for None, else those of a run with so many rounds done."""
+        if self._directory is None:
+            yield
+            return
+        if rounds_done is None:
+            self._writer = records.Writer(self._directory, header)
+        else:
+            self._writer = records.Writer.resume(self._directory, header, rounds_done)
+        try:
+            yield
+        finally:
+            self._writer.close()
+            self._writer = None
+
+    def round(self, record: records.Round) -> None:
+        """Append the record of a round."""
+        if self._writer:
+            self._writer.round(record)
+
+    def save(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """Save the state after ``done`` rounds."""
+        if self._directory and self._writer:
+            self._writer.sync()
+            facts = {"rounds_done": done, "settings": self.settings, "axes": self._fingerprint}
+            checkpoint.save(self._directory, tensors, facts)
+
+    def load(self, free: Collection[str]) -> tuple[int, dict[str, Tensor]]:
+        """Rounds done and tensors of the checkpoint; raises UserError where it is not one of this run.
+
+        free: settings that may differ from those of the saved run.
+        """
+        if self._directory is None:
+            raise UserError("expected a run directory to resume from, got none; name the one of the run")
+        tensors, facts = checkpoint.load(self._directory)
+        if facts["axes"] != self._fingerprint:
+            raise UserError(
+                f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
+                "use the run's own model or another directory"
+            )
+        before = facts["settings"]
+        for key in sorted(before.keys() | self.settings.keys()):
+            if key not in free and before.get(key) != self.settings.get(key):
+                raise UserError(
+                    f"expected the settings of the run in {self._directory}, got {key} = "
+                    f"{self.settings.get(key)!r} where the run has {before.get(key)!r}; "
+                    "resume with the same settings or use another directory"
+                )
+        return int(facts["rounds_done"]), tensors

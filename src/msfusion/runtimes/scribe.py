@@ -1,0 +1,117 @@
+"""What the records say of a run: who trains what at which cost, and what happened in a round."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+from msfusion import records
+from msfusion.core.axes import AxisMap
+from msfusion.learn.cost import Cost
+from msfusion.learn.local import Evaluation
+from msfusion.learn.round import Learner, Participant, Trained
+from msfusion.learn.submodels import widths_of
+
+
+class Facts(TypedDict):
+    """The part of a run's header that says who trains what."""
+
+    model: records.ModelFacts
+    participants: list[records.ParticipantFacts]
+    pictured: list[str]
+
+
+class Scribe:
+    """Puts a run into records.
+
+    exchange: whether participants exchange anything; otherwise no bytes are counted.
+    """
+
+    def __init__(self, learner: Learner, participants: Sequence[Participant], *, exchange: bool) -> None:
+        self._learner = learner
+        self._participants = participants
+        self._exchange = exchange
+        self._pictured = pictured(participants[0].widths)
+
+    def facts(self, name: str, axes: AxisMap) -> Facts:
+        """The full model and every participant's share and cost."""
+        full = self._cost({}).parameters
+        return {
+            "model": {
+                "name": name,
+                "parameters": full,
+                "axes": {axis: info.size for axis, info in axes.axes.items()},
+            },
+            "participants": [self._participant(p, full) for p in self._participants],
+            "pictured": self._pictured,
+        }
+
+    def round(
+        self,
+        round: int,
+        trained: Sequence[Trained],
+        *,
+        coverage: float,
+        overlap: float,
+        evaluation: Evaluation | None,
+        seconds: float,
+    ) -> records.Round:
+        """The record of one round."""
+        costs = [self._cost(widths_of(one.windows)) for one in trained]
+        examples = sum(one.participant.examples for one in trained)
+        return {
+            "kind": "round",
+            "round": round,
+            "participants": [one.participant.number for one in trained],
+            "dropped": [],
+            "train_loss": sum(one.loss * one.participant.examples for one in trained) / examples,
+            "flops": sum(cost.flops_per_step for cost in costs) * self._learner.config.steps,
+            "bytes": sum(self._bytes(cost) for cost in costs),
+            "coverage": coverage,
+            "overlap": overlap,
+            "shift": None,
+            "windows": self._windows(trained),
+            "seconds": seconds,
+            "evaluation": None if evaluation is None else as_record(evaluation),
+        }
+
+    def _participant(self, participant: Participant, full: int) -> records.ParticipantFacts:
+        cost = self._cost(participant.widths)
+        return {
+            "participant": participant.number,
+            "examples": participant.examples,
+            "share": cost.parameters / full,
+            "parameters": cost.parameters,
+            "flops_per_step": cost.flops_per_step,
+            "memory_bytes": cost.memory_bytes,
+            "bytes_per_round": self._bytes(cost),
+        }
+
+    def _cost(self, widths: Mapping[str, int]) -> Cost:
+        return self._learner.submodels.cost(widths, self._learner.config)
+
+    def _bytes(self, cost: Cost) -> int:
+        return cost.bytes_per_round if self._exchange else 0
+
+    def _windows(self, trained: Sequence[Trained]) -> dict[str, dict[str, records.Ranges]]:
+        return {
+            axis: {
+                str(one.participant.number): [list(run) for run in one.windows[axis]]
+                for one in trained
+                if axis in one.windows
+            }
+            for axis in self._pictured
+        }
+
+
+def pictured(plan: Mapping[str, int]) -> list[str]:
+    """At most three axes whose windows the records show: the first, the middle and the last that is cut."""
+    axes = list(plan)
+    return [axes[i] for i in sorted({0, len(axes) // 2, len(axes) - 1})] if axes else []
+
+
+def as_record(evaluation: Evaluation) -> records.Evaluation:
+    """The evaluation as the records state it."""
+    return {
+        "accuracy": evaluation.accuracy,
+        "loss": evaluation.loss,
+        "examples": evaluation.examples,
+    }

@@ -1,0 +1,285 @@
+"""All participants in this process."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from msfusion import records
+from msfusion.capture import Capture, capture
+from msfusion.core import widths
+from msfusion.core.axes import AxisMap
+from msfusion.core.coverage import Coverage, Summary
+from msfusion.core.seeds import derive
+from msfusion.data import fetch
+from msfusion.errors import UserError
+from msfusion.learn.local import Evaluation, Train, estimate_batch_norm, evaluate
+from msfusion.learn.methods import Method, Setting, get_method
+from msfusion.learn.objective import Objective
+from msfusion.learn.round import Learner, Participant, play
+from msfusion.learn.steps import ServerStep, server_step
+from msfusion.learn.store import MemoryStore, OwnStore
+from msfusion.learn.submodels import SubModels, tensors_of
+from msfusion.runtimes.facts import run_facts
+from msfusion.runtimes.interrupt import deferred_interrupt
+from msfusion.runtimes.journal import Journal
+from msfusion.runtimes.scribe import Scribe
+from msfusion.settings import validated
+
+
+@dataclass(frozen=True)
+class Run:
+    """Settings of a run, apart from model and data.
+
+    Each participant's part of the model is given by ``width`` (of every axis that the method cuts) or by
+    ``share`` (of the full model's parameters, at most); exactly one of them.
+    """
+
+    method: str = "msfusion"
+    width: Annotated[float, Gt(0), Le(1)] | None = None
+    share: Annotated[float, Gt(0), Le(1)] | None = None
+    rounds: Annotated[int, Ge(1)] = 20
+    seed: int = 0
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
+    server_step: ServerStep = "constant"
+    evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
+    checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
+    device: str = "cpu"
+    train: Train = field(default_factory=Train)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on what.
+
+    model: the full model; a simulation trains it in place.
+    example: example inputs of the model, a batch of two or more.
+    train: one dataset per participant, of (input, target) pairs.
+    test: what the full model is scored on.
+    """
+
+    model: nn.Module
+    example: tuple[Tensor, ...]
+    train: Sequence[Dataset[Any]]
+    test: Dataset[Any]
+    objective: Objective = field(default_factory=Objective)
+    name: str = "model"
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError("expected at least one participant, got no training data")
+        for number, data in enumerate(self.train):
+            if not len(data):  # type: ignore[arg-type]
+                raise UserError(
+                    f"expected data for every participant, got none for participant {number} of "
+                    f"{len(self.train)}; lower the number of participants or split more evenly"
+                )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    model: the full model, in evaluation mode; its tensors are those that were trained.
+    evaluation: the last evaluation, of the full model unless the method says otherwise.
+    coverage: share of the parameters trained, and how evenly.
+    history: the record of every round of this process.
+    """
+
+    model: nn.Module
+    evaluation: Evaluation
+    coverage: Summary
+    history: list[records.Round]
+
+    def save(self, path: str | Path) -> None:
+        """Write the full model's state dict as safetensors."""
+        from safetensors.torch import save_model
+
+        save_model(self.model, str(path))
+
+
+def simulate(
+    model: nn.Module,
+    participants: Sequence[Dataset[Any]],
+    test: Dataset[Any],
+    run: Run | None = None,
+    *,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
+    example: tuple[Tensor, ...] | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> Result:
+    """Train ``model`` in place, together with one participant per dataset.
+
+    participants, test: datasets of (input, target) pairs; at least one example each.
+    loss: (output, targets) -> mean loss; the default is cross-entropy of logits (..., classes).
+    example: example inputs, if the first two training examples do not serve.
+    out: run directory for records and checkpoints; None keeps nothing on disk.
+    Raises UserError for settings or data that cannot work.
+    """
+    example = example or (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
+    problem = Problem(model, example, participants, test, Objective(loss), type(model).__name__)
+    settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
+    return Simulation(problem, settings, out=Path(out) if out else None).run(resume=resume)
+
+
+class Simulation:
+    """A run of one method on one problem.
+
+    settings: what records and checkpoints state as the configuration; by default ``run`` alone.
+    captured: the capture of ``problem.model``, if it is at hand already.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        run: Run,
+        *,
+        out: Path | None = None,
+        settings: Mapping[str, Any] | None = None,
+        captured: Capture | None = None,
+    ) -> None:
+        self.problem, self.config = problem, run
+        self.method = get_method(run.method)
+        device = torch.device(run.device)
+        self.model = problem.model.to(device)
+        captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
+        self.captured = captured
+        parameters = [name for name, _ in self.model.named_parameters()]
+        plan = plan_of(captured.axes, parameters, self.method, run)
+        self.participants = [Participant(i, data, plan) for i, data in enumerate(problem.train)]
+        setting = Setting(captured.axes, tuple(plan), len(self.participants), run.seed, run.overlap)
+        self.learner = Learner(
+            schedule=self.method.schedule(setting),
+            submodels=SubModels(captured, problem.example, device, self.method.scale_power),
+            objective=problem.objective,
+            config=run.train,
+            rounds=run.rounds,
+            seed=run.seed,
+        )
+        kind = OwnStore if self.method.evaluated == "own" else MemoryStore
+        self.store = kind(values_of(self.model), captured.axes, frozenset(parameters))
+        self.coverage = Coverage(captured.axes, parameters, plan)
+        self.scribe = Scribe(self.learner, self.participants, exchange=self.method.evaluated != "own")
+        self.journal = Journal(out, dict(settings or dataclasses.asdict(run)), captured.axes)
+
+    def run(
+        self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None
+    ) -> Result:
+        """Play all rounds (with ``resume``, those that are left) and return what came of it.
+
+        watch: called with every record. Ctrl-C ends the run behind a participant, saves the last finished
+        round and raises KeyboardInterrupt.
+        """
+        done = self._resume() if resume else 0
+        history: list[records.Round] = []
+        with self.journal.writing(self._header(), done if resume else None):
+            try:
+                with deferred_interrupt() as check:
+                    for round in range(done, self.config.rounds):
+                        history.append(self._round(round, check))
+                        done = round + 1
+                        self.journal.round(history[-1])
+                        if done % self.config.checkpoint_every == 0 or done == self.config.rounds:
+                            self._save(done)
+                        watch(history[-1])
+            except KeyboardInterrupt:
+                self._save(done)
+                raise
+        return Result(self.model.eval(), self.evaluate(), self.coverage.summary(), history)
+
+    def evaluate(self) -> Evaluation:
+        """Score what the method trains on the test set, with batch-norm statistics estimated anew."""
+        if self.method.evaluated == "own":
+            return mean([self._score_small(p, [p.data]) for p in self.participants])
+        if self.method.evaluated == "small":
+            return self._score_small(self.participants[0], self.problem.train)
+        return self._score(self.model, self.problem.train)
+
+    def _round(self, round: int, check: Callable[[], None]) -> records.Round:
+        start = time.perf_counter()
+        config = self.config
+        step = server_step(config.server_step, round, config.rounds)
+        trained = play(round, self.participants, self.learner, self.store, step, check)
+        for one in trained:
+            self.coverage.add(one.windows)
+        due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
+        return self.scribe.round(
+            round,
+            trained,
+            coverage=self.coverage.summary().share,
+            overlap=config.overlap,
+            evaluation=self.evaluate() if due else None,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _score_small(self, participant: Participant, data: Sequence[Dataset[Any]]) -> Evaluation:
+        windows = self.learner.windows(0, participant)
+        values = self.store.pull(participant.number, windows)
+        return self._score(self.learner.submodels.load(windows, values), data)
+
+    def _score(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> Evaluation:
+        estimate_batch_norm(module, data, derive(self.config.seed, "batch norm"))
+        return evaluate(module, self.problem.test, self.problem.objective)
+
+    def _header(self) -> records.Header:
+        return {
+            "kind": "header",
+            "format": records.FORMAT,
+            "method": self.config.method,
+            "seed": self.config.seed,
+            "config": self.journal.settings,
+            **run_facts(),
+            "metric": "accuracy" if self.problem.objective.classes else "loss",
+            **self.scribe.facts(self.problem.name, self.journal.axes),
+        }
+
+    def _save(self, done: int) -> None:
+        tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
+        model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
+        self.journal.save(done, {**model, **tables})
+
+    def _resume(self) -> int:
+        free = ["rounds"] if self._rounds_may_change() else []
+        done, tensors = self.journal.load(free)
+        self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
+        self.coverage.restore([t for name, t in tensors.items() if name.startswith("coverage/")])
+        return done
+
+    def _rounds_may_change(self) -> bool:
+        return self.config.server_step == "constant" and self.config.train.lr_schedule == "constant"
+
+
+def plan_of(axes: AxisMap, parameters: Iterable[str], method: Method, run: Run) -> dict[str, int]:
+    """The width plan that the settings ask for."""
+    if method.cut is None:
+        return {}
+    if (run.width is None) == (run.share is None):
+        got = "neither" if run.width is None else f"width {run.width} and share {run.share}"
+        raise UserError(f"expected either a width or a share of the parameters, got {got}")
+    if run.width is not None:
+        return widths.at_width(axes, run.width, method.cut)
+    assert run.share is not None
+    return widths.for_share(axes, parameters, run.share, method.cut)
+
+
+def values_of(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own tensors, without gradients: changing them changes the model."""
+    return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+
+
+def mean(scores: list[Evaluation]) -> Evaluation:
+    """Mean of several evaluations on one test set."""
+    accuracies = [s.accuracy for s in scores if s.accuracy is not None]
+    return Evaluation(
+        loss=sum(s.loss for s in scores) / len(scores),
+        accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
+        examples=scores[0].examples,
+    )
