@@ -78,7 +78,9 @@ def _parts(partitioner: "Partitioner") -> list[Indices]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The specified min_partition_size")  # each redraw says so
         warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")  # label_counts shows it
-        parts: list[Any] = [partitioner.load_partition(i)["row"] for i in range(partitioner.num_partitions)]
+        parts: list[Any] = [
+            partitioner.load_partition(i)["row"][:] for i in range(partitioner.num_partitions)
+        ]
     return [np.asarray(part, dtype=np.int64) for part in parts]
 
 
