@@ -1,0 +1,61 @@
+"""Scalars of a run as TensorBoard events, beside its records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from msfusion.errors import UserError
+from msfusion.records import Round
+
+
+class Events:
+    """Writes every round's numbers into a run directory. UserError when tensorboard is not installed.
+
+    Takes rounds like `records.Writer`. The first round decides where the events go on: what an interrupted
+    run wrote for that round and later ones is hidden.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "expected tensorboard, which writes the events, but it is missing: "
+                'pip install "msfusion[report]"'
+            ) from error
+        self._open = SummaryWriter
+        self._directory = directory
+        self._writer: Any = None
+
+    def round(self, record: Round) -> None:
+        """Writes one round; TensorBoard sees it on return."""
+        step = record["round"]
+        if self._writer is None:
+            self._writer = self._open(str(self._directory), purge_step=step or None)
+        for name, value in _scalars(record):
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the events file; more than once does no harm."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def _scalars(record: Round) -> Iterator[tuple[str, float]]:
+    score = record["evaluation"]
+    numbers: dict[str, float | None] = {
+        "train/loss": record["train_loss"],
+        "full model/accuracy": score and score["accuracy"],
+        "full model/loss": score and score["loss"],
+        "windows/coverage": record["coverage"],
+        "windows/overlap rate": record["overlap"],
+        "windows/shift": record["shift"],
+        "cost/FLOPs per round": record["flops"],
+        "cost/bytes per round": record["bytes"],
+        "cost/seconds": record["seconds"],
+    }
+    for name, value in numbers.items():
+        if value is not None:
+            yield name, value
