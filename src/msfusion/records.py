@@ -18,7 +18,7 @@ from msfusion.errors import UserError
 FILE_NAME = "records.jsonl"
 FORMAT = 1
 
-Ranges = list[list[int]]  # half-open [first, end) ranges of units, ascending or wrapped: [[28, 32], [0, 4]]
+Ranges = list[list[int]]  # half-open [first, end) ranges of units; wrapped, it is two: [[0, 4], [28, 32]]
 
 
 class ModelFacts(TypedDict):
@@ -86,7 +86,7 @@ class Round(TypedDict):
     coverage: float
     overlap: float
     shift: float | None
-    windows: dict[str, dict[str, Ranges]]  # axis -> participant -> units
+    windows: dict[str, dict[str, Ranges]]  # axis -> participant -> units; an axis without an entry is whole
     seconds: float
     evaluation: Evaluation | None
 

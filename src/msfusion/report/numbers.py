@@ -1,0 +1,59 @@
+"""Numbers as people read them, always with their unit."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+Metric = Literal["accuracy", "loss"]
+NOTHING = "–"
+_PREFIXES = ["", "k", "M", "G", "T", "P", "E"]
+
+
+def si(value: float | None, unit: str) -> str:
+    """Three significant digits and a decimal prefix: 12.3 MFLOP, 1.2 MB, 999 B."""
+    if value is None:
+        return NOTHING
+    digits, prefix = float(f"{value:.3g}"), 0
+    while abs(digits) >= 1000 and prefix < len(_PREFIXES) - 1:
+        digits, prefix = float(f"{digits / 1000:.3g}"), prefix + 1
+    return f"{digits:g} {_PREFIXES[prefix]}{unit}".rstrip()
+
+
+def percent(value: float | None) -> str:
+    """0.2731 -> 27.3%."""
+    return NOTHING if value is None else f"{100 * value:.1f}%"
+
+
+def count(value: float | None) -> str:
+    """1234567 -> 1,234,567."""
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def many(number: int, noun: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def span(values: Sequence[int]) -> str:
+    """40, or 38 to 40 when they differ."""
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def mean_max(values: Sequence[float], text: Callable[[float], str]) -> str:
+    """Mean and maximum, or the one value when both read the same."""
+    if not values:
+        return NOTHING
+    mean, top = text(statistics.fmean(values)), text(max(values))
+    return mean if mean == top else f"{mean}, max {top}"
+
+
+def spread(values: Sequence[float], metric: Metric) -> str:
+    """Mean and sample standard deviation over seeds: 61.2% ± 0.8 (sd over 3 seeds)."""
+    if not values:
+        return "no evaluation yet"
+    scale, digits, unit = (100, 1, "%") if metric == "accuracy" else (1, 3, "")
+    mean = f"{scale * statistics.fmean(values):.{digits}f}{unit}"
+    if len(values) == 1:
+        return f"{mean} (1 seed)"
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f} (sd over {len(values)} seeds)"

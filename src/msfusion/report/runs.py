@@ -1,0 +1,114 @@
+"""Finds runs and sorts them: a task holds what can be compared, a group the seeds of one method."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from msfusion.errors import UserError
+from msfusion.records import FILE_NAME, Run, read
+from msfusion.report.numbers import Metric, count
+
+# Settings that say where or how often a run was made, not what was run: they never tell two groups apart.
+_INCIDENTAL = frozenset({"seed", "device", "checkpoint_every", "method"})
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one method with one configuration, ascending by seed."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        return self.runs[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Groups that train the same model on the same data and are judged by the same metric."""
+
+    title: str
+    metric: Metric
+    groups: tuple[Group, ...]
+
+
+def find(paths: Sequence[Path]) -> dict[Path, Run]:
+    """Every run at or below the paths, each once, in order. UserError where there is none."""
+    found: dict[Path, Run] = {}
+    for path in paths:
+        for directory in _directories(path):
+            found.setdefault(directory.resolve(), read(directory))
+    if not found:
+        raise UserError("expected at least one run, got none: give run directories or a directory above them")
+    return found
+
+
+def _directories(path: Path) -> list[Path]:
+    if not path.is_dir() or (path / FILE_NAME).exists():
+        return [path]
+    below = sorted(file.parent for file in path.rglob(FILE_NAME))
+    if not below:
+        raise UserError(f"expected runs in {path}, but none holds {FILE_NAME}: give a run directory")
+    return below
+
+
+def tasks(found: Mapping[Path, Run]) -> tuple[Task, ...]:
+    """The runs by task, then by method and configuration; the order of the paths does not matter."""
+    by_task: dict[tuple[str, int, Metric], dict[Path, Run]] = {}
+    for path, run in found.items():
+        key = (_title(run), run.header["model"]["parameters"], run.header["metric"])
+        by_task.setdefault(key, {})[path] = run
+    return tuple(
+        Task(f"{title}, {count(parameters)} parameters", metric, _groups(members))
+        for (title, parameters, metric), members in sorted(by_task.items())
+    )
+
+
+def _title(run: Run) -> str:
+    data = run.header["config"].get("data")
+    name = data.get("name") if isinstance(data, Mapping) else data
+    model = run.header["model"]["name"]
+    return f"{model} on {name}" if isinstance(name, str) else model
+
+
+def _groups(found: Mapping[Path, Run]) -> tuple[Group, ...]:
+    by_key: dict[tuple[str, str], dict[int, tuple[Path, Run]]] = {}
+    for path, run in found.items():
+        seeds = by_key.setdefault((run.header["method"], json.dumps(_settings(run), sort_keys=True)), {})
+        seed = run.header["seed"]
+        if seed in seeds:
+            raise UserError(
+                f"expected one run per method, configuration and seed, got {run.header['method']} with seed "
+                f"{seed} in {seeds[seed][0]} and in {path}: leave one of them out"
+            )
+        seeds[seed] = path, run
+    bundles = [tuple(run for _, (_, run) in sorted(seeds.items())) for _, seeds in sorted(by_key.items())]
+    return tuple(Group(label, runs) for label, runs in zip(_labels(bundles), bundles, strict=True))
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return {k: v for k, v in flat(run.header["config"]).items() if k.split(".")[-1] not in _INCIDENTAL}
+
+
+def _labels(bundles: Sequence[tuple[Run, ...]]) -> Iterator[str]:
+    """The method's name and, where one method comes with several configurations, what sets them apart."""
+    for bundle in bundles:
+        method = bundle[0].header["method"]
+        siblings = [_settings(b[0]) for b in bundles if b[0].header["method"] == method]
+        own = _settings(bundle[0])
+        telling = [key for key in sorted(own) if len({s.get(key) for s in siblings}) > 1]
+        settings = [f"{key} {own[key]}" for key in telling if own[key] != "null"]
+        yield f"{method} ({', '.join(settings)})" if settings else method
+
+
+def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names: {"train": {"lr": 0.1}} -> {"train.lr": "0.1"}."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return out

@@ -1,0 +1,126 @@
+"""The report's tables as text, row by row."""
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from msfusion.records import Header, ParticipantFacts, Run
+from msfusion.report.numbers import NOTHING, Metric, count, many, mean_max, percent, si, span, spread
+from msfusion.report.runs import Group, flat
+from msfusion.report.series import field, last, metric
+
+Facts = list[tuple[str, str]]
+COSTS = (
+    "participant",
+    "examples",
+    "share of the model",
+    "parameters",
+    "FLOPs per step",
+    "memory",
+    "bytes per round",
+)
+_DROPOUTS = 50  # a report is not a log
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of the summary: column -> text, in the order of the columns."""
+
+    label: str
+    cells: dict[str, str]
+
+
+def summary(groups: Sequence[Group], name: Metric) -> list[Row]:
+    """One row per group, the best mean of the final evaluations first; equals and the unscored by label."""
+    return [_row(group, name) for group in sorted(groups, key=lambda group: _rank(group, name))]
+
+
+def finals(group: Group, name: Metric) -> list[float]:
+    """Each seed's last evaluation, of the seeds that have one."""
+    scores = (last(metric(name)(run)) for run in group.runs)
+    return [score for score in scores if score is not None]
+
+
+def _rank(group: Group, name: Metric) -> tuple[bool, float, str]:
+    scores = finals(group, name)
+    mean = statistics.fmean(scores) if scores else 0.0
+    return not scores, -mean if name == "accuracy" else mean, group.label
+
+
+def _row(group: Group, name: Metric) -> Row:
+    return Row(
+        group.label,
+        {
+            f"final {name}": spread(finals(group, name), name),
+            "coverage at the end": _coverage(group),
+            "share of the model": _over(group, lambda p: p["share"], percent),
+            "parameters": _over(group, lambda p: p["parameters"], count),
+            "FLOPs per step": _over(group, lambda p: p["flops_per_step"], lambda v: si(v, "FLOP")),
+            "bytes per round": _over(group, lambda p: p["bytes_per_round"], lambda v: si(v, "B")),
+            "rounds": span([len(run.rounds) for run in group.runs]),
+        },
+    )
+
+
+def _over(
+    group: Group, value: Callable[[ParticipantFacts], float | None], text: Callable[[float], str]
+) -> str:
+    values = [value(p) for run in group.runs for p in run.header["participants"]]
+    return mean_max([v for v in values if v is not None], text)
+
+
+def _coverage(group: Group) -> str:
+    ends = [end for run in group.runs if (end := last(field("coverage")(run))) is not None]
+    return percent(statistics.fmean(ends)) if ends else NOTHING
+
+
+def costs(header: Header) -> list[tuple[str, ...]]:
+    """What each participant has and pays, in the columns of `COSTS`."""
+    return [
+        (
+            str(p["participant"]),
+            count(p["examples"]),
+            percent(p["share"]),
+            count(p["parameters"]),
+            si(p["flops_per_step"], "FLOP"),
+            si(p["memory_bytes"], "B"),
+            si(p["bytes_per_round"], "B"),
+        )
+        for p in header["participants"]
+    ]
+
+
+def origin(group: Group) -> Facts:
+    """Seeds, model, versions, commit and hardware, with every value that occurs among the seeds."""
+    headers = [run.header for run in group.runs]
+    model = headers[0]["model"]
+    packages = dict.fromkeys(package for h in headers for package in h["versions"])
+    return [
+        ("seeds", ", ".join(str(h["seed"]) for h in headers)),
+        ("model", f"{model['name']}, {count(model['parameters'])} parameters"),
+        ("axes", ", ".join(f"{axis}: {many(units, 'unit')}" for axis, units in model["axes"].items())),
+        *((package, _each(h["versions"].get(package, NOTHING) for h in headers)) for package in packages),
+        ("commit", _each(h["commit"] or "not recorded" for h in headers)),
+        ("hardware", _each(h["hardware"] for h in headers)),
+    ]
+
+
+def _each(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def settings(run: Run) -> Facts:
+    """The configuration with dotted names."""
+    return list(flat(run.header["config"]).items())
+
+
+def dropouts(group: Group) -> list[tuple[str, str, str, str]]:
+    """Who dropped out when and why: seed, round, participant, reason; the last row says how many are left."""
+    rows = [
+        (str(run.header["seed"]), str(r["round"]), str(d["participant"]), d["reason"])
+        for run in group.runs
+        for r in run.rounds
+        for d in r["dropped"]
+    ]
+    left = len(rows) - _DROPOUTS
+    return rows[:_DROPOUTS] + ([("…", "…", "…", f"and {left} more")] if left > 0 else [])
