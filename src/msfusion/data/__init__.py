@@ -1,8 +1,8 @@
 """Datasets and how they are divided among participants."""
 
-from .config import Data
-from .examples import Examples, LabelledImages, TokenBlocks, fetch
-from .federation import Federation
-from .load import load
+from msfusion.data.config import Data
+from msfusion.data.examples import Examples, LabelledImages, TokenBlocks, fetch
+from msfusion.data.federation import Federation
+from msfusion.data.load import load
 
 __all__ = ["Data", "Examples", "Federation", "LabelledImages", "TokenBlocks", "fetch", "load"]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from .config import Data
-from .resize import resize
-from .source import Source, Split, choose, stratified_split
+from msfusion.data.config import Data
+from msfusion.data.resize import resize
+from msfusion.data.source import Source, Split, choose, stratified_split
 
 
 def load_digits(config: Data, seed: int) -> Source:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from ..errors import UserError
-from .augment import crop_and_flip
+from msfusion.data.augment import crop_and_flip
+from msfusion.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
-from ..models import InputSpec
+from msfusion.models import InputSpec
 
 
 @dataclass(frozen=True)

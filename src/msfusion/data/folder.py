@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
-from .config import Data
-from .images import Encoded, decode_source
-from .source import Source
+from msfusion.data.config import Data
+from msfusion.data.images import Encoded, decode_source
+from msfusion.data.source import Source
+from msfusion.errors import UserError
 
 _TEST = ("test", "validation", "valid", "val")
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import UserError
-from .config import Data
-from .source import Indices, Source, Split, check_labels, choose, stratified_split
+from msfusion.data.config import Data
+from msfusion.data.source import Indices, Source, Split, check_labels, choose, stratified_split
+from msfusion.errors import UserError
 
 TEST_SHARE = 0.2
 """Of the examples, where there is no test split and the configuration names no share."""

@@ -7,18 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..models import InputSpec
-from .config import Data
-from .digits import load_digits
-from .examples import LabelledImages, TokenBlocks
-from .federation import Federation
-from .folder import load_folder
-from .parquet import load_cifar10, load_parquet
-from .partition import partition
-from .source import Source
-from .text import read_text
-from .tokens import tokenize
+from msfusion.data.config import Data
+from msfusion.data.digits import load_digits
+from msfusion.data.examples import LabelledImages, TokenBlocks
+from msfusion.data.federation import Federation
+from msfusion.data.folder import load_folder
+from msfusion.data.parquet import load_cifar10, load_parquet
+from msfusion.data.partition import partition
+from msfusion.data.source import Source
+from msfusion.data.text import read_text
+from msfusion.data.tokens import tokenize
+from msfusion.errors import UserError
+from msfusion.models import InputSpec
 
 IMAGE_SOURCES: dict[str, Callable[[Data, int], Source]] = {
     "cifar10": load_cifar10,

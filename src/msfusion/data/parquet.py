@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import UserError
-from .config import Data
-from .images import Encoded, decode_source
-from .source import Source
+from msfusion.data.config import Data
+from msfusion.data.images import Encoded, decode_source
+from msfusion.data.source import Source
+from msfusion.errors import UserError
 
 _TEST = ("test", "validation", "valid", "val")
 

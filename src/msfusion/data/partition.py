@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.seeds import derive
-from ..errors import UserError
-from .config import Data, Partition
-from .source import Indices
+from msfusion.core.seeds import derive
+from msfusion.data.config import Data, Partition
+from msfusion.data.source import Indices
+from msfusion.errors import UserError
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..core.seeds import derive
-from ..errors import UserError
+from msfusion.core.seeds import derive
+from msfusion.errors import UserError
 
 Indices = npt.NDArray[np.int64]
 

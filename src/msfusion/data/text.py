@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from .config import Data
+from msfusion.data.config import Data
+from msfusion.errors import UserError
 
 _TRAIN = ("train",)
 _TEST = ("test", "valid", "validation", "val")

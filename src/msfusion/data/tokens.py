@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .config import Data
-from .text import Text
+from msfusion.data.config import Data
+from msfusion.data.text import Text
+from msfusion.errors import UserError
 
 _LINES = 1000  # lines per piece that the byte-pair tokenizer sees at once
 

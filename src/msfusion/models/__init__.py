@@ -3,7 +3,7 @@
 Nothing here knows about windows or widths: a model is cut by reading what it computes.
 """
 
-from .inputs import InputSpec, example
-from .registry import MODELS, build
+from msfusion.models.inputs import InputSpec, example
+from msfusion.models.registry import MODELS, build
 
 __all__ = ["MODELS", "InputSpec", "build", "example"]

@@ -6,7 +6,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
-from .transformer import Block, initialise
+from msfusion.models.transformer import Block, initialise
 
 
 class GPT(nn.Module):

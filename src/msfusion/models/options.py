@@ -7,7 +7,7 @@ from inspect import signature
 from pydantic import ValidationError, validate_call
 from torch import nn
 
-from ..errors import UserError
+from msfusion.errors import UserError
 
 
 def nearest(name: str, names: Collection[str]) -> str:

@@ -7,15 +7,15 @@ from types import MappingProxyType
 import torch
 from torch import nn
 
-from ..errors import UserError
-from .cnn import cnn
-from .gpt import gpt
-from .inputs import InputSpec, example
-from .mlp import mlp
-from .options import call, check_names, nearest, option_names
-from .resnet import resnet18
-from .user_file import Built, build_from_file
-from .vit import vit
+from msfusion.errors import UserError
+from msfusion.models.cnn import cnn
+from msfusion.models.gpt import gpt
+from msfusion.models.inputs import InputSpec, example
+from msfusion.models.mlp import mlp
+from msfusion.models.options import call, check_names, nearest, option_names
+from msfusion.models.resnet import resnet18
+from msfusion.models.user_file import Built, build_from_file
+from msfusion.models.vit import vit
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "cnn": cnn,

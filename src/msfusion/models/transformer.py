@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import UserError
+from msfusion.errors import UserError
 
 _STD = 0.02  # of the initial weights, as in GPT-2
 

@@ -11,9 +11,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from ..errors import UserError
-from .inputs import InputSpec, example
-from .options import check_names
+from msfusion.errors import UserError
+from msfusion.models.inputs import InputSpec, example
+from msfusion.models.options import check_names
 
 Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
 """A module and the example inputs that it is called with."""

@@ -6,8 +6,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import nn
 
-from ..errors import UserError
-from .transformer import Block, initialise
+from msfusion.errors import UserError
+from msfusion.models.transformer import Block, initialise
 
 
 class ViT(nn.Module):
