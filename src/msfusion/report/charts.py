@@ -51,10 +51,9 @@ class Chart:
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """A style per label: msfusion first, the others by name; colours repeat with other dashes."""
-    ordered = sorted(labels, key=lambda label: (not label.startswith("msfusion"), label))
+    """A style per label, in their order; colours repeat with other dashes."""
     n = len(_COLOURS)
-    return {label: Style(_COLOURS[i % n], _DASHES[i // n % len(_DASHES)]) for i, label in enumerate(ordered)}
+    return {label: Style(_COLOURS[i % n], _DASHES[i // n % len(_DASHES)]) for i, label in enumerate(labels)}
 
 
 def chart(title: str, x: XUnit, y: YUnit, lines: Sequence[tuple[Style, Line]], number: int = 0) -> Chart:
@@ -65,7 +64,7 @@ def chart(title: str, x: XUnit, y: YUnit, lines: Sequence[tuple[Style, Line]], n
     matplotlib, figure = _figure()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
         axes = figure.add_subplot()
-        for style, points in lines:
+        for style, points in reversed(lines):  # the first ends up on top
             _draw(axes, style, points)
         _dress(axes)
         _scale_x(axes, x, [points for _, points in lines])
@@ -106,7 +105,7 @@ def _scale_x(axes: "Axes", unit: XUnit, lines: Sequence[Line]) -> None:
 
     if unit == "round":
         axes.set_xlabel("round", color=_INK)
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         return
     totals = [points.x[-1] for points in lines if points.x and points.x[-1] > 0]
     axes.set_xlabel(f"{'FLOPs' if unit == 'FLOP' else 'bytes'} per participant so far", color=_INK)

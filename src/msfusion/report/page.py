@@ -11,9 +11,9 @@ from msfusion.errors import UserError
 from msfusion.records import Run
 from msfusion.report import series, tables
 from msfusion.report.charts import Chart, Style, XUnit, YUnit, chart, styles
-from msfusion.report.numbers import many
+from msfusion.report.numbers import count, many
 from msfusion.report.picture import Picture, picture
-from msfusion.report.runs import Group, Task, find, tasks
+from msfusion.report.runs import Group, Task, find, rank, tasks
 from msfusion.report.series import Track
 
 Read = Callable[[Run], Track]
@@ -34,6 +34,17 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a chart is to show: a line per method of `ys` over `xs`."""
+
+    title: str
+    x: XUnit
+    y: YUnit
+    xs: Read
+    ys: Read
+
+
+@dataclass(frozen=True)
 class Figure:
     """A chart, or what to say in its place; `absent` are the methods that it cannot show."""
 
@@ -49,6 +60,7 @@ class Section:
 
     title: str
     metric: str
+    parameters: str
     rows: list[tables.Row]
     figures: list[Figure]
     methods: list[Method]
@@ -63,7 +75,7 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
     """
     found = find(runs)
     compared = tasks(found)
-    looks = styles(sorted({group.label for task in compared for group in task.groups}))
+    looks = styles(sorted({group.label for task in compared for group in task.groups}, key=rank))
     sections = [_section(task, looks, number) for number, task in enumerate(compared)]
     page = _render(sections, looks, f"{many(len(looks), 'method')}, {many(len(found), 'run')}")
     try:
@@ -82,15 +94,13 @@ def _render(sections: Sequence[Section], looks: dict[str, Style], counted: str) 
 
 
 def _section(task: Task, looks: dict[str, Style], number: int) -> Section:
-    methods = [_method(group, looks[group.label]) for group in task.groups]
-    rows = tables.summary(task.groups, task.metric)
-    order = [row.label for row in rows]
     return Section(
         task.title,
         task.metric,
-        rows,
-        [_figure(task, looks, number, *plan) for plan in _plans(task)],
-        sorted(methods, key=lambda method: order.index(method.label)),
+        count(task.groups[0].first.header["model"]["parameters"]),
+        tables.summary(task.groups, task.metric),
+        [_figure(task.groups, looks, plan, number) for plan in _plans(task)],
+        [_method(group, looks[group.label]) for group in task.groups],
         sum(len(r["dropped"]) for group in task.groups for run in group.runs for r in run.rounds),
     )
 
@@ -109,33 +119,29 @@ def _method(group: Group, style: Style) -> Method:
     )
 
 
-Plan = tuple[str, XUnit, YUnit, Read, Read]
-
-
 def _plans(task: Task) -> list[Plan]:
-    """Title, units and values of each chart; overlap rate and shift only where they say something."""
+    """Every chart of a task; overlap rate and shift only where they say something."""
     name = task.metric
     unit: YUnit = "share" if name == "accuracy" else "number"
     measured, title = series.metric(name), name.capitalize()
-    plans: list[Plan] = [
-        (f"{title} over rounds", "round", unit, series.rounds, measured),
-        (f"{title} over FLOPs per participant", "FLOP", unit, series.spent("flops"), measured),
-        (f"{title} over bytes per participant", "B", unit, series.spent("bytes"), measured),
-        ("Coverage over rounds", "round", "share", series.rounds, series.field("coverage")),
+    plans = [
+        Plan(f"{title} over rounds", "round", unit, series.rounds, measured),
+        Plan(f"{title} over FLOPs per participant", "FLOP", unit, series.spent("flops"), measured),
+        Plan(f"{title} over bytes per participant", "B", unit, series.spent("bytes"), measured),
+        Plan("Coverage over rounds", "round", "share", series.rounds, series.field("coverage")),
     ]
-    extra: list[Plan] = [
-        ("Overlap rate over rounds", "round", "share", series.rounds, series.field("overlap")),
-        ("Model shift over rounds", "round", "number", series.rounds, series.field("shift")),
+    extra = [
+        Plan("Overlap rate over rounds", "round", "share", series.rounds, series.field("overlap")),
+        Plan("Model shift over rounds", "round", "number", series.rounds, series.field("shift")),
     ]
     runs = [run for group in task.groups for run in group.runs]
-    return plans + [plan for plan in extra if any(series.varies(plan[4](run)) for run in runs)]
+    return plans + [plan for plan in extra if any(series.varies(plan.ys(run)) for run in runs)]
 
 
-def _figure(
-    task: Task, looks: dict[str, Style], number: int, title: str, x: XUnit, y: YUnit, xs: Read, ys: Read
-) -> Figure:
-    lines = {group.label: series.line(group.runs, xs, ys) for group in task.groups}
+def _figure(groups: Sequence[Group], looks: dict[str, Style], plan: Plan, number: int) -> Figure:
+    lines = {group.label: series.line(group.runs, plan.xs, plan.ys) for group in groups}
     # A method that spends nothing has no place on a cost axis.
-    shown = [label for label, line in lines.items() if line.x and (x == "round" or line.x[-1] > 0)]
-    drawn = chart(title, x, y, [(looks[label], lines[label]) for label in shown], number) if shown else None
-    return Figure(title, drawn, shown, [label for label in lines if label not in shown])
+    shown = [label for label, line in lines.items() if line.x and (plan.x == "round" or line.x[-1] > 0)]
+    styled = [(looks[label], lines[label]) for label in shown]
+    drawn = chart(plan.title, plan.x, plan.y, styled, number) if shown else None
+    return Figure(plan.title, drawn, shown, [label for label in lines if label not in shown])

@@ -16,7 +16,9 @@ from msfusion.records import Round, Run
 
 ROUNDS = 40
 PARTICIPANTS = 12
-_TALL = 40  # pixels; an axis with more units is scaled down, smoothly
+_EXACT = 64  # units; an axis with more is scaled down, smoothly
+_HEIGHT = 40  # pixels of a strip, about
+_COLUMN = 16  # pixels that a round is wide in an image scaled smoothly, so that rounds do not blur
 _LEVELS = 16  # shades of the row that shows all participants together
 _GREY = (128, 128, 128)
 
@@ -72,11 +74,12 @@ def picture(run: Run, colour: str) -> Picture:
 
 
 def _panel(axis: str, units: int, rounds: Sequence[Round], everyone: Sequence[int], colour: str) -> Panel:
+    smooth = units > _EXACT
+    repeat = _COLUMN if smooth else 1
     maps = {n: bitmap(rounds, axis, units, n) for n in everyone}
-    strips = [Strip("all", _png(_together(list(maps.values())), _shades(colour)))]
-    strips += [Strip(str(n), _png(maps[n], _plain(colour))) for n in everyone[:PARTICIPANTS]]
-    smooth = units > _TALL
-    height = _TALL if smooth else units * max(1, 32 // units)
+    strips = [Strip("all", _png(_together(list(maps.values())), _shades(colour), repeat))]
+    strips += [Strip(str(n), _png(maps[n], _plain(colour), repeat)) for n in everyone[:PARTICIPANTS]]
+    height = _HEIGHT if smooth else units * max(1, _HEIGHT // units)
     first, last = rounds[0]["round"], rounds[-1]["round"]
     return Panel(axis, units, tuple(strips), first, last, len(rounds), height, smooth)
 
@@ -113,16 +116,16 @@ def _plain(colour: str) -> Palette:
 
 
 def _shades(colour: str) -> Palette:
-    return [((0, 0, 0), 0)] + [(_rgb(colour), 60 + 195 * i // _LEVELS) for i in range(1, _LEVELS + 1)]
+    return [((0, 0, 0), 0)] + [(_rgb(colour), 40 + 215 * i // _LEVELS) for i in range(1, _LEVELS + 1)]
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
 
-def _png(pixels: Bitmap, palette: Palette) -> str:
-    image = Image.fromarray(np.ascontiguousarray(pixels)).convert("L")
-    image = Image.frombytes("P", image.size, image.tobytes())
+def _png(pixels: Bitmap, palette: Palette, repeat: int) -> str:
+    wide = np.repeat(pixels, repeat, axis=1)
+    image = Image.frombytes("P", wide.shape[::-1], wide.tobytes())
     image.putpalette([channel for rgb, _ in palette for channel in rgb])
     file = io.BytesIO()
     image.save(file, "PNG", transparency=bytes(opacity for _, opacity in palette), optimize=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msfusion.errors import UserError
 from msfusion.records import FILE_NAME, Run, read
-from msfusion.report.numbers import Metric, count
+from msfusion.report.numbers import Metric
 
 # Settings that say where or how often a run was made, not what was run: they never tell two groups apart.
 _INCIDENTAL = frozenset({"seed", "device", "checkpoint_every", "method"})
@@ -61,8 +61,7 @@ def tasks(found: Mapping[Path, Run]) -> tuple[Task, ...]:
         key = (_title(run), run.header["model"]["parameters"], run.header["metric"])
         by_task.setdefault(key, {})[path] = run
     return tuple(
-        Task(f"{title}, {count(parameters)} parameters", metric, _groups(members))
-        for (title, parameters, metric), members in sorted(by_task.items())
+        Task(title, metric, _groups(members)) for (title, _, metric), members in sorted(by_task.items())
     )
 
 
@@ -85,7 +84,8 @@ def _groups(found: Mapping[Path, Run]) -> tuple[Group, ...]:
             )
         seeds[seed] = path, run
     bundles = [tuple(run for _, (_, run) in sorted(seeds.items())) for _, seeds in sorted(by_key.items())]
-    return tuple(Group(label, runs) for label, runs in zip(_labels(bundles), bundles, strict=True))
+    groups = (Group(label, runs) for label, runs in zip(_labels(bundles), bundles, strict=True))
+    return tuple(sorted(groups, key=lambda group: rank(group.label)))
 
 
 def _settings(run: Run) -> dict[str, str]:
@@ -101,6 +101,11 @@ def _labels(bundles: Sequence[tuple[Run, ...]]) -> Iterator[str]:
         telling = [key for key in sorted(own) if len({s.get(key) for s in siblings}) > 1]
         settings = [f"{key} {own[key]}" for key in telling if own[key] != "null"]
         yield f"{method} ({', '.join(settings)})" if settings else method
+
+
+def rank(label: str) -> tuple[bool, str]:
+    """The order of methods wherever they are not ranked by result: msfusion and its variants first."""
+    return not label.startswith("msfusion"), label
 
 
 def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:

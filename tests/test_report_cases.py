@@ -1,0 +1,162 @@
+"""Runs of every kind: other metrics, unfinished, dropped out, ablated, broken."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from msfusion.errors import UserError
+from msfusion.records import Writer, read
+from msfusion.report import write_report
+from msfusion.report.charts import styles
+from test_report import AXES, Page, a_header, a_round, pixels, write
+
+
+def one(tmp_path: Path, *runs: Path) -> Page:
+    write_report(runs, tmp_path / "report.html")
+    return Page(tmp_path / "report.html")
+
+
+def test_everything_from_the_records_is_escaped(tmp_path: Path) -> None:
+    evil = "<b>&\"'</b>"
+    header = a_header(evil, 0, commit=evil, hardware=evil, config={evil: evil}, versions={evil: evil})
+    header["model"] = {"name": evil, "parameters": 5, "axes": {evil: 32}}
+    header["pictured"] = [evil]
+    dropped = [{"participant": 1, "reason": evil}]
+    page = one(tmp_path, write(tmp_path / "run", header, 0))
+    with Writer.resume(tmp_path / "run", header, 0) as writer:
+        writer.round(a_round(a_header("msfusion", 0), 0, dropped=dropped, windows={evil: {"0": [[0, 2]]}}))
+    page = one(tmp_path, tmp_path / "run")
+    assert "<b>" not in page.source
+    assert page.source.count("&lt;b&gt;") > 10
+
+
+def test_a_run_judged_by_loss_ranks_the_least_first(tmp_path: Path) -> None:
+    runs = [write(tmp_path / m, a_header(m, 0, metric="loss"), 5) for m in ("msfusion", "fedavg")]
+    page = one(tmp_path, *runs)
+    assert [row[0] for row in page.rows[1:3]] == ["fedavg", "msfusion"]
+    assert re.fullmatch(r"\d\.\d{3} \(1 seed\)", page.rows[1][1])
+    assert page.texts["h4"][0] == "Loss over rounds"
+
+
+def test_one_round_is_enough(tmp_path: Path) -> None:
+    page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0), 1))
+    assert page.source.count("<svg xmlns:xlink") == 4
+    assert "round 0" in page.texts["span"]
+    assert page.row("msfusion")[-1] == "1"
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_run_without_evaluation_says_so(tmp_path: Path, rounds: int) -> None:
+    runs = [
+        write(tmp_path / "new", a_header("msfusion", 0), rounds, evaluation=None),
+        write(tmp_path / "done", a_header("random", 0), 2),
+    ]
+    page = one(tmp_path, *runs)
+    assert [row[0] for row in page.rows[1:3]] == ["random", "msfusion"]
+    assert page.row("msfusion")[1] == "no evaluation yet"
+    assert "Not shown, nothing to place: msfusion." in page.texts["figcaption"]
+    alone = one(tmp_path, runs[0])
+    assert "Nothing to show yet." in alone.texts["p"]
+
+
+def test_a_participant_that_dropped_out_is_listed_and_grey(tmp_path: Path) -> None:
+    dropped = [{"participant": 3, "reason": "lost its connection"}]
+    page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0), 2, dropped=dropped))
+    assert ["0", "1", "3", "lost its connection"] in page.rows
+    assert any("dropped out of a round 2 times" in text for text in page.texts["p"])
+    assert set(pixels(page.images[4]).ravel()) == {90}
+
+
+def test_overlap_and_shift_are_shown_where_they_vary(tmp_path: Path) -> None:
+    header = a_header("msfusion", 0)
+    with Writer(tmp_path / "run", header) as writer:
+        for number in range(3):
+            writer.round(a_round(header, number, overlap=0.1 * number, shift=None if number == 0 else 0.3))
+    titles = one(tmp_path, tmp_path / "run").texts["h4"]
+    assert "Overlap rate over rounds" in titles
+    assert "Model shift over rounds" not in titles
+
+
+def test_a_method_that_exchanges_nothing_has_no_place_over_bytes(tmp_path: Path) -> None:
+    page = one(
+        tmp_path,
+        write(tmp_path / "a", a_header("standalone", 0), 3, bytes=0),
+        write(tmp_path / "b", a_header("msfusion", 0), 3),
+    )
+    assert page.texts["figcaption"].count("Not shown, nothing to place: standalone.") == 1
+
+
+def test_configurations_of_one_method_are_told_apart(tmp_path: Path) -> None:
+    runs = [
+        write(tmp_path / f"{lr}-{seed}", a_header("msfusion", seed, config={"train": {"lr": lr}}), 2)
+        for lr in (0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    page = one(tmp_path, *runs)
+    assert {row[0] for row in page.rows[1:3]} == {"msfusion (train.lr 0.1)", "msfusion (train.lr 0.2)"}
+
+
+def test_other_models_and_metrics_have_their_own_section(tmp_path: Path) -> None:
+    model = {"name": "gpt", "parameters": 99, "axes": AXES}
+    page = one(
+        tmp_path,
+        write(tmp_path / "a", a_header("msfusion", 0), 2),
+        write(tmp_path / "b", a_header("msfusion", 0, metric="loss", model=model), 2),
+    )
+    assert page.texts["h2"] == ["cnn on digits: accuracy", "gpt on digits: loss"]
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_of_many_participants_the_first_are_shown(tmp_path: Path) -> None:
+    page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0, participants=30), 2))
+    assert len(page.images) == 2 * 13
+    assert any("18 more participants" in text for text in page.texts["p"])
+
+
+def test_many_methods_keep_their_own_looks() -> None:
+    looks = styles([f"method {n}" for n in range(21)])
+    assert len(set(looks.values())) == 21
+
+
+def _bad(tmp_path: Path) -> Iterator[tuple[list[Path], str]]:
+    same = [write(tmp_path / name, a_header("msfusion", 0), 1) for name in ("a", "b")]
+    (tmp_path / "empty").mkdir()
+    yield [], "at least one run"
+    yield [tmp_path / "missing"], "No such file"
+    yield [tmp_path / "empty"], "none holds records.jsonl"
+    yield same, "with seed 0 in .*a and in .*b"
+
+
+def test_what_cannot_be_reported(tmp_path: Path) -> None:
+    for runs, message in _bad(tmp_path):
+        with pytest.raises(UserError, match=message):
+            write_report(runs, tmp_path / "report.html")
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = write(tmp_path / "run", a_header("msfusion", 0), 1)
+    with pytest.raises(UserError, match=r'pip install "msfusion\[report\]"'):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_a_report_does_not_wait_for_torch(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", a_header("msfusion", 0), 1)
+    code = (
+        "import sys; from pathlib import Path; from msfusion.report import write_report;"
+        f"write_report([Path({str(run)!r})], Path({str(tmp_path / 'r.html')!r}));"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_records_and_report_agree_on_what_a_run_is(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", a_header("msfusion", 0), 2)
+    with (run / "records.jsonl").open("ab") as file:
+        file.write(b'{"kind":"round","round":2')
+    assert len(read(run).rounds) == 2
+    assert one(tmp_path, run).row("msfusion")[-1] == "2"
