@@ -112,7 +112,7 @@ class DoubleShift:
     participants: N.
     colours: axis -> colour, from ``colour_axes``; with starts "in-step" they are ignored.
     starts: "designed" as above; "in-step": the same slot for every axis; "independent": a random start per
-    round and axis, participants shifted from there.
+    round, diagonal and axis, participants shifted from there.
     overlap: overlap rate in [0, 1).
     """
 
@@ -133,7 +133,7 @@ class DoubleShift:
             axis: window(
                 size := self.sizes[axis],
                 (slot + colours.get(axis, 0) * diagonal) * size // slots
-                + math.floor(self._turn(round, epoch, axis) * size),
+                + math.floor(self._turn(round, epoch, diagonal, axis) * size),
                 width,
             )
             for axis, width in cut.items()
@@ -165,10 +165,10 @@ class DoubleShift:
         back, slot = divmod(since * rest + slot, slots)
         return slot, slots - 1 - back
 
-    def _turn(self, round: int, epoch: int, axis: str) -> float:
+    def _turn(self, round: int, epoch: int, diagonal: int, axis: str) -> float:
         """How far the slots of an axis are turned, as a share of the axis."""
         if self.starts == "independent":
-            return generator(self.seed, "start", round, axis).random()
+            return generator(self.seed, "start", round, diagonal, axis).random()
         if epoch == 0:
             return 0.0
         return generator(self.seed, "turn", epoch, axis if self.starts == "designed" else "").random()
