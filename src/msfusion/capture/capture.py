@@ -11,6 +11,7 @@ from msfusion.errors import UserError
 
 from .derive import derive
 from .graph import capture_graph, copy_with, named_tensors
+from .graph_module import SymbolicGraphs
 from .narrow import Source, narrow_module
 
 
@@ -63,7 +64,11 @@ def capture(
     kwargs = dict(kwargs or {})
     graph = capture_graph(model, args, kwargs)
     derived = derive(model, graph)
-    return Capture(Source(_skeleton(model), graph, derived.found, derived.names, derived.axes, args, kwargs))
+    skeleton = _skeleton(model)
+    symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs)
+    return Capture(
+        Source(skeleton, graph, derived.found, derived.names, derived.axes, args, kwargs, symbolic)
+    )
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

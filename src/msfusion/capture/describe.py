@@ -12,11 +12,12 @@ _CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def describe(model: nn.Module) -> None:
     """Make these attributes agree with the tensors, in every module of the model."""
     for module in model.modules():
-        for name, value in _sizes(module).items():
+        for name, value in described_sizes(module).items():
             setattr(module, name, value)
 
 
-def _sizes(module: nn.Module) -> dict[str, Any]:
+def described_sizes(module: nn.Module) -> dict[str, Any]:
+    """Attribute -> its value by the shapes of the tensors of the module."""
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
     if isinstance(module, _RECURRENT):

@@ -1,6 +1,7 @@
 """The captured graph: ``torch.export`` of a model whose tensors hold no memory."""
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import UserError
@@ -21,6 +24,7 @@ _KNOWN_WARNINGS = (
     r".*Was not able to add assertion.*",
     r".*non-leaf Tensor.*",
     r".*LeafSpec.*",
+    r"The tensor attributes .* were assigned during export",
 )
 
 
@@ -50,14 +54,27 @@ class Graph:
             yield from module.graph.nodes
 
 
-def capture_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
-    """Export the model in eval mode on tensors that hold no memory; the model itself is not touched."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).eval()
-    fake_args, fake_kwargs = fake_inputs((args, dict(kwargs)), mode)
+def capture_graph(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    training: bool = False,
+    symbolic: bool = False,
+) -> Graph:
+    """Export the model on tensors that hold no memory; the model itself is not touched.
+
+    symbolic: the sizes of the inputs are variables, where the model allows it.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if symbolic else None)
+    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)
+    fake_args, fake_kwargs = (args, dict(kwargs)) if symbolic else fake_inputs((args, dict(kwargs)), mode)
+    dynamic = _all_dynamic(shadow, args, kwargs) if symbolic else None
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(shadow, fake_args, fake_kwargs, strict=False)
+            program = torch.export.export(
+                shadow, fake_args, fake_kwargs, dynamic_shapes=dynamic, strict=False
+            )
     except Exception as error:
         raise UserError(
             f"expected a model that torch.export can capture with the example inputs, got"
@@ -65,6 +82,16 @@ def capture_graph(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         ) from error
     program.graph.eliminate_dead_code()
     return Graph(program, _tensor_inputs(program))
+
+
+def _all_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Every dimension of every tensor input may vary."""
+
+    def spec(value: Any) -> Any:
+        return dict.fromkeys(range(value.ndim), Dim.AUTO) if isinstance(value, torch.Tensor) else None
+
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: pytree.tree_map(spec, value) for name, value in bound.items()}
 
 
 @contextmanager

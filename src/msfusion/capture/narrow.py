@@ -4,7 +4,7 @@ A module keeps sizes in attributes (``n_head``, ``embed_dim``) that its forward 
 Which of them have to change cannot be read from their names. The captured graph can tell: it says what each
 operation must look like at the new widths. So a candidate copy is exported and compared with that, and where
 it differs the module that differs first has an attribute changed, one that holds a size which must change
-there. Nothing is guessed: a copy that does not arrive at the expected operations is refused.
+there. Nothing is guessed: a copy that does not arrive at the expected operations is not used.
 """
 
 import copy
@@ -20,8 +20,9 @@ from torch import nn
 from msfusion.core.axes import AxisMap, Widths, axes_of
 from msfusion.errors import UserError
 
-from .describe import describe
+from .describe import describe, described_sizes
 from .graph import Graph, copy_with, module_path, named_tensors
+from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch
 from .propagate import Propagation
 from .resize import Change, Sizes, changes
@@ -59,10 +60,12 @@ class Source:
     axes: AxisMap
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    symbolic: SymbolicGraphs
 
 
 def narrow_module(source: Source, widths: Widths) -> nn.Module:
-    """A runnable copy of the module at other widths; ``UserError`` where its code does not allow one."""
+    """A runnable copy of the module at other widths: with its own forward where that follows, else with the
+    captured graph in its place; ``UserError`` where neither can be had."""
     sizes = Sizes(source.names, widths)
     module = narrow_copy(source.model, source.axes, widths)
     describe(module)
@@ -78,14 +81,17 @@ def narrow_module(source: Source, widths: Widths) -> nn.Module:
         if not search.change(mismatch.path):
             break
     assert mismatch is not None
-    raise _refusal(mismatch)
+    replaced = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)
+    if replaced is None:
+        raise _refusal(mismatch)
+    return replaced
 
 
 def _refusal(mismatch: Mismatch) -> UserError:
     name = mismatch.path or "the model itself"
     return UserError(
-        f"expected the forward of {name} to follow its sizes, but {mismatch.line} does not ({mismatch.text});"
-        " take sizes there from the tensors (x.shape) or from an attribute of the module"
+        f"expected a forward that follows the sizes of its tensors, but {mismatch.line} (in {name}) does not"
+        f" ({mismatch.text}); take sizes there from x.shape or from an attribute of the module"
     )
 
 
@@ -122,15 +128,21 @@ def _candidates(model: nn.Module, wanted: list[Change]) -> dict[str, list[Candid
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Attributes of a module, of its plain objects (configurations) and of its childless children."""
-    own = vars(module)
-    yield from ((key, value) for key, value in own.items() if not key.startswith("_"))
+    own = _public(module)
+    yield from own.items()
     for name, value in own.items():
         plain = hasattr(value, "__dict__") and not isinstance(value, nn.Module | torch.Tensor | type)
-        if plain and not callable(value) and not name.startswith("_"):
+        if plain and not callable(value):
             yield from ((f"{name}.{key}", v) for key, v in vars(value).items() if not key.startswith("_"))
     for name, child in module.named_children():
         if next(child.children(), None) is None:
-            yield from ((f"{name}.{key}", v) for key, v in vars(child).items() if not key.startswith("_"))
+            yield from ((f"{name}.{key}", v) for key, v in _public(child).items())
+
+
+def _public(module: nn.Module) -> dict[str, Any]:
+    """Attributes whose value does not follow from the module's tensors."""
+    known = described_sizes(module)
+    return {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in known}
 
 
 def _values(key: str, value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Candidate]:

@@ -8,6 +8,7 @@ copy of the module has to arrive at by itself (the oracle of ``narrow``).
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -94,11 +95,17 @@ class Site:
         return found
 
     def rewritten(self, old: Sequence[Any], labels: Sequence[Label]) -> list[Any]:
-        """Sizes that the labels explain, at the new widths; -1 and symbolic ones stay."""
-        return [
-            self.sizes.size(label) if isinstance(size, int) and size == label.size else size
-            for size, label in zip(old, labels, strict=True)
-        ]
+        """Sizes that the labels explain, at the new widths; -1 stays.
+
+        A symbolic size that is a multiple of a width (batch times heads) becomes the fraction of it.
+        """
+        return [self._rewritten(size, label) for size, label in zip(old, labels, strict=True)]
+
+    def _rewritten(self, size: Any, label: Label) -> Any:
+        label, new = resolve(label), self.sizes.size(label)
+        if isinstance(size, int):
+            return new if size == label.size else size
+        return Fraction(new, label.size) if label.form == "product" and new != label.size else size
 
 
 Resize = Callable[[Site], dict[str, Any]]
