@@ -321,6 +321,18 @@ def test_values_of_another_type_are_brought_to_the_model_s() -> None:
     assert values["w"].tolist() == [3.0, 3.0, 3.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_merged_in_single_precision(dtype: torch.dtype) -> None:
+    """The weights, 50,000 examples each, and their sums do not fit in half precision."""
+    values = {"w": torch.tensor([1.0, 2.0, 3.0]).to(dtype)}
+    merge = Merge(values, LINE)
+    merge.add(Contribution(0, {"a": ((0, 2),)}, {"w": torch.tensor([5.0, 4.0])}, 50_000))
+    merge.add(Contribution(1, {"a": ((1, 3),)}, {"w": torch.tensor([8.0, 3.5])}, 150_000))
+    merge.apply()
+    assert values["w"].dtype == dtype
+    assert values["w"].tolist() == [5.0, 7.0, 3.5]
+
+
 # --- memory
 
 

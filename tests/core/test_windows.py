@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maps import make_map, members, resnet18
+from maps import make_map, mask, members, resnet18
 
 from msfusion.core.axes import Selection, Units, count
 from msfusion.core.windows import (
@@ -380,6 +380,29 @@ def test_every_participant_meets_every_unit_in_time(how: str) -> None:
         for participant in range(n):
             selections = [schedule.windows(r, participant, widths) for r in range(60)]
             assert all(units == set(range(16)) for units in covered(selections, sizes).values())
+
+
+@pytest.mark.parametrize("ladder", [[8, 16], [6, 7, 8, 9, 8], [4, 8, 16, 32, 8]])
+def test_participants_of_different_widths_reach_every_entry_in_the_end(ladder: list[int]) -> None:
+    """No epoch is promised here: each width has a grid of its own."""
+    sizes = {"a": 64, "b": 64}
+    schedule = DoubleShift(sizes, 10, 0, {"a": 0, "b": 1})
+    met = np.zeros((64, 64), dtype=bool)
+    for participant in range(10):
+        widths = dict.fromkeys(sizes, ladder[participant % len(ladder)])
+        for round in range(50):
+            selection = schedule.windows(round, participant, widths)
+            met[np.ix_(sorted(members(selection["a"])), sorted(members(selection["b"])))] = True
+    assert met.all()
+
+
+def test_windows_do_not_reach_all_of_a_tensor_that_follows_one_axis_twice() -> None:
+    """The limit of every contiguous window; scattered units reach the rest."""
+    axes = make_map({"w": ["a:16", "a:16"]})
+    (dims,) = axes.tensors.values()
+    for schedule, share in ((DoubleShift({"a": 16}, 4, 0), 7 / 16), (RandomUnits({"a": 16}, 0), 1)):
+        met = sum(mask(dims, schedule.windows(r, p, {"a": 4})) for r in range(100) for p in range(4))
+        assert (met > 0).mean() == share
 
 
 # --- colours

@@ -111,10 +111,11 @@ class Merge:
         for name, part in contribution.values.items():
             dims, value = self._axes.tensors[name], self._values[name]
             if name not in self._sum:
-                self._sum[name] = torch.zeros_like(value)
-                self._weight[name] = value.new_zeros([1] * len(dims))
+                wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot hold weights
+                self._sum[name] = torch.zeros_like(value, dtype=wide)
+                self._weight[name] = value.new_zeros([1] * len(dims), dtype=wide)
             self._weight[name] = _widened(self._weight[name], dims, contribution.selection)
-            moved = take(value, dims, contribution.selection) - part.to(value)
+            moved = take(value, dims, contribution.selection).to(self._sum[name]) - part.to(self._sum[name])
             add_into(self._sum[name], dims, contribution.selection, moved * contribution.weight)
             add_into(self._weight[name], dims, contribution.selection, contribution.weight)
 

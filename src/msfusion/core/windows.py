@@ -101,12 +101,14 @@ class DoubleShift:
 
     All axes share one grid of P slots, the least P with slots at most ``(1 - overlap) * width`` apart that
     shares no factor with a difference of two colours. The windows of neighbouring slots of an axis have at
-    least ``floor(overlap * width)`` units in common, so the slots cover every axis. A participant trains
-    slot ``i + colour * d (mod P)`` of an axis. With N >= P, ``i`` runs through all slots in a round (the
+    least ``floor(overlap * width)`` units in common, so the slots cover every axis. A participant trains slot
+    ``i + colour * d (mod P)`` of an axis. With N >= P, ``i`` runs through all slots in a round (the
     participant shift, rotated by one each round) while the diagonal ``d`` moves on (the round shift). Axes
     that meet in a tensor have different colours, so their relative offset runs through all its values and
-    every pair of slots, hence every entry of the tensor, has been trained after about P^2 / N rounds, the
-    least possible. Then each axis is turned by a random offset and the next such epoch begins.
+    every pair of slots, hence every entry of a tensor of two axes, has been trained after about P^2 / N
+    rounds, the least possible. Then each axis is turned by a random offset and the next such epoch begins.
+    The grid follows from a participant's own widths, so all this holds where widths and overlap are the same
+    for all and do not change; otherwise everything is still reached, but later.
 
     sizes: units of every axis.
     participants: N.
