@@ -47,7 +47,8 @@ def learning_rate(config: Train, round: int, rounds: int) -> float:
     """Learning rate of a round, of ``rounds`` in all."""
     if config.lr_schedule == "constant":
         return config.lr
-    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * round / rounds)))
+    done = round / max(1, rounds - 1)
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
 
 
 def train(

@@ -39,16 +39,17 @@ class Objective:
         if self.custom is not None:
             return self.custom(output, targets)
         logits = logits_of(output)
-        _check_labels(logits, targets)
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten())
+        _check_targets(logits, targets)
+        return F.cross_entropy(logits.flatten(0, -2), targets.flatten().long())
 
     def score(self, output: Any, targets: Tensor) -> Score:
         """Loss and correct predictions of a batch, summed."""
         if self.custom is not None:
             return Score(float(self.custom(output, targets)) * len(targets), 0.0, len(targets))
         logits = logits_of(output)
+        loss = self.loss(logits, targets)
         correct = (logits.argmax(-1) == targets).sum()
-        return Score(float(self.loss(logits, targets)) * targets.numel(), float(correct), targets.numel())
+        return Score(float(loss) * targets.numel(), float(correct), targets.numel())
 
 
 def logits_of(output: Any) -> Tensor:
@@ -62,7 +63,13 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
-def _check_labels(logits: Tensor, targets: Tensor) -> None:
+def _check_targets(logits: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
+        raise UserError(
+            f"expected integer labels of shape {tuple(logits.shape[:-1])}, as the model returns logits of "
+            f"shape {tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}; "
+            "return such labels from the dataset or give a loss function of your own"
+        )
     if logits.is_meta or logits.is_cuda:  # a look at the values would stall the device
         return
     low, high = int(targets.min()), int(targets.max())
