@@ -18,6 +18,7 @@ ROUNDS = 40
 PARTICIPANTS = 12
 _EXACT = 64  # units; an axis with more is scaled down, smoothly
 _HEIGHT = 40  # pixels of a strip, about
+_NARROW = 160  # pixels, room for the first and the last round's number
 _COLUMN = 16  # pixels that a round is wide in an image scaled smoothly, so that rounds do not blur
 _LEVELS = 16  # shades of the row that shows all participants together
 _GREY = (128, 128, 128)
@@ -44,7 +45,7 @@ class Panel:
     strips: tuple[Strip, ...]
     first: int
     last: int
-    rounds: int
+    width: int  # pixels, at most
     height: int
     smooth: bool
 
@@ -80,8 +81,9 @@ def _panel(axis: str, units: int, rounds: Sequence[Round], everyone: Sequence[in
     strips = [Strip("all", _png(_together(list(maps.values())), _shades(colour), repeat))]
     strips += [Strip(str(n), _png(maps[n], _plain(colour), repeat)) for n in everyone[:PARTICIPANTS]]
     height = _HEIGHT if smooth else units * max(1, _HEIGHT // units)
+    width = max(_NARROW, 24 * len(rounds))
     first, last = rounds[0]["round"], rounds[-1]["round"]
-    return Panel(axis, units, tuple(strips), first, last, len(rounds), height, smooth)
+    return Panel(axis, units, tuple(strips), first, last, width, height, smooth)
 
 
 def _present(record: Round) -> set[int]:
