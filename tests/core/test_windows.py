@@ -223,6 +223,13 @@ def test_the_finest_cut_sets_the_grid() -> None:
     assert schedule.slots({}) == 1
 
 
+def test_an_axis_that_the_plan_leaves_whole_has_no_part_in_the_grid() -> None:
+    schedule = DoubleShift({"a": 6, "b": 4}, 7, 0, {"a": 0, "b": 1}, overlap=0.9)
+    assert schedule.slots({"a": 6, "b": 2}) == schedule.slots({"b": 2}) == 4
+    assert schedule.epoch({"a": 6, "b": 2}) == schedule.epoch({"b": 2}) == 3
+    assert schedule.windows(1, 3, {"a": 6, "b": 2}) == schedule.windows(1, 3, {"b": 2})
+
+
 def test_overlap_brings_the_slots_closer() -> None:
     schedule = DoubleShift({"a": 12}, 12, 0, {"a": 0}, overlap=0.5)
     assert schedule.slots({"a": 4}) == 6
@@ -324,7 +331,8 @@ def test_slots_are_the_least_that_cover_every_axis_and_suit_the_colours(case: Ca
     sizes, widths, colours = case
     slots = DoubleShift(sizes, 1, 0, colours, overlap=overlap).slots(widths)
     exact = Fraction(str(overlap))
-    least = max(Fraction(sizes[a]) / max(Fraction(1), (1 - exact) * widths[a]) for a in sizes)
+    cut = [axis for axis in sizes if widths[axis] < sizes[axis]]
+    least = max((sizes[a] / max(Fraction(1), (1 - exact) * widths[a]) for a in cut), default=Fraction(1))
     differences = range(1, max(colours.values()) + 1)
     assert slots >= least
     assert all(math.gcd(slots, difference) == 1 for difference in differences)

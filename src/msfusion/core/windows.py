@@ -126,9 +126,8 @@ class DoubleShift:
     overlap: float = 0.0
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
-        cut = {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
-        slots = self.slots(cut)
-        epoch, since = divmod(round, self.epoch(cut))
+        slots = self.slots(widths)
+        epoch, since = divmod(round, self.epoch(widths))
         slot, diagonal = self._slot((participant + round) % self.participants, since, slots)
         colours = self.colours if self.starts == "designed" else {}
         return {
@@ -138,12 +137,12 @@ class DoubleShift:
                 + math.floor(self._turn(round, epoch, diagonal, axis) * size),
                 width,
             )
-            for axis, width in cut.items()
+            for axis, width in self._cut(widths).items()
         }
 
     def slots(self, widths: Widths) -> int:
         """P: the number of windows that it takes to go once around the finest-cut axis."""
-        steps = {axis: max(1.0, (1 - self.overlap) * width) for axis, width in widths.items()}
+        steps = {axis: max(1.0, (1 - self.overlap) * width) for axis, width in self._cut(widths).items()}
         slots = max((math.ceil(self.sizes[axis] / step) for axis, step in steps.items()), default=1)
         differences = range(2, max(self.colours.values(), default=0) + 1)
         while any(math.gcd(slots, difference) > 1 for difference in differences):
@@ -153,6 +152,9 @@ class DoubleShift:
     def epoch(self, widths: Widths) -> int:
         """Rounds until every pair of slots of two axes of different colour has been trained."""
         return math.ceil(self.slots(widths) ** 2 / self.participants)
+
+    def _cut(self, widths: Widths) -> dict[str, int]:
+        return {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
 
     def _slot(self, turned: int, since: int, slots: int) -> tuple[int, int]:
         """Slot and diagonal of the participant at place ``turned``, ``since`` rounds into the epoch.
