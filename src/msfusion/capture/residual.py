@@ -12,8 +12,9 @@ def residual_leaves(flows: Sequence[Flow]) -> set[Label]:
 
     Take the free leaves as nodes and let every operation draw an edge from each leaf that vanishes in it
     (in the labels of its activation inputs, not of its outputs) to each that appears. A block that reads a
-    stream and adds to it closes a cycle through its inner axes. The stream is the leaf of a strongly
-    connected component of two or more that occurs first, provided that two activations are added along it.
+    stream and adds to it closes a cycle through its inner axes. The stream is the first leaf of a strongly
+    connected component of two or more along which two activations are added: what is added along inside
+    blocks (rotary positions, gates) comes later.
     """
     edges: dict[Label, set[Label]] = {}
     order: list[Label] = []
@@ -28,8 +29,8 @@ def residual_leaves(flows: Sequence[Flow]) -> set[Label]:
         if flow.adds:
             added.update(after)
     position = {leaf: i for i, leaf in reversed(list(enumerate(order)))}
-    firsts = (min(c, key=lambda x: position.get(x, len(order))) for c in components(edges) if len(c) > 1)
-    return {leaf for leaf in firsts if leaf in added}
+    cycles = [component & added for component in components(edges) if len(component) > 1]
+    return {min(cycle, key=lambda leaf: position[leaf]) for cycle in cycles if cycle}
 
 
 def _free(tensors: Iterable[Labels]) -> dict[Label, None]:

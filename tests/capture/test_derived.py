@@ -1,0 +1,172 @@
+"""What the map of small models says, by hand: granularity, sums, ties, streams, names."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from zoo import CharLSTM, FusedQKV, LlamaLike, NanoGPT, SqueezeExcite, UNet, images, tokens, vectors
+
+from msfusion.capture import capture
+from msfusion.core.axes import AxisMap
+
+
+def test_one_hidden_layer() -> None:
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    axes = capture(model, (torch.randn(4, 3),)).axes
+    assert {n: [str(d) for d in dims] for n, dims in axes.tensors.items()} == {
+        "0.weight": ["0.out:5", "3"],
+        "0.bias": ["0.out:5"],
+        "2.weight": ["2", "0.out:5"],
+        "2.bias": ["2"],
+    }
+    assert axes.summed == {"2.weight": frozenset({"0.out"})}
+    assert axes.pinned["0.weight:1"] == "input of the model"
+
+
+def test_attention_is_cut_by_whole_heads() -> None:
+    axes = capture(NanoGPT(layers=1), *tokens()(2)).axes
+    qkv = axes.tensors["h.0.attn.c_attn.weight"]
+    a, b, c = (f"h.0.attn.c_attn.out{s}" for s in ("", "~2", "~3"))
+    assert str(qkv[0]) == f"{a}:4*{b}:8 + {a}:4*{b}:8 + {a}:4*{c}:8"
+    assert axes.axes[a].whole is None
+    assert axes.axes[b].whole == f"lies inside each unit of {a}"
+
+
+@pytest.mark.parametrize(
+    ("order", "dim"),
+    [
+        ("3HD", "3*qkv.out:4*8"),
+        ("H3D", "qkv.out:4*3*8"),
+    ],
+)
+def test_fused_projections_follow_their_view(order: str, dim: str) -> None:
+    axes = capture(FusedQKV(order), *vectors(5, 12)(2)).axes
+    assert str(axes.tensors["qkv.bias"][0]).replace("*qkv.out~2:8", "*8") == dim
+
+
+def test_query_heads_move_with_their_key_value_head_and_rotary_pairs_with_their_frequency() -> None:
+    axes = capture(LlamaLike(), *tokens()(2)).axes
+    q, k = axes.tensors["blocks.0.attention.q.weight"][0], axes.tensors["blocks.0.attention.k.weight"][0]
+    base = "blocks.0.attention.q.out"
+    assert str(q) == f"{base}:2*{base}~2:2*(inv_freq:4 + inv_freq:4)".replace("inv_freq", f"{base}~3")
+    assert str(k) == f"{base}:2*({base}~3:4 + {base}~3:4)"
+    assert [str(d) for d in axes.tensors["inv_freq"]] == [f"{base}~3:4"]
+    assert axes.axes[f"{base}~3"].whole is not None
+
+
+def test_skip_connections_are_concatenations_and_group_norm_cuts_by_groups() -> None:
+    axes = capture(UNet(), *images()(2)).axes
+    assert str(axes.tensors["join1.0.weight"][1]) == "up1.out:8 + down1.3.out:4*down1.3.out~2:2"
+    assert axes.axes["down1.3.out~2"].whole == "lies inside each unit of down1.3.out"
+
+
+def test_gates_are_segments_of_the_hidden_units() -> None:
+    axes = capture(CharLSTM(), *tokens()(2)).axes
+    (hidden,) = {str(d).split("*")[1] for d in axes.tensors["lstm.bias_ih_l1"]}
+    assert str(axes.tensors["lstm.bias_ih_l1"][0]) == f"4*{hidden}"
+    assert axes.summed["lstm.weight_hh_l1"] == {hidden.split(":")[0]}
+
+
+def test_ties_are_kept_once_and_not_summed_where_they_also_embed() -> None:
+    axes = capture(NanoGPT(layers=1), *tokens()(2)).axes
+    assert axes.ties == {"lm_head.weight": "wte.weight"}
+    assert "lm_head.weight" not in axes.tensors
+    assert "wte.weight" not in axes.summed
+    assert axes.summed["h.0.mlp.0.weight"] == {"wte.out"}
+
+
+class Sums(nn.Module):
+    """Parameters that are summed over in all the ways that there are, or are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = nn.Linear(6, 8)
+        self.matrix = nn.Parameter(torch.randn(8, 8))
+        self.turned = nn.Parameter(torch.randn(10, 8))
+        self.cube = nn.Parameter(torch.randn(10, 4, 3))
+        self.scale = nn.Parameter(torch.randn(12))
+        self.both = nn.Parameter(torch.randn(12, 12))
+        self.out = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.enter(x)) @ self.matrix
+        x = torch.relu(x) @ self.turned.t()
+        x = torch.einsum("bi,ijk->bjk", x, self.cube).flatten(1) * self.scale
+        return self.out(x @ self.both + x @ self.both.t())
+
+
+def test_sums_through_transposes_and_einsum() -> None:
+    axes = capture(Sums(), (torch.randn(3, 6),)).axes
+    assert axes.summed["matrix"] == {"matrix.in"}
+    assert axes.summed["turned"] == {"matrix.out"}
+    assert axes.summed["cube"] == {"turned.out"}
+    assert "scale" not in axes.summed
+    assert "enter.weight" not in axes.summed
+
+
+class Convolutions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.depth = nn.Conv1d(3, 8, 3), nn.Conv1d(8, 8, 3, groups=8)
+        self.up, self.out = nn.ConvTranspose1d(8, 6, 3), nn.Conv1d(6, 2, 1)
+        self.norm = nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.up(self.norm(self.depth(self.enter(x)))))
+
+
+def test_convolutions_sum_over_their_inputs_but_not_depthwise() -> None:
+    axes = capture(Convolutions(), (torch.randn(3, 3, 9),)).axes
+    assert axes.summed == {"up.weight": {"enter.out"}, "out.weight": {"up.out"}}
+    assert [str(d) for d in axes.tensors["depth.weight"]] == ["enter.out:8", "1", "3"]
+    assert [str(d) for d in axes.tensors["norm.running_var"]] == ["enter.out:8"]
+
+
+class Excited(nn.Module):
+    """Squeeze-and-excite closes a cycle, too, but it multiplies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.excite, self.out = nn.Conv2d(3, 16, 3), SqueezeExcite(16, 4), nn.Conv2d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.excite(F.relu(self.enter(x))))
+
+
+def test_squeeze_and_excite_is_no_residual_stream() -> None:
+    axes = capture(Excited(), *images()(2)).axes
+    assert set(axes.cuttable) == {"enter.out", "excite.down.out"}
+    assert not any(info.residual for info in axes.axes.values())
+
+
+class Projected(nn.Module):
+    """Embeddings of another width than the stream, tied to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.enter = nn.Embedding(20, 6), nn.Linear(6, 8)
+        self.up, self.down, self.leave = nn.Linear(8, 12), nn.Linear(12, 8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.enter(self.tokens(x))
+        h = h + self.down(self.up(h).relu())
+        return self.leave(h) @ self.tokens.weight.t()
+
+
+def test_the_stream_is_the_first_axis_that_is_added_along() -> None:
+    axes = capture(Projected(), *tokens(20)(2)).axes
+    assert [name for name, info in axes.axes.items() if info.residual] == ["enter.out"]
+
+
+def test_the_map_is_deterministic() -> None:
+    first, second = (capture(LlamaLike(), *tokens()(2)).axes.to_json() for _ in range(2))
+    assert first == second
+    assert AxisMap.from_json(first).to_json() == first
+
+
+def test_sizes_that_coincide_do_not_confuse() -> None:
+    """Vocabulary = embedding, batch = length = heads = head size."""
+    torch.manual_seed(0)
+    model = NanoGPT(16, 16, 4, 1)
+    axes = capture(model, (torch.randint(0, 16, (4, 4)),)).axes
+    assert axes.to_json() == capture(model, (torch.randint(0, 16, (3, 7)),)).axes.to_json()

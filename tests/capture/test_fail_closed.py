@@ -1,0 +1,129 @@
+"""What is not known is not cut: operations without a rule, rules that are taken away, odd forwards."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from zoo import ROWS, Row
+
+from msfusion.capture import capture, permutation_errors
+from msfusion.capture.rules import registry
+from msfusion.core.axes import AxisMap, axes_of
+from msfusion.errors import UserError
+
+
+@torch.library.custom_op("msfusion_test::mystery", mutates_args=())
+def mystery(x: Tensor) -> Tensor:
+    return x.sigmoid() * x
+
+
+@mystery.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Mysterious(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(mystery(self.a(x))).relu())
+
+
+def test_an_unknown_operation_pins_what_it_touches_and_is_named() -> None:
+    axes = capture(Mysterious(), (torch.randn(3, 8),)).axes
+    assert axes.cuttable == ("b.out",)
+    assert axes.unknown == {"msfusion_test.mystery.default": 1}
+    assert "mystery" in axes.pinned["a.weight:0"]
+
+
+class Used(nn.Module):
+    """Tensors that the forward reads in part, not at all, or by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.linear = nn.Parameter(torch.randn(32, 16)), nn.Linear(16, 16)
+        self.unused, self.out = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.constant = torch.randn(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(self.table[: x.shape[1]] + x[..., None])
+        return self.out(x * self.constant)
+
+
+def test_reasons_for_what_is_pinned() -> None:
+    axes = capture(Used(), (torch.randn(3, 5),)).axes
+    assert axes.cuttable == ("table.out",)
+    assert axes.pinned["table:0"] == "input of the model"
+    assert axes.pinned["linear.weight:0"] == "constant of the model"
+    assert axes.pinned["unused.weight:0"] == "not used by the traced forward"
+    assert axes.pinned["out.weight:0"] == "output of the model"
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if x.mean() > 0 else self.a(-x)
+
+
+def test_a_forward_that_depends_on_values_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"torch\.export can capture.*change that line") as caught:
+        capture(Branch(), (torch.randn(3, 8),))
+    assert "\n" not in str(caught.value)
+
+
+class Logits(nn.Module):
+    """Returns a mapping whose logits alone reach the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        hidden = self.a(x).relu()
+        return {"logits": self.b(hidden), "hidden": hidden}
+
+
+def test_only_the_logits_of_a_mapping_are_the_output() -> None:
+    axes = capture(Logits(), (torch.randn(3, 8),)).axes
+    assert axes.cuttable == ("a.out",)
+
+
+def share_cut(axes: AxisMap) -> int:
+    return sum(any(axes_of(dim) for dim in dims) for dims in axes.tensors.values())
+
+
+ABLATED = [
+    row for row in ROWS if row.name in ("nanogpt", "unet", "llama-like", "mobilenet", "einsum attention")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ABLATED])
+def test_without_any_one_rule_the_map_may_lose_axes_but_stays_right(
+    row: Row, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = row.model(), row.inputs(2)
+    whole = share_cut(capture(model, *inputs).axes)
+    for name in (
+        "linear",
+        "conv2d",
+        "layer_norm",
+        "view",
+        "matmul",
+        "softmax",
+        "split",
+        "einsum",
+        "cat",
+        "pointwise",
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(registry._RULES, name, lambda call: None)
+            axes = capture(model, *inputs).axes
+        assert share_cut(axes) <= whole
+        errors = permutation_errors(model, *inputs, axes)
+        assert max(errors.values(), default=0) < 1e-9, name
