@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, raised where everything is in step and can be saved."""
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], None]]:
-    """Hold back the first Ctrl-C until the yielded function is called, which then raises
-    KeyboardInterrupt; the second one is raised at once. Outside the main thread nothing changes."""
+    """Hold back the first Ctrl-C until the yielded function is called, which then raises Stopped; the
+    second one is raised at once, as a plain KeyboardInterrupt. Outside the main thread nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -24,7 +28,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
 
     def check() -> None:
         if pressed:
-            raise KeyboardInterrupt
+            raise Stopped
 
     before = signal.signal(signal.SIGINT, handler)
     try:

@@ -1,7 +1,7 @@
 """A run directory: its records and its checkpoint, kept in step."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ class Journal:
 
     settings: the configuration as the records and the checkpoint state it.
     axes: the model's axis map; a checkpoint of a model with another one is refused.
+    examples: number of examples of each participant; a checkpoint of other data is refused.
     """
 
-    def __init__(self, directory: Path | None, settings: Mapping[str, Any], axes: AxisMap) -> None:
+    def __init__(
+        self, directory: Path | None, settings: Mapping[str, Any], axes: AxisMap, examples: Sequence[int]
+    ) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.axes = axes
         self._directory = directory
+        self._examples = list(examples)
         self._fingerprint = checkpoint.fingerprint(axes.to_json())
         self._writer: records.Writer | None = None
 
@@ -44,6 +48,11 @@ class Journal:
             self._writer.close()
             self._writer = None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is kept on disk."""
+        return self._directory is not None
+
     def round(self, record: records.Round) -> None:
         """Append the record of a round."""
         if self._writer:
@@ -53,8 +62,9 @@ class Journal:
         """Save the state after ``done`` rounds."""
         if self._directory and self._writer:
             self._writer.sync()
-            facts = {"rounds_done": done, "settings": self.settings, "axes": self._fingerprint}
-            checkpoint.save(self._directory, tensors, facts)
+            facts = {"rounds_done": done, "settings": self.settings}
+            same = {"axes": self._fingerprint, "examples": self._examples}
+            checkpoint.save(self._directory, tensors, facts | same)
 
     def load(self, free: Collection[str]) -> tuple[int, dict[str, Tensor]]:
         """Rounds done and tensors of the checkpoint; raises UserError where it is not one of this run.
@@ -77,4 +87,10 @@ class Journal:
                     f"{self.settings.get(key)!r} where the run has {before.get(key)!r}; "
                     "resume with the same settings or use another directory"
                 )
+        if facts["examples"] != self._examples:
+            raise UserError(
+                f"expected the data of the run in {self._directory}, whose participants have "
+                f"{facts['examples']} examples, got {self._examples}; "
+                "resume with the same data or use another directory"
+            )
         return int(facts["rounds_done"]), tensors

@@ -1,6 +1,7 @@
 """What the records say of a run: who trains what at which cost, and what happened in a round."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 from msfusion import records
@@ -33,7 +34,7 @@ class Scribe:
 
     def facts(self, name: str, axes: AxisMap) -> Facts:
         """The full model and every participant's share and cost."""
-        full = self._cost({}).parameters
+        full = self._learner.submodels.cost({}, self._learner.config).parameters
         return {
             "model": {
                 "name": name,
@@ -55,7 +56,7 @@ class Scribe:
         seconds: float,
     ) -> records.Round:
         """The record of one round."""
-        costs = [self._cost(widths_of(one.windows)) for one in trained]
+        costs = [self._cost(one.participant, widths_of(one.windows)) for one in trained]
         examples = sum(one.participant.examples for one in trained)
         return {
             "kind": "round",
@@ -74,7 +75,7 @@ class Scribe:
         }
 
     def _participant(self, participant: Participant, full: int) -> records.ParticipantFacts:
-        cost = self._cost(participant.widths)
+        cost = self._cost(participant, participant.widths)
         return {
             "participant": participant.number,
             "examples": participant.examples,
@@ -85,8 +86,11 @@ class Scribe:
             "bytes_per_round": self._bytes(cost),
         }
 
-    def _cost(self, widths: Mapping[str, int]) -> Cost:
-        return self._learner.submodels.cost(widths, self._learner.config)
+    def _cost(self, participant: Participant, widths: Mapping[str, int]) -> Cost:
+        """At the participant's own batch size, which is smaller where it has fewer examples."""
+        config = self._learner.config
+        own = replace(config, batch=min(config.batch, participant.examples))
+        return self._learner.submodels.cost(widths, own)
 
     def _bytes(self, cost: Cost) -> int:
         return cost.bytes_per_round if self._exchange else 0

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +29,7 @@ from msfusion.learn.steps import ServerStep, server_step
 from msfusion.learn.store import MemoryStore, OwnStore
 from msfusion.learn.submodels import SubModels, tensors_of
 from msfusion.runtimes.facts import run_facts
-from msfusion.runtimes.interrupt import deferred_interrupt
+from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.scribe import Scribe
 from msfusion.settings import validated
@@ -52,6 +53,7 @@ class Run:
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
     device: str = "cpu"
+    threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
 
 
@@ -73,14 +75,7 @@ class Problem:
     name: str = "model"
 
     def __post_init__(self) -> None:
-        if not self.train:
-            raise UserError("expected at least one participant, got no training data")
-        for number, data in enumerate(self.train):
-            if not len(data):  # type: ignore[arg-type]
-                raise UserError(
-                    f"expected data for every participant, got none for participant {number} of "
-                    f"{len(self.train)}; lower the number of participants or split more evenly"
-                )
+        check_participants(self.train)
 
 
 @dataclass(frozen=True)
@@ -124,6 +119,7 @@ def simulate(
     out: run directory for records and checkpoints; None keeps nothing on disk.
     Raises UserError for settings or data that cannot work.
     """
+    check_participants(participants)
     example = example or (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
     problem = Problem(model, example, participants, test, Objective(loss), type(model).__name__)
     settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
@@ -148,7 +144,7 @@ class Simulation:
     ) -> None:
         self.problem, self.config = problem, run
         self.method = get_method(run.method)
-        device = torch.device(run.device)
+        device = device_of(run.device)
         self.model = problem.model.to(device)
         captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
         self.captured = captured
@@ -168,7 +164,9 @@ class Simulation:
         self.store = kind(values_of(self.model), captured.axes, frozenset(parameters))
         self.coverage = Coverage(captured.axes, parameters, plan)
         self.scribe = Scribe(self.learner, self.participants, exchange=self.method.evaluated != "own")
-        self.journal = Journal(out, dict(settings or dataclasses.asdict(run)), captured.axes)
+        self._evaluation: Evaluation | None = None
+        examples = [participant.examples for participant in self.participants]
+        self.journal = Journal(out, dict(settings or dataclasses.asdict(run)), captured.axes, examples)
 
     def run(
         self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None
@@ -176,24 +174,28 @@ class Simulation:
         """Play all rounds (with ``resume``, those that are left) and return what came of it.
 
         watch: called with every record. Ctrl-C ends the run behind a participant, saves the last finished
-        round and raises KeyboardInterrupt.
+        round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint.
         """
-        done = self._resume() if resume else 0
+        with torch_threads(self.config.threads):
+            done = self._resume() if resume else 0
+            with self.journal.writing(self._header(), done if resume else None):
+                if not resume:
+                    self._save(0)  # from here on the run can be resumed, whatever happens
+                history = self._rounds(done, watch)
+            evaluation = self._evaluation or self.evaluate()
+        return Result(self.model.eval(), evaluation, self.coverage.summary(), history)
+
+    def _rounds(self, done: int, watch: Callable[[records.Round], None]) -> list[records.Round]:
         history: list[records.Round] = []
-        with self.journal.writing(self._header(), done if resume else None):
-            try:
-                with deferred_interrupt() as check:
-                    for round in range(done, self.config.rounds):
-                        history.append(self._round(round, check))
-                        done = round + 1
-                        self.journal.round(history[-1])
-                        if done % self.config.checkpoint_every == 0 or done == self.config.rounds:
-                            self._save(done)
-                        watch(history[-1])
-            except KeyboardInterrupt:
-                self._save(done)
-                raise
-        return Result(self.model.eval(), self.evaluate(), self.coverage.summary(), history)
+        with deferred_interrupt() as check:
+            for round in range(done, self.config.rounds):
+                history.append(self._round(round, check))
+                done = round + 1
+                self.journal.round(history[-1])
+                if done % self.config.checkpoint_every == 0 or done == self.config.rounds:
+                    self._save(done)
+                watch(history[-1])
+        return history
 
     def evaluate(self) -> Evaluation:
         """Score what the method trains on the test set, with batch-norm statistics estimated anew."""
@@ -207,16 +209,21 @@ class Simulation:
         start = time.perf_counter()
         config = self.config
         step = server_step(config.server_step, round, config.rounds)
-        trained = play(round, self.participants, self.learner, self.store, step, check)
+        try:
+            trained = play(round, self.participants, self.learner, self.store, step, check)
+        except (Stopped, UserError):
+            self._save(round)  # nothing of this round is in the store
+            raise
         for one in trained:
             self.coverage.add(one.windows)
         due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
+        self._evaluation = self.evaluate() if due else None
         return self.scribe.round(
             round,
             trained,
             coverage=self.coverage.summary().share,
             overlap=config.overlap,
-            evaluation=self.evaluate() if due else None,
+            evaluation=self._evaluation,
             seconds=time.perf_counter() - start,
         )
 
@@ -226,8 +233,11 @@ class Simulation:
         return self._score(self.learner.submodels.load(windows, values), data)
 
     def _score(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> Evaluation:
-        estimate_batch_norm(module, data, derive(self.config.seed, "batch norm"))
+        self._estimate(module, data)
         return evaluate(module, self.problem.test, self.problem.objective)
+
+    def _estimate(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> None:
+        estimate_batch_norm(module, data, derive(self.config.seed, "batch norm"))
 
     def _header(self) -> records.Header:
         return {
@@ -242,6 +252,8 @@ class Simulation:
         }
 
     def _save(self, done: int) -> None:
+        if done and self.journal.keeps and self.method.evaluated == "full":
+            self._estimate(self.model, self.problem.train)  # whoever loads the checkpoint can use the model
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
         self.journal.save(done, {**model, **tables})
@@ -249,12 +261,50 @@ class Simulation:
     def _resume(self) -> int:
         free = ["rounds"] if self._rounds_may_change() else []
         done, tensors = self.journal.load(free)
+        if done > self.config.rounds:
+            raise UserError(
+                f"expected at least the {done} rounds that the run has done, got {self.config.rounds}; "
+                "resume with more rounds or use another directory"
+            )
         self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
-        self.coverage.restore([t for name, t in tensors.items() if name.startswith("coverage/")])
+        self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
         return done
 
     def _rounds_may_change(self) -> bool:
         return self.config.server_step == "constant" and self.config.train.lr_schedule == "constant"
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Run the body with so many threads per operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def check_participants(datasets: Sequence[Dataset[Any]]) -> None:
+    """Raise UserError unless there are participants and each has data."""
+    if not datasets:
+        raise UserError("expected at least one participant, got no training data")
+    for number, data in enumerate(datasets):
+        if not len(data):  # type: ignore[arg-type]
+            raise UserError(
+                f"expected data for every participant, got none for participant {number} of "
+                f"{len(datasets)}; lower the number of participants or split more evenly"
+            )
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; raises UserError where it is not at hand."""
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"expected device 'cpu', as no GPU is at hand, got {name!r}")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"expected a device such as 'cpu' or 'cuda:0', got {name!r}") from None
 
 
 def plan_of(axes: AxisMap, parameters: Iterable[str], method: Method, run: Run) -> dict[str, int]:
