@@ -1,24 +1,30 @@
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/installed
+PIP := $(BIN)/pip install -q -c constraints.txt
 
 .PHONY: demo test lint clean
 
-demo: $(STAMP)
+# Ten participants train one model on handwritten digits; the report is runs/demo/report.html.
+demo: .venv/package
+	rm -rf runs/demo
 	$(BIN)/msfusion compare demo --out runs/demo
 
 test: lint
 	$(BIN)/pytest -m "not network"
 
-lint: $(STAMP)
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(STAMP): pyproject.toml constraints.txt
+.venv/package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch
-	$(BIN)/pip install -q -c constraints.txt -e ".[report,hf,dev]"
+	$(PIP) torch
+	$(PIP) -e ".[report]"
+	touch $@
+
+.venv/dev: .venv/package
+	$(PIP) -e ".[report,dev]"
 	touch $@
 
 clean:

@@ -71,18 +71,29 @@ def compare(
     data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Folder for all runs and report.html.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the runs in --out.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at a time; by default one per core.")] = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Run several methods over several seeds: one table, one report."""
     from msfusion.commands import compare as command
+    from msfusion.commands.parallel import cores
 
     settings = _settings(
         {"participants": participants, "width": width, "share": share, "rounds": rounds},
         {"data.path": data and str(data)},
         set_,
     )
-    command.run(preset, settings, methods.split(","), seeds, out=out, resume=resume, json=json)
+    command.run(
+        preset,
+        settings,
+        methods.split(","),
+        seeds,
+        out=out,
+        resume=resume,
+        jobs=jobs or cores(),
+        json=json,
+    )
 
 
 @app.command()

@@ -5,14 +5,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.progress import Progress
-
 from msfusion import records
-from msfusion.capture import Capture
 from msfusion.commands.output import emit, progress, table
-from msfusion.commands.training import federation_of, note, simulation_of
-from msfusion.config import Config, load
-from msfusion.data import Federation
+from msfusion.commands.parallel import Task, run_all
+from msfusion.commands.training import note
+from msfusion.config import load
 from msfusion.learn.methods import get_method
 from msfusion.report import write_report
 from msfusion.report.numbers import percent, si, spread
@@ -26,16 +23,17 @@ def run(
     *,
     out: Path | None,
     resume: bool,
+    jobs: int,
     json: bool,
 ) -> None:
     """Run every method with every seed; print one table and write one report."""
     for method in methods:
         get_method(method)
     if out is not None:
-        _run_all(preset, settings, methods, seeds, out, resume, json)
+        _run_all(preset, settings, methods, seeds, out, resume, jobs, json)
         return
     with TemporaryDirectory() as folder:
-        _run_all(preset, settings, methods, seeds, Path(folder), resume, json)
+        _run_all(preset, settings, methods, seeds, Path(folder), resume, jobs, json)
 
 
 def _run_all(
@@ -45,16 +43,26 @@ def _run_all(
     seeds: int,
     out: Path,
     resume: bool,
+    jobs: int,
     json: bool,
 ) -> None:
+    tasks = [
+        Task(load(preset, {**settings, "method": method, "seed": seed}), _folder(out, method, seed), resume)
+        for seed in range(seeds)
+        for method in methods
+    ]
     with progress() as display:
-        captured: Capture | None = None
-        for seed in range(seeds):
-            data = federation_of(load(preset, {**settings, "seed": seed}))
-            for method in methods:
-                config = load(preset, {**settings, "method": method, "seed": seed})
-                folder = out / folder_name(method) / f"seed-{seed}"
-                captured = _one(config, data, captured, folder, resume, display)
+        bars = [
+            display.add_task(
+                f"{task.config.method}, seed {task.config.seed}", total=task.config.rounds, note=""
+            )
+            for task in tasks
+        ]
+
+        def report(number: int, record: records.Round) -> None:
+            display.update(bars[number], completed=record["round"] + 1, note=note(record))
+
+        run_all(tasks, jobs, report)
     rows = [_row(method, out / folder_name(method)) for method in methods]
     write_report([out / folder_name(method) for method in methods], out / "report.html")
     emit({"methods": rows}, _table(rows), json=json)
@@ -62,18 +70,8 @@ def _run_all(
         emit({}, f"report: {out / 'report.html'}", json=False)
 
 
-def _one(
-    config: Config, data: Federation, captured: Capture | None, out: Path, resume: bool, display: Progress
-) -> Capture:
-    """One run; the capture is handed from run to run, since the model's graph is the same."""
-    simulation = simulation_of(config, data, out, captured)
-    task = display.add_task(f"{config.method}, seed {config.seed}", total=config.rounds, note="")
-
-    def watch(record: records.Round) -> None:
-        display.update(task, completed=record["round"] + 1, note=note(record))
-
-    simulation.run(resume=resume and (out / records.FILE_NAME).exists(), watch=watch)
-    return simulation.captured
+def _folder(out: Path, method: str, seed: int) -> Path:
+    return out / folder_name(method) / f"seed-{seed}"
 
 
 def folder_name(method: str) -> str:

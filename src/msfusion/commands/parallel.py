@@ -1,0 +1,83 @@
+"""Several runs at once, one process each: on a CPU the best use of the cores, as each run uses one thread."""
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+
+from msfusion import records
+from msfusion.capture import Capture
+from msfusion.commands.training import simulation_of
+from msfusion.config import Config
+from msfusion.data import load as load_data
+
+Report = Callable[[int, records.Round], None]
+"""Called with the number of a task and the record of a round."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a configuration and its directory; ``resume`` continues it where it has been started."""
+
+    config: Config
+    out: Path
+    resume: bool
+
+
+def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> None:
+    """Run all tasks, ``jobs`` at a time; the first error, or Ctrl-C, ends all of them."""
+    if min(jobs, len(tasks)) == 1:
+        for number, task in enumerate(tasks):
+            _run(number, task, report)
+        return
+    context = multiprocessing.get_context("spawn")
+    queue: SimpleQueue[tuple[int, records.Round]] = context.SimpleQueue()
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _start, (queue,)) as pool:
+        try:
+            pending: set[Future[None]] = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
+                while not queue.empty():
+                    report(*queue.get())
+                for future in done:
+                    future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_queue: "SimpleQueue[tuple[int, records.Round]] | None" = None  # of a worker process, set as it starts
+
+
+def _start(queue: "SimpleQueue[tuple[int, records.Round]]") -> None:
+    global _queue
+    _queue = queue
+
+
+def _work(number: int, task: Task) -> None:
+    assert _queue is not None
+    queue = _queue
+    _run(number, task, lambda number, record: queue.put((number, {**record, "windows": {}})))
+
+
+def _run(number: int, task: Task, report: Report) -> None:
+    config = task.config
+    data = _federation(config.data, config.participants, config.seed)
+    model = f"{config.model} {config.data}"
+    simulation = simulation_of(config, data, task.out, _captured.get(model))
+    _captured[model] = simulation.captured
+    resume = task.resume and (task.out / records.FILE_NAME).exists()
+    simulation.run(resume=resume, watch=lambda record: report(number, record))
+
+
+_captured: dict[str, Capture] = {}  # of this process: the runs of a comparison share their model's graph
+_federation = functools.lru_cache(maxsize=1)(load_data)
