@@ -11,7 +11,6 @@ from msfusion.config import Config
 from msfusion.core.seeds import derive
 from msfusion.data import Federation
 from msfusion.data import load as load_data
-from msfusion.errors import UserError
 from msfusion.learn.local import seeded
 from msfusion.models import build
 from msfusion.runtimes.simulation import Problem, Simulation
@@ -26,8 +25,6 @@ def simulation_of(
     config: Config, data: Federation, out: Path | None, captured: Capture | None = None
 ) -> Simulation:
     """The simulation that a configuration describes."""
-    if config.device != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"expected device 'cpu', as no GPU is at hand, got {config.device!r}")
     with seeded(derive(config.seed, "model"), torch.device("cpu")):
         model, example = build(config.model.name, data.inputs, config.model.options)
     problem = Problem(model, example, data.train, data.test, name=config.model.name)

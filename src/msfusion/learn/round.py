@@ -1,16 +1,19 @@
 """One round of training together, whatever carries the values."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msfusion.core.axes import Selection
+from msfusion.core.axes import Selection, Widths
 from msfusion.core.merge import Contribution
 from msfusion.core.seeds import derive
 from msfusion.core.windows import Schedule
+from msfusion.errors import UserError
+from msfusion.learn.cost import Cost
 from msfusion.learn.local import Train, learning_rate, train
 from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
@@ -48,6 +51,12 @@ class Learner:
         """The units that a participant trains in a round."""
         return self.schedule.windows(round, participant.number, participant.widths)
 
+    def cost(self, participant: Participant, widths: Widths) -> Cost:
+        """What a sub-model costs the participant, at its own batch size (smaller where data are few)."""
+        own = replace(self.config, batch=min(self.config.batch, participant.examples))
+        with self._batch_norm_explained(participant):
+            return self.submodels.cost(widths, own)
+
     def train(
         self, round: int, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
     ) -> tuple[Contribution, float]:
@@ -55,9 +64,24 @@ class Learner:
         module = self.submodels.load(windows, values)
         lr = learning_rate(self.config, round, self.rounds)
         seed = derive(self.seed, "local training", round, participant.number)
-        loss = train(module, participant.data, self.objective, self.config, lr, seed)
+        with self._batch_norm_explained(participant):
+            loss = train(module, participant.data, self.objective, self.config, lr, seed)
         trained = self.submodels.unload(windows, module)
         return Contribution(participant.number, windows, trained, weight=participant.examples), loss
+
+    @contextmanager
+    def _batch_norm_explained(self, participant: Participant) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's refusal has no class of its own
+                raise
+            raise UserError(
+                f"participant {participant.number}: expected batches of at least 2 examples, as the model "
+                f"has batch norm, got {participant.examples} example{'s' * (participant.examples > 1)} in "
+                f"batches of {min(self.config.batch, participant.examples)}; raise train.batch or "
+                "data.min_examples, or take a model without batch norm"
+            ) from None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Runnable sub-models: one narrow module per width plan, filled with the values of any window."""
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -10,6 +11,9 @@ from msfusion.core import scale
 from msfusion.core.axes import Selection, Widths, count
 from msfusion.learn.cost import Cost, cost
 from msfusion.learn.local import Train
+
+Plan = tuple[tuple[str, int], ...]
+"""Widths in a fixed order, as a key."""
 
 
 class SubModels:
@@ -25,8 +29,9 @@ class SubModels:
         self._example = example
         self._device = device
         self._power = power
-        self._modules: dict[tuple[tuple[str, int], ...], nn.Module] = {}
-        self._costs: dict[tuple[tuple[str, int], ...], Cost] = {}
+        self._narrow: dict[Plan, nn.Module] = {}
+        self._modules: dict[Plan, nn.Module] = {}
+        self._costs: dict[tuple[Plan, Train], Cost] = {}
 
     def load(self, selection: Selection, values: Mapping[str, Tensor]) -> nn.Module:
         """The module of these windows' widths, holding ``values`` under the scale rule. The next call with
@@ -46,21 +51,36 @@ class SubModels:
         factors = self._factors(widths_of(selection))
         return {name: p.detach() / factors.get(name, 1.0) for name, p in module.named_parameters()}
 
+    def parameters(self, widths: Widths) -> int:
+        """Number of parameters at these widths."""
+        return sum(p.numel() for p in self._unset(widths).parameters())
+
     def cost(self, widths: Widths, config: Train) -> Cost:
         """What training a sub-model of these widths costs."""
-        key = tuple(sorted(widths.items()))
+        key = (_plan(widths), config)
         if key not in self._costs:
-            self._costs[key] = cost(self._captured.narrow(widths), self._example, config)
+            self._costs[key] = cost(self._unset(widths), self._example, config)
         return self._costs[key]
 
     def _factors(self, widths: Widths) -> dict[str, float]:
         return scale.factors(self._captured.axes, widths, self._power)
 
     def _module(self, widths: Widths) -> nn.Module:
-        key = tuple(sorted(widths.items()))
+        key = _plan(widths)
         if key not in self._modules:
-            self._modules[key] = materialised(self._captured.narrow(widths), self._device)
+            self._modules[key] = materialised(copy.deepcopy(self._unset(widths)), self._device)
         return self._modules[key]
+
+    def _unset(self, widths: Widths) -> nn.Module:
+        """The module without values: its parameters take no memory."""
+        key = _plan(widths)
+        if key not in self._narrow:
+            self._narrow[key] = self._captured.narrow(widths)
+        return self._narrow[key]
+
+
+def _plan(widths: Widths) -> Plan:
+    return tuple(sorted(widths.items()))
 
 
 def widths_of(selection: Selection) -> dict[str, int]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from msfusion.errors import UserError
 
 FILE_NAME = "checkpoint.safetensors"
+FACTS = {"rounds_done", "settings", "axes", "examples"}
+"""What a checkpoint says beside its tensors."""
 
 
 def fingerprint(text: str) -> str:
@@ -47,8 +49,11 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            return tensors, json.loads(metadata["facts"])
-    except (SafetensorError, KeyError, ValueError) as error:
+            facts = json.loads(metadata.get("facts", "{}"))
+    except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
             f"expected {path} to be a checkpoint of msfusion, but it cannot be read: {error}"
         ) from None
+    if not isinstance(facts, dict) or not facts.keys() >= FACTS:
+        raise UserError(f"expected {path} to be a checkpoint of msfusion, it is another safetensors file")
+    return tensors, facts

@@ -1,7 +1,6 @@
 """What the records say of a run: who trains what at which cost, and what happened in a round."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypedDict
 
 from msfusion import records
@@ -34,7 +33,7 @@ class Scribe:
 
     def facts(self, name: str, axes: AxisMap) -> Facts:
         """The full model and every participant's share and cost."""
-        full = self._learner.submodels.cost({}, self._learner.config).parameters
+        full = self._learner.submodels.parameters({})
         return {
             "model": {
                 "name": name,
@@ -56,7 +55,7 @@ class Scribe:
         seconds: float,
     ) -> records.Round:
         """The record of one round."""
-        costs = [self._cost(one.participant, widths_of(one.windows)) for one in trained]
+        costs = [self._learner.cost(one.participant, widths_of(one.windows)) for one in trained]
         examples = sum(one.participant.examples for one in trained)
         return {
             "kind": "round",
@@ -75,7 +74,7 @@ class Scribe:
         }
 
     def _participant(self, participant: Participant, full: int) -> records.ParticipantFacts:
-        cost = self._cost(participant, participant.widths)
+        cost = self._learner.cost(participant, participant.widths)
         return {
             "participant": participant.number,
             "examples": participant.examples,
@@ -85,12 +84,6 @@ class Scribe:
             "memory_bytes": cost.memory_bytes,
             "bytes_per_round": self._bytes(cost),
         }
-
-    def _cost(self, participant: Participant, widths: Mapping[str, int]) -> Cost:
-        """At the participant's own batch size, which is smaller where it has fewer examples."""
-        config = self._learner.config
-        own = replace(config, batch=min(config.batch, participant.examples))
-        return self._learner.submodels.cost(widths, own)
 
     def _bytes(self, cost: Cost) -> int:
         return cost.bytes_per_round if self._exchange else 0
