@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 
 def emit(data: Mapping[str, Any], text: object, *, json: bool) -> None:
@@ -25,7 +26,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        out.add_row(*row)
+        out.add_row(*map(Text, row))  # plain text: square brackets are no markup
     return out
 
 
