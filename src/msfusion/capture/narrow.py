@@ -68,9 +68,9 @@ def narrow_module(source: Source, widths: Widths) -> nn.Module:
     captured graph in its place; ``UserError`` where neither can be had."""
     sizes = Sizes(source.names, widths)
     module = narrow_copy(source.model, source.axes, widths)
-    describe(module)
     wanted = changes(source.found, source.graph.nodes(), sizes)
     _set_own_sizes(module, wanted)
+    describe(module)
     expected = expectation(source.graph, source.found, sizes)
     search = _Search(source.model, module, _candidates(source.model, wanted))
     mismatch = None
@@ -140,7 +140,9 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _public(module: nn.Module) -> dict[str, Any]:
-    """Attributes whose value does not follow from the module's tensors."""
+    """Attributes whose value does not follow from the module's tensors or from the graph."""
+    if isinstance(module, _SIZED_LAYERS):
+        return {}
     known = described_sizes(module)
     return {k: v for k, v in vars(module).items() if not k.startswith("_") and k not in known}
 

@@ -113,7 +113,7 @@ def _counts(node: torch.fx.Node) -> dict[str, Any]:
         return {}
     names = [argument.name for argument in node.target._schema.arguments]
     arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return {name: arguments[name] for name in _COUNTS if name in arguments}
+    return {name: arguments.get(name, 1) for name in _COUNTS if name in names}
 
 
 def _difference(want: Expected, node: torch.fx.Node) -> str | None:

@@ -1,0 +1,106 @@
+"""What the laws over models are made of."""
+
+import copy
+from collections.abc import Collection
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo import Inputs, Row
+
+from msfusion.capture import Capture, capture
+from msfusion.capture.graph import copy_with, main_output, named_tensors
+from msfusion.core.axes import Dim, Units, axes_of, count, positions
+from msfusion.core.merge import take
+
+
+@cache
+def model_of(row: Row) -> nn.Module:
+    torch.manual_seed(0)
+    return row.model()
+
+
+@cache
+def captured(row: Row) -> Capture:
+    args, kwargs = row.inputs(2)
+    return capture(model_of(row), args, kwargs)
+
+
+def halved(row: Row, *, without: Collection[str] = ()) -> dict[str, int]:
+    """Half the units of every axis that may be cut."""
+    axes = captured(row).axes
+    names = [name for name in axes.cuttable if name not in without]
+    return {name: max(1, axes.axes[name].size // 2) for name in names}
+
+
+def run(model: nn.Module, inputs: Inputs) -> Tensor:
+    out = main_output(model(*inputs[0], **inputs[1]))
+    first: Any = out if isinstance(out, Tensor) else next(iter(out.values()))
+    assert isinstance(first, Tensor)
+    return first
+
+
+def last_units(row: Row, widths: dict[str, int]) -> dict[str, Units]:
+    sizes = {name: info.size for name, info in captured(row).axes.axes.items()}
+    return {name: ((sizes[name] - width, sizes[name]),) for name, width in widths.items()}
+
+
+def filled(row: Row, selection: dict[str, Units]) -> nn.Module:
+    """The narrow model with the values that the full one has at the selected units."""
+    axes, full = captured(row).axes, named_tensors(model_of(row))
+    module = captured(row).narrow({name: count(units) for name, units in selection.items()})
+    values = {
+        id(tensor): take(full[name], axes.tensors[name], selection).detach()
+        for name, tensor in named_tensors(module).items()
+    }
+    return copy_with(module, values)
+
+
+def silenced(row: Row, selection: dict[str, Units]) -> nn.Module:
+    """The full model in which nothing takes in the units that are not selected: what each operation that
+    sums over their axis multiplies them with is zero."""
+    axes, full = captured(row).axes, copy.deepcopy(model_of(row))
+    tensors = named_tensors(full)
+    with torch.no_grad():
+        for name, summed in axes.summed.items():
+            for axis in summed & selection.keys():
+                _silence(tensors[name], axes.tensors[name], {axis: selection[axis]})
+    return full
+
+
+def _silence(tensor: Tensor, dims: tuple[Dim, ...], selection: dict[str, Units]) -> None:
+    for i, dim in enumerate(dims):
+        if set(axes_of(dim)) & selection.keys():
+            dropped = torch.ones(tensor.shape[i], dtype=torch.bool)
+            for start, stop in positions(dim, selection):
+                dropped[start:stop] = False
+            tensor.index_fill_(i, dropped.nonzero().flatten(), 0.0)
+
+
+def assert_trains(row: Row, widths: dict[str, int]) -> None:
+    """The narrow model runs forward and backward in both modes at another batch size."""
+    narrow = filled(row, last_units(row, widths))
+    for train in (True, False):
+        narrow.train(train)
+        narrow.zero_grad()
+        run(narrow, row.inputs(3)).square().mean().backward()
+        gradients = [p.grad for p in narrow.parameters() if p.grad is not None]
+        assert gradients
+        assert all(g.isfinite().all() for g in gradients)
+
+
+def assert_equals_silenced(row: Row) -> None:
+    """The narrow model computes what the full one does with the other units silenced."""
+    selection = last_units(row, halved(row, without=row.normed))
+    dtype = torch.float64 if row.tolerance < 1e-6 else torch.float32
+    args, kwargs = row.inputs(2)
+    args = tuple(_cast(x, dtype) for x in args)
+    kwargs = {name: _cast(x, dtype) for name, x in kwargs.items()}
+    expected = run(silenced(row, selection).to(dtype).eval(), (args, kwargs))
+    found = run(filled(row, selection).to(dtype).eval(), (args, kwargs))
+    torch.testing.assert_close(found, expected, rtol=0, atol=10 * row.tolerance * float(expected.abs().max()))
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

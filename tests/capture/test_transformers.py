@@ -1,0 +1,38 @@
+"""The laws over models of transformers."""
+
+import pytest
+import torch
+from hf_zoo import HF_ROWS
+from laws import assert_equals_silenced, assert_trains, captured, halved, model_of
+from zoo import Row
+
+from msfusion.capture import permutation_errors
+from msfusion.capture.graph import named_tensors
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # transformers warns about itself
+]
+parametrised = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in HF_ROWS])
+
+
+@parametrised
+def test_the_map_is_right(row: Row) -> None:
+    axes = captured(row).axes
+    assert tuple(name for name, info in axes.axes.items() if info.residual) == row.residual
+    assert len(axes.cuttable) == row.cuttable
+    assert set(axes.tensors) == set(named_tensors(model_of(row)))
+    torch.manual_seed(1)
+    errors = permutation_errors(model_of(row), *row.inputs(2), axes)
+    assert max(errors.values()) < row.tolerance
+
+
+@parametrised
+def test_narrow_models_train(row: Row) -> None:
+    assert_trains(row, halved(row))
+    assert_trains(row, halved(row, without=row.residual))
+
+
+@parametrised
+def test_a_narrow_model_is_the_full_one_with_the_other_units_silenced(row: Row) -> None:
+    assert_equals_silenced(row)
