@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from odd import Mysterious
 from torch import Tensor, nn
 from zoo import ROWS, Row
 
@@ -9,25 +10,6 @@ from msfusion.capture import capture, permutation_errors
 from msfusion.capture.rules import registry
 from msfusion.core.axes import AxisMap, axes_of
 from msfusion.errors import UserError
-
-
-@torch.library.custom_op("msfusion_test::mystery", mutates_args=())
-def mystery(x: Tensor) -> Tensor:
-    return x.sigmoid() * x
-
-
-@mystery.register_fake
-def _(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-class Mysterious(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c(self.b(mystery(self.a(x))).relu())
 
 
 def test_an_unknown_operation_pins_what_it_touches_and_is_named() -> None:

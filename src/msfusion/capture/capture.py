@@ -63,9 +63,9 @@ def capture(
     """
     kwargs = dict(kwargs or {})
     graph = capture_graph(model, args, kwargs)
-    derived = derive(model, graph)
+    derived = derive(model, graph, overrides)
     skeleton = _skeleton(model)
-    symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs)
+    symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs, overrides)
     return Capture(
         Source(skeleton, graph, derived.found, derived.names, derived.axes, args, kwargs, symbolic)
     )

@@ -14,6 +14,7 @@ from msfusion.core.axes import AxisInfo, AxisMap, Dim, axes_of
 
 from .graph import Graph, main_output, named_tensors, tied_names
 from .labels import Label, factors, is_pinned, leaves, pin, resolve, segments, unify
+from .overrides import declared_labels
 from .propagate import Propagation, propagate, shape_of
 from .residual import residual_leaves
 from .rules import Labels
@@ -32,9 +33,9 @@ class Derived:
     names: Mapping[Label, str]
 
 
-def derive(model: nn.Module, graph: Graph) -> Derived:
+def derive(model: nn.Module, graph: Graph, overrides: Mapping[str, Sequence[str]] | None = None) -> Derived:
     """Propagate labels through the graph of the model and read the axis map from them."""
-    tensors: dict[str, Labels] = {}
+    tensors = declared_labels(named_tensors(model), overrides or {})
     inputs = _input_labels(graph, tensors)
     ties = tied_names(model)
     for other, name in ties.items():
@@ -144,7 +145,9 @@ class _Reader:
         """``layer1.0.conv1.out``: the module (or parameter) and whether it sums over the axis."""
         owner, _, last = tensor.rpartition(".")
         base = owner if last in ("weight", "bias") and owner else tensor
-        if ndim > 1:
+        if leaf.declared:
+            base = leaf.declared
+        elif ndim > 1:
             base += ".in" if leaf in self.summed_leaves(tensor) else ".out"
         taken = set(self.names.values())
         name, number = base, 1
@@ -203,7 +206,7 @@ def _inner_axes(tensors: Mapping[str, Iterable[Dim]]) -> dict[str, str]:
 def _why_whole(name: str, leaf: Label, inner: Mapping[str, str]) -> str | None:
     if name in inner:
         return f"lies inside each unit of {inner[name]}"
-    return "summed over between two activations" if leaf.contracted else None
+    return "summed over between two activations" if leaf.contracted and not leaf.declared else None
 
 
 __all__ = ["Derived", "derive", "is_pinned"]

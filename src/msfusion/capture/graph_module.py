@@ -8,7 +8,7 @@ operation makes of the narrow tensors is compared with the labels before it is u
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -56,9 +56,15 @@ class SymbolicGraphs:
     """The graphs of a model in train and eval mode, captured when first asked for."""
 
     def __init__(
-        self, model: nn.Module, axes: AxisMap, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        axes: AxisMap,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        overrides: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self.model, self.axes, self.args, self.kwargs = model, axes, args, kwargs
+        self.model, self.axes, self.overrides = model, axes, overrides
+        self.args, self.kwargs = args, kwargs
 
     @cached_property
     def modes(self) -> dict[bool, SymbolicGraph]:
@@ -66,7 +72,7 @@ class SymbolicGraphs:
 
     def _capture(self, training: bool) -> SymbolicGraph:
         graph = capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True)
-        derived = derive(self.model, graph)
+        derived = derive(self.model, graph, self.overrides)
         if derived.axes.tensors != self.axes.tensors:
             raise UserError(
                 "expected the model to have the same axes in train and eval mode and at any batch size, got"

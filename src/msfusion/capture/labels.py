@@ -23,12 +23,14 @@ class Label:
     reason: why a leaf is pinned, or None.
     used: an operation other than a view has read it.
     contracted: summed over between two activations, as the channels of a query and a key are.
+    declared: name of an axis that the user declared; it is not pinned.
     """
 
-    __slots__ = ("contracted", "form", "parts", "reason", "size", "used")
+    __slots__ = ("contracted", "declared", "form", "parts", "reason", "size", "used")
 
-    def __init__(self, size: int, reason: str | None = None) -> None:
+    def __init__(self, size: int, reason: str | None = None, declared: str | None = None) -> None:
         self.size = size
+        self.declared = declared
         self.form: Form = "leaf"
         self.parts: list[Label] = []
         self.reason = reason
@@ -70,9 +72,10 @@ def leaves(label: Label) -> Iterator[Label]:
 
 
 def pin(label: Label, reason: str) -> None:
-    """Pin all leaves in a label; the first reason stays."""
+    """Pin all leaves in a label but declared ones; the first reason stays."""
     for leaf in leaves(label):
-        leaf.reason = leaf.reason or reason
+        if leaf.declared is None:
+            leaf.reason = leaf.reason or reason
 
 
 def is_pinned(label: Label) -> bool:
@@ -123,7 +126,7 @@ def _refine(leaf: Label, form: Form, sizes: Sequence[int]) -> list[Label]:
     """Split a leaf into new leaves that inherit what is known of it."""
     parts = []
     for size in sizes:
-        part = Label(size, leaf.reason)
+        part = Label(size, leaf.reason, leaf.declared)
         part.used, part.contracted = leaf.used, leaf.contracted
         parts.append(part)
     leaf.form, leaf.parts = form, parts
@@ -137,7 +140,7 @@ def unify(first: Label, second: Label, why: str = "two layouts that do not fit")
         return
     if first.size != second.size:
         raise ValueError(f"expected labels of equal size, got {first} and {second}")
-    if first.form != "leaf" and second.form == "leaf":
+    if second.form == "leaf" and (first.form != "leaf" or first.declared):
         first, second = second, first
     if first.form == "leaf":
         _make_alias(first, second)
@@ -152,6 +155,8 @@ def _make_alias(leaf: Label, target: Label) -> None:
     if leaf.reason:
         pin(target, leaf.reason)
     for other in leaves(target):
+        if leaf.declared and other.declared is None:
+            other.declared, other.reason = leaf.declared, None
         other.used |= leaf.used
         other.contracted |= leaf.contracted
 
