@@ -1,0 +1,159 @@
+"""Narrow modules: what is refused, and the captured graph as a forward."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import captured, filled, halved, last_units, model_of, run
+from torch import Tensor, nn
+from zoo import ROWS, NanoGPT, Row, tokens
+
+from msfusion.capture import capture
+from msfusion.capture.graph_module import with_graph_forward
+from msfusion.capture.narrow import narrow_copy
+from msfusion.errors import UserError
+
+
+def row_named(name: str) -> Row:
+    return next(row for row in ROWS if row.name == name)
+
+
+def has_graph(module: nn.Module) -> bool:
+    return "_captured_graphs" in vars(module)
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"nothing": 2}, "widths of axes of the model, got 'nothing'"),
+        ({"0.out": 0}, "a width of 1 to 48 for axis 0.out, got 0"),
+        ({"0.out": 49}, "a width of 1 to 48 for axis 0.out, got 49"),
+    ],
+)
+def test_widths_that_the_model_does_not_have(widths: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        captured(row_named("mlp")).narrow(widths)
+
+
+def test_the_full_model_may_go_away_and_change() -> None:
+    model = NanoGPT(layers=1)
+    taken = capture(model, *tokens()(2))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    model.lm_head = nn.Linear(2, 2)
+    assert {name: p.shape for name, p in taken.narrow({}).named_parameters()} == shapes
+    assert all(p.is_meta for p in taken.narrow({}).parameters())
+
+
+def test_ties_and_modes_are_kept() -> None:
+    taken = capture(NanoGPT(layers=1).eval(), *tokens()(2))
+    narrow = taken.narrow({"wte.out": 16})
+    assert narrow.wte.weight is narrow.lm_head.weight
+    assert not narrow.training
+
+
+def test_the_own_forward_is_kept_where_it_follows() -> None:
+    row = row_named("nanogpt")
+    assert not has_graph(captured(row).narrow(halved(row)))
+    assert has_graph(captured(row).narrow(halved(row, without=row.residual)))
+    assert not has_graph(captured(row_named("gpt")).narrow(halved(row_named("gpt"), without=("tokens.out",))))
+
+
+class Literal(nn.Module):
+    """Sizes written out, so the graph stands in for the forward; batch norm and dropout differ by mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.drop, self.head = nn.Dropout(0.5), nn.Linear(8 * 16, 5)
+
+    def forward(self, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        x = F.relu(self.norm(self.conv(x))) * torch.full((8, 1, 1), scale)
+        return self.head(self.drop(x.view(-1, 8 * 16)))
+
+
+def literal() -> nn.Module:
+    torch.manual_seed(0)
+    taken = capture(Literal(), (torch.randn(2, 3, 4, 4),), {"scale": 2.0})
+    narrow = taken.narrow({"conv.out": 3}).to_empty(device="cpu")
+    assert has_graph(narrow)
+    for tensor in (*narrow.parameters(), *narrow.buffers()):
+        tensor.data = torch.randn(tensor.shape).abs().to(tensor.dtype)
+    return narrow
+
+
+def test_a_graph_forward_has_dropout_and_batch_statistics_in_train_mode_only() -> None:
+    narrow, x = literal(), torch.randn(6, 3, 4, 4)
+    narrow.eval()
+    before = copy.deepcopy(narrow.state_dict())
+    assert torch.equal(narrow(x, scale=2.0), narrow(x, scale=2.0))
+    assert all(torch.equal(value, before[name]) for name, value in narrow.state_dict().items())
+    narrow.train()
+    assert not torch.equal(narrow(x, scale=2.0), narrow(x, scale=2.0))
+    momentum, mean = 0.1, narrow.conv(x).mean((0, 2, 3))
+    once = (1 - momentum) * before["norm.running_mean"] + momentum * mean
+    expected = (1 - momentum) * once + momentum * mean
+    torch.testing.assert_close(narrow.norm.running_mean, expected)
+    assert narrow.norm.num_batches_tracked == before["norm.num_batches_tracked"] + 2
+
+
+def test_a_graph_forward_runs_on_another_device_and_under_autocast() -> None:
+    narrow, x = literal(), torch.randn(6, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert narrow(x, scale=2.0).dtype == torch.bfloat16
+    assert narrow.to("meta")(x.to("meta"), scale=2.0).shape == (6, 5)
+
+
+def test_copies_of_a_graph_forward_are_independent() -> None:
+    narrow, x = literal().eval(), torch.randn(6, 3, 4, 4)
+    other = copy.deepcopy(narrow)
+    with torch.no_grad():
+        other.head.bias += 1
+    torch.testing.assert_close(other(x, scale=2.0), narrow(x, scale=2.0) + 1)
+    other.load_state_dict(narrow.state_dict())
+    assert torch.equal(other(x, scale=2.0), narrow(x, scale=2.0))
+
+
+def test_inputs_of_another_form_are_refused() -> None:
+    narrow, x = literal(), torch.randn(6, 3, 4, 4)
+    for args, kwargs in (((x,), {}), ((x, x), {"scale": 2.0}), ((x,), {"scale": 3.0})):
+        with pytest.raises(UserError, match=r"form that was captured \(1 positional, scale=, "):
+            narrow(*args, **kwargs)
+
+
+class Unfollowable(nn.Module):
+    """Its axes are cuttable, but its control flow counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[1] < 8:
+            raise ValueError("too narrow")
+        return self.b(x)
+
+
+def test_control_flow_on_a_width_runs_as_the_full_model_ran() -> None:
+    narrow = capture(Unfollowable(), (torch.randn(2, 6),)).narrow({"a.out": 4})
+    assert has_graph(narrow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_graph_and_own_forward_agree(row: Row) -> None:
+    """Two ways to the same sub-model, in eval mode, at another batch size."""
+    source = captured(row)._source
+    widths = halved(row)
+    own = filled(row, last_units(row, widths)).eval()
+    graph = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)
+    assert graph is not None
+    graph = graph.to_empty(device="cpu").eval()
+    graph.load_state_dict(own.state_dict())
+    for name, buffer in graph.named_buffers():
+        buffer.copy_(dict(own.named_buffers())[name])
+    torch.manual_seed(5)
+    inputs = row.inputs(3)
+    torch.testing.assert_close(run(graph, inputs), run(own, inputs), rtol=1e-5, atol=1e-6)
+    assert list(graph.state_dict()) == list(model_of(row).state_dict())
