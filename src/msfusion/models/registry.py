@@ -10,7 +10,9 @@ from torch import nn
 from msfusion.errors import UserError
 from msfusion.models.cnn import cnn
 from msfusion.models.gpt import gpt
+from msfusion.models.hugging_face import PREFIX, TIMM, build_from_hugging_face, build_from_timm
 from msfusion.models.inputs import InputSpec, example
+from msfusion.models.meta import parameters_on_meta
 from msfusion.models.mlp import mlp
 from msfusion.models.options import call, check_names, nearest, option_names
 from msfusion.models.resnet import resnet18
@@ -29,16 +31,22 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 def build(spec: str, inputs: InputSpec | None, options: Mapping[str, object] = MappingProxyType({})) -> Built:
     """Returns a module and example inputs for it (a batch of 2, the same on every call).
 
-    ``spec`` is a name in ``MODELS`` or ``path/to/file.py:function``. What the data decide (classes, channels,
+    ``spec`` is a name in ``MODELS``, ``path/to/file.py:function``, ``hf:PATH`` or ``timm:NAME``
+    (``hugging_face``). What the data decide (classes, channels,
     image, vocabulary, block, inputs) comes from ``inputs``; where that is None, a shipped model takes them as
     options and else fits 10 classes and 3x32x32 images (gpt: 65 tokens, block 256; mlp: 64 inputs).
     Parameters start from the global generator, which the caller seeds. ``UserError`` for an unknown model or
     option, a value out of range, or data that the model cannot take."""
+    if spec.startswith(PREFIX):
+        return build_from_hugging_face(spec, inputs, options)
+    if spec.startswith(TIMM):
+        return build_from_timm(spec, inputs, options)
     if spec not in MODELS:
         if ":" in spec or spec.endswith(".py"):
             return build_from_file(spec, inputs, options)
         raise UserError(
-            f"expected a shipped model or path/to/file.py:function, got {spec!r}: {nearest(spec, MODELS)}"
+            f"expected a shipped model, path/to/file.py:function, {PREFIX}PATH or {TIMM}NAME, got {spec!r}: "
+            f"{nearest(spec, MODELS)}"
         )
     check_names(spec, options, option_names(MODELS[spec]))
     given = {} if inputs is None else _given_by_data(spec, inputs)
@@ -46,6 +54,14 @@ def build(spec: str, inputs: InputSpec | None, options: Mapping[str, object] = M
         raise UserError(f"expected no option {name!r} for {spec}, got {options[name]!r}: the data decide it")
     module = call(spec, MODELS[spec], {**options, **given})
     return module, (example(inputs or _inputs_from_options(spec, options)),)
+
+
+def build_without_values(
+    spec: str, inputs: InputSpec | None, options: Mapping[str, object] = MappingProxyType({})
+) -> Built:
+    """``build`` with the parameters on the meta device: for reading the model, at any size."""
+    with parameters_on_meta():
+        return build(spec, inputs, options)
 
 
 def _inputs_from_options(name: str, options: Mapping[str, object]) -> InputSpec:

@@ -1,0 +1,53 @@
+"""Models without values: parameters on the meta device, buffers real.
+
+A participant never allocates the full model. What it needs of it (names, shapes, ties, the forward) it gets
+from a module whose parameters hold no memory; buffers (rotary frequencies, masks) are small and are computed
+where the module is made, so they keep their values.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+_active: ContextVar[bool] = ContextVar("parameters_on_meta", default=False)
+
+Registered = Callable[[nn.Parameter], nn.Parameter]
+"""A parameter that a module is given -> the one that it keeps."""
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules made in the body keep their parameters on the meta device; the most memory taken at any time
+    is that of one parameter. The body must not run in several threads at once."""
+    token = _active.set(True)
+    try:
+        with registering(lambda parameter: parameter if parameter.is_meta else _without_values(parameter)):
+            yield
+    finally:
+        _active.reset(token)
+
+
+def without_values() -> bool:
+    """Whether ``parameters_on_meta`` is in force: reading weights from a file would be in vain."""
+    return _active.get()
+
+
+@contextmanager
+def registering(exchange: Registered) -> Iterator[None]:
+    """Modules given a parameter in the body keep ``exchange(parameter)`` in its place."""
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else exchange(parameter)
+
+    handle = register_module_parameter_registration_hook(hook)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _without_values(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
