@@ -63,7 +63,7 @@ def compare(
     methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = (
         "msfusion,fedrolex,heterofl,fedavg,fedavg-small"
     ),
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds: 0, 1, ...")] = 1,
+    seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
     participants: Participants = None,
     width: Width = None,
     share: Share = None,
@@ -87,7 +87,7 @@ def compare(
     command.run(
         preset,
         settings,
-        methods.split(","),
+        [name.strip() for name in methods.split(",")],
         seeds,
         out=out,
         resume=resume,
@@ -99,16 +99,16 @@ def compare(
 @app.command()
 def plan(
     model: Model,
-    participants: Annotated[int, typer.Option(min=1, help="Number of participants.")],
+    participants: Annotated[int, typer.Option(help="Number of participants.")],
     width: Width = None,
     share: Share = None,
     memory: Annotated[
         str | None, typer.Option(help="Memory of a participant: bytes, or 500MB, 2GiB.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds to count coverage over.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds to count coverage over.")] = 20,
     method: Annotated[str, typer.Option(help="Method, or method:variant.")] = "msfusion",
     seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 32,
+    batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
     option: Option = None,
     json: Json = False,
@@ -183,4 +183,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)

@@ -40,12 +40,13 @@ class Config(Run):
 
 def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a preset's name or a TOML file, with dotted ``overrides`` (``{"train.lr": 0.1}``) over it."""
-    table = _read(source)
-    for key, value in (overrides or {}).items():
+    table, flags = _read(source), overrides or {}
+    if "width" in flags and "share" not in flags:
+        table.pop("share", None)
+    if "share" in flags and "width" not in flags:
+        table.pop("width", None)
+    for key, value in flags.items():
         _put(table, key.split("."), value)
-        other = {"width": "share", "share": "width"}.get(key)
-        if other and value is not None:
-            table.pop(other, None)
     _refuse_unknown(Config, table, "")
     return validated(Config, table)
 

@@ -162,7 +162,7 @@ class Writer:
         self.close()
 
     def _write(self, record: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(_finite(record), allow_nan=False, separators=(",", ":")).encode() + b"\n")
+        self._file.write(json.dumps(finite(record), allow_nan=False, separators=(",", ":")).encode() + b"\n")
         self._file.flush()
 
 
@@ -249,12 +249,12 @@ def _check_same_run(path: Path, old: Header, new: Header) -> None:
             )
 
 
-def _finite(value: object) -> object:
+def finite(value: object) -> object:
     """JSON has no NaN and no infinity; null says "no number"."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

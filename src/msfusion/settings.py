@@ -1,8 +1,10 @@
 """Checks settings against the types and bounds that their dataclass states beside each field."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import is_dataclass
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.errors import UserError
@@ -15,11 +17,52 @@ def validated(owner: type[T], table: Mapping[str, Any]) -> T:
     try:
         return TypeAdapter(owner).validate_python(table)
     except ValidationError as error:
-        raise UserError(_sentence(error)) from None
+        raise UserError(_sentence(owner, error)) from None
 
 
-def _sentence(error: ValidationError) -> str:
+def _sentence(owner: type, error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.islower())
-    what = first["msg"][0].lower() + first["msg"][1:]
-    return f"setting {where}: {what.replace('input should be', 'expected a value')}, got {first['input']!r}"
+    names, hint = _setting(owner, first["loc"])
+    bounds = _bounds(hint)
+    if bounds and first["type"].startswith(("greater_than", "less_than")):
+        what = f"expected a value {bounds}"
+    else:
+        what = first["msg"].replace("\n", " ").replace("Input should be", "expected")
+    return f"setting {'.'.join(names)}: {what}, got {first['input']!r}"
+
+
+def _setting(owner: type, place: tuple[int | str, ...]) -> tuple[list[str], Any]:
+    """Name and annotation of the setting at a place; what pydantic adds of its own is left out."""
+    names: list[str] = []
+    hint: Any = owner
+    for part in place:
+        if not isinstance(part, str):
+            break
+        if is_dataclass(hint):
+            hint = get_type_hints(hint, include_extras=True).get(part)
+        elif get_origin(hint) is dict:
+            hint = None
+        else:
+            break
+        names.append(part)
+    return names, hint
+
+
+def _bounds(hint: Any) -> str:
+    """The range of an annotation such as ``Annotated[float, Gt(0), Le(1)] | None``: ``in (0, 1]``."""
+    annotated = next((h for h in (hint, *get_args(hint)) if get_origin(h) is Annotated), None)
+    low, high = "", ""
+    for bound in get_args(annotated)[1:]:
+        match bound:
+            case Gt(gt=value):
+                low = f"({value}"
+            case Ge(ge=value):
+                low = f"[{value}"
+            case Lt(lt=value):
+                high = f"{value})"
+            case Le(le=value):
+                high = f"{value}]"
+    if low and high:
+        return f"in {low}, {high}"
+    words = {"(": "above ", "[": "of at least ", ")": "below ", "]": "of at most "}
+    return words[low[0]] + low[1:] if low else words[high[-1]] + high[:-1] if high else ""

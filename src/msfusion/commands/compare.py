@@ -6,10 +6,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from msfusion import records
-from msfusion.commands.output import emit, progress, table
+from msfusion.commands.output import emit, progress, require_positive, table
 from msfusion.commands.parallel import Task, run_all
-from msfusion.commands.training import note
+from msfusion.commands.training import note, stoppable
 from msfusion.config import load
+from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
 from msfusion.report import write_report
 from msfusion.report.numbers import percent, si, spread
@@ -27,12 +28,16 @@ def run(
     json: bool,
 ) -> None:
     """Run every method with every seed; print one table and write one report."""
+    require_positive(seeds=seeds)
     for method in methods:
         get_method(method)
+    if len(set(methods)) < len(methods):
+        raise UserError(f"expected every method once, got {', '.join(methods)}")
     if out is not None:
-        _run_all(preset, settings, methods, seeds, out, resume, jobs, json)
+        with stoppable(out):
+            _run_all(preset, settings, methods, seeds, out, resume, jobs, json)
         return
-    with TemporaryDirectory() as folder:
+    with stoppable(None), TemporaryDirectory() as folder:
         _run_all(preset, settings, methods, seeds, Path(folder), resume, jobs, json)
 
 
@@ -63,8 +68,9 @@ def _run_all(
             display.update(bars[number], completed=record["round"] + 1, note=note(record))
 
         run_all(tasks, jobs, report)
-    rows = [_row(method, out / folder_name(method)) for method in methods]
-    write_report([out / folder_name(method) for method in methods], out / "report.html")
+    folders = {method: [_folder(out, method, seed) for seed in range(seeds)] for method in methods}
+    rows = [_row(method, folders[method]) for method in methods]
+    write_report([folder for own in folders.values() for folder in own], out / "report.html")
     emit({"methods": rows}, _table(rows), json=json)
     if not json:
         emit({}, f"report: {out / 'report.html'}", json=False)
@@ -79,9 +85,9 @@ def folder_name(method: str) -> str:
     return method.replace(":", "-")
 
 
-def _row(method: str, folder: Path) -> dict[str, Any]:
+def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
     """What the table says of a method: costs of its largest participant, scores of all its seeds."""
-    runs = [records.read(path) for path in sorted(folder.iterdir())]
+    runs = [records.read(folder) for folder in folders]
     header = runs[0].header
     metric = header["metric"]
     finals = [run.rounds[-1] for run in runs]

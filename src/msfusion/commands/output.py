@@ -10,14 +10,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from msfusion.errors import UserError
+from msfusion.records import finite
+
 
 def emit(data: Mapping[str, Any], text: object, *, json: bool) -> None:
     """Print ``data`` as one JSON object, or else ``text`` (a string or a rich renderable)."""
     if json:
-        print(json_format.dumps(data))
+        print(json_format.dumps(finite(data), allow_nan=False))
     else:
         console = Console()
         Console(width=None if console.is_terminal else 200).print(text, highlight=False, soft_wrap=True)
+
+
+def require_positive(**numbers: int) -> None:
+    """Raise UserError unless every number is at least 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"expected --{name} of at least 1, got {number}")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:

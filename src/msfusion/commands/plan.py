@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from msfusion.capture import Capture, capture
-from msfusion.commands.output import emit, table
+from msfusion.commands.output import emit, require_positive, table
 from msfusion.core import widths
 from msfusion.core.coverage import Coverage, Summary, over_rounds
 from msfusion.errors import UserError
@@ -48,6 +48,7 @@ def run(
     json: bool,
 ) -> None:
     """Print what each participant pays and how the full model is covered round by round."""
+    require_positive(participants=participants, rounds=rounds)
     train = validated(Train, {"batch": batch, "optimizer": optimizer})
     module, example = build(model, None, options)
     captured = capture(module, example)
@@ -99,7 +100,7 @@ def _plan(
 
 def parse_bytes(text: str) -> int:
     """``500MB`` or ``2GiB`` or plain bytes."""
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?i?B?)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\s*", text)
     if not match or match[2] not in _UNITS:
         raise UserError(f"expected bytes such as 500000000, 500MB or 2GiB, got {text!r}")
     return int(float(match[1]) * _UNITS[match[2]])

@@ -1,13 +1,12 @@
 """``msfusion simulate``: one run."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from msfusion import records
 from msfusion.commands.output import emit, progress
-from msfusion.commands.training import federation_of, note, simulation_of
+from msfusion.commands.training import federation_of, note, simulation_of, stoppable
 from msfusion.config import Config, load
 from msfusion.errors import UserError
 from msfusion.report.numbers import percent
@@ -27,8 +26,8 @@ def run(
     config = load(preset, settings)
     if out is None and (resume or tensorboard):
         raise UserError("expected a run directory (--out DIR) for --resume and --tensorboard, got none")
-    simulation = simulation_of(config, federation_of(config), out)
-    with progress() as display:
+    with stoppable(out), progress() as display:
+        simulation = simulation_of(config, federation_of(config), out)
         task = display.add_task(config.method, total=config.rounds, note="")
 
         def watch(record: records.Round) -> None:
@@ -40,10 +39,7 @@ def run(
             for one in watchers:
                 one(record)
 
-        try:
-            result = simulation.run(resume=resume, watch=watch_all)
-        except KeyboardInterrupt:
-            _stopped(out)
+        result = simulation.run(resume=resume, watch=watch_all)
     emit(_summary(result, out), _text(config, result), json=json)
 
 
@@ -53,14 +49,6 @@ def _events(out: Path | None, wanted: bool) -> list[Callable[[records.Round], No
     from msfusion.events import Events
 
     return [Events(out).round]
-
-
-def _stopped(out: Path | None) -> None:
-    saved = (
-        f"the last finished round is saved, continue with --out {out} --resume" if out else "nothing saved"
-    )
-    print(f"stopped: {saved}", file=sys.stderr)
-    raise SystemExit(130)
 
 
 def _summary(result: Result, out: Path | None) -> dict[str, Any]:

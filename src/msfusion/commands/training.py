@@ -1,6 +1,9 @@
 """From a configuration to a simulation, for the commands that train."""
 
 import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,6 +33,17 @@ def simulation_of(
     problem = Problem(model, example, data.train, data.test, name=config.model.name)
     settings = dataclasses.asdict(config)
     return Simulation(problem, config, out=out, settings=settings, captured=captured)
+
+
+@contextmanager
+def stoppable(out: Path | None) -> Iterator[None]:
+    """End the command with one line and exit code 130 on Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = f"continue with --out {out} --resume" if out and out.exists() else "nothing is saved"
+        print(f"stopped: {how}", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def note(record: records.Round) -> str:
