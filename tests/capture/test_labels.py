@@ -19,14 +19,13 @@ from msfusion.capture.labels import (
     pin,
     pinned,
     product,
-    reshape,
     resolve,
-    segment,
     segments,
     split_first,
     split_outer,
     unify,
 )
+from msfusion.capture.rearrange import reshape, segment
 
 
 def sizes(labels: list[Label]) -> list[int]:

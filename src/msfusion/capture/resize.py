@@ -15,8 +15,9 @@ import torch
 
 from msfusion.core.axes import Widths
 
-from .labels import Label, factors, product, reshape, resolve, segments
+from .labels import Label, factors, product, resolve, segments
 from .propagate import Propagation
+from .rearrange import reshape
 from .rules import Labels
 from .rules.registry import base_name, dimension, labels_in, padded
 

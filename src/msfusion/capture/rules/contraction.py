@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from msfusion.capture.labels import ONE, Label, leaves, pin, reshape, unify
+from msfusion.capture.labels import ONE, Label, leaves, pin, unify
+from msfusion.capture.rearrange import reshape
 
 from .registry import Call, Labels, Result, broadcast, rule
 

@@ -1,6 +1,7 @@
 """Convolution, pooling and resampling: channels run through, space is pinned."""
 
-from msfusion.capture.labels import product, reshape, unify
+from msfusion.capture.labels import product, unify
+from msfusion.capture.rearrange import reshape
 
 from .registry import Call, Labels, Result, pin_all, pinned_all, rule
 

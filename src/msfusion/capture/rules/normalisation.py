@@ -1,6 +1,7 @@
 """Normalisation layers and per-channel parameters."""
 
-from msfusion.capture.labels import reshape, unify
+from msfusion.capture.labels import unify
+from msfusion.capture.rearrange import reshape
 
 from .registry import Call, Labels, Result, rule
 

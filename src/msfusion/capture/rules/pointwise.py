@@ -1,6 +1,7 @@
 """Element by element, along one dimension, and reductions."""
 
-from msfusion.capture.labels import ONE, pin, segment, unify
+from msfusion.capture.labels import ONE, pin, unify
+from msfusion.capture.rearrange import segment
 
 from .registry import Call, Labels, Result, broadcast, dimension, dimensions, free, pinned_all, rule
 

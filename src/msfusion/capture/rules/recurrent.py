@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from msfusion.capture.labels import ONE, Label, concat, pin, reshape, unify
+from msfusion.capture.labels import ONE, Label, concat, pin, unify
+from msfusion.capture.rearrange import reshape
 
 from .registry import Call, Labels, Result, rule
 

@@ -2,17 +2,8 @@
 
 from collections.abc import Iterator
 
-from msfusion.capture.labels import (
-    ONE,
-    Label,
-    concat,
-    is_pinned,
-    pin,
-    pinned,
-    product,
-    reshape,
-    segment,
-)
+from msfusion.capture.labels import ONE, Label, concat, is_pinned, pin, pinned, product
+from msfusion.capture.rearrange import reshape, segment
 
 from .registry import Call, Labels, Result, broadcast, dimension, dimensions, padded, replaced, rule
 
