@@ -1,14 +1,15 @@
-"""What a sub-model costs the participant that trains it, counted on the meta device without allocating it."""
+"""What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from msfusion.capture.graph import copy_with, named_tensors
 from msfusion.learn.local import Train
 from msfusion.learn.objective import logits_of
 
@@ -35,11 +36,16 @@ class Cost:
 
 def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
     """Count the cost of training on batches of ``config.batch`` examples shaped like ``example``."""
-    meta = copy.deepcopy(module).to("meta").train()
-    inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch), example)
-    own = [p for p in meta.parameters() if p.requires_grad]
+    # Fake as well as on meta: code that looks at values where it can (masks in transformers) then does not.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        own = named_tensors(module).values()
+        tensors = {id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in own}
+        inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch), example)
+    meta = copy_with(module, tensors).train()
+    trainable = [p for p in meta.parameters() if p.requires_grad]
     saved: dict[int, int] = {}
-    known = {p.untyped_storage()._cdata for p in own}
+    known = {p.untyped_storage()._cdata for p in trainable}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -47,13 +53,13 @@ def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
+    with mode, FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
         output = logits_of(meta(*inputs))
         activations = sum(saved.values()) + output.untyped_storage().nbytes()
         output.sum().backward()  # type: ignore[no-untyped-call]
     states = _STATES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     size = sum(p.numel() * p.element_size() for p in meta.parameters())
-    trained = sum(p.numel() * p.element_size() for p in own)
+    trained = sum(p.numel() * p.element_size() for p in trainable)
     return Cost(
         parameters=sum(p.numel() for p in meta.parameters()),
         flops_per_step=flops.get_total_flops(),
