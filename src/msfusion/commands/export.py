@@ -1,17 +1,25 @@
-"""``msfusion export``: the full model of a run as a file."""
+"""``msfusion export``: the full model of a run, as a file or as a folder that ``from_pretrained`` loads."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from msfusion.commands.output import emit
 from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
+from msfusion.models.hugging_face import PREFIX, save_pretrained
 from msfusion.runtimes import checkpoint
 
 
-def run(source: Path, out: Path, *, json: bool) -> None:
-    """Write the parameters and buffers of the last checkpoint; tied tensors once."""
+def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
+    """Write the parameters and buffers of the last checkpoint, tied tensors once.
+
+    out: a file, or for a model of Hugging Face also a folder (a name without a suffix).
+    shard: largest size of one file in a folder.
+    """
     tensors, facts = checkpoint.load(source)
     method = facts["settings"]["method"]
     if (evaluated := get_method(method).evaluated) != "full":
@@ -19,7 +27,22 @@ def run(source: Path, out: Path, *, json: bool) -> None:
             f"expected a run that trains the full model, got one of {method}, which trains {evaluated} models"
         )
     model = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model, out, metadata={"format": "pt"})
+    if out.suffix:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model, out, metadata={"format": "pt"})
+    else:
+        _write_folder(model, facts["settings"], out, shard)
     total = sum(tensor.numel() for tensor in model.values())
     emit({"out": str(out), "tensors": len(model), "values": total}, f"{out}: {len(model)} tensors", json=json)
+
+
+def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], out: Path, shard: str) -> None:
+    model = settings.get("model", {"name": "a module of your own", "options": {}})
+    if not model["name"].startswith(PREFIX):
+        raise UserError(
+            f"expected a file such as {out}.safetensors for {model['name']}, got the folder {out}: only models "
+            f"named as {PREFIX}PATH are written as folders"
+        )
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"expected a folder that is empty or absent, got {out}: name another one")
+    save_pretrained(model["name"], model["options"], tensors, out, shard)

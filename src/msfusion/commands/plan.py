@@ -100,10 +100,11 @@ def _plan(
 
 def parse_bytes(text: str) -> int:
     """``500MB`` or ``2GiB`` or plain bytes."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?i?B?)\s*", text)
-    if not match or match[2] not in _UNITS:
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?i?B?)\s*", text)
+    unit = match[2].replace("k", "K") if match else ""
+    if not match or unit not in _UNITS:
         raise UserError(f"expected bytes such as 500000000, 500MB or 2GiB, got {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
+    return int(float(match[1]) * _UNITS[unit])
 
 
 def _first_full(covered: list[Summary]) -> int | None:

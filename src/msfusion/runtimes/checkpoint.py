@@ -25,15 +25,23 @@ def fingerprint(text: str) -> str:
 
 def save(directory: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write the checkpoint of ``directory``; a crash at any moment leaves the old one or the new one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    final = directory / FILE_NAME
-    draft = final.with_suffix(".draft")
+    write(directory / FILE_NAME, tensors, {"facts": json.dumps(facts)})
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file as a whole: it is the old one or the new one. UserError where it cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.draft")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(ready, draft, metadata={"facts": json.dumps(facts)})
+    try:
+        save_file(ready, draft, metadata=metadata)
+    except SafetensorError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(f"expected to write {path}, which failed: {error}") from None
     with draft.open("rb") as file:
         os.fsync(file.fileno())
-    draft.replace(final)
-    descriptor = os.open(directory, os.O_RDONLY)
+    draft.replace(path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -28,6 +28,7 @@ from msfusion.learn.round import Learner, Participant, play
 from msfusion.learn.steps import ServerStep, server_step
 from msfusion.learn.store import MemoryStore, OwnStore
 from msfusion.learn.submodels import SubModels, tensors_of
+from msfusion.runtimes import checkpoint
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
@@ -94,10 +95,8 @@ class Result:
     history: list[records.Round]
 
     def save(self, path: str | Path) -> None:
-        """Write the full model's state dict as safetensors."""
-        from safetensors.torch import save_model
-
-        save_model(self.model, str(path))
+        """Write the full model's parameters and buffers as safetensors; tied tensors once."""
+        checkpoint.write(Path(path), tensors_of(self.model), {"format": "pt"})
 
 
 def simulate(

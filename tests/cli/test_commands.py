@@ -1,0 +1,461 @@
+"""Every command, as a user calls it: what it prints, where, with which exit code."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, load_model
+
+from msfusion import cli
+from msfusion.data import load as load_data
+from msfusion.models import build
+from msfusion.records import read
+from msfusion.runtimes import checkpoint
+
+Answer = tuple[int, str, str]
+"""Exit code, standard output, standard error."""
+
+SMALL = """
+participants = 4
+width = 0.5
+rounds = 2
+[model]
+name = "mlp"
+options = { hidden = [12, 8] }
+[data]
+name = "digits"
+limit = 200
+test_limit = 100
+[train]
+steps = 2
+batch = 16
+"""
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Calls the command line in this process."""
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["msfusion", *map(str, arguments)])
+        try:
+            cli.main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def preset(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def one_object(answer: Answer) -> dict[str, Any]:
+    """The JSON object that is all of standard output."""
+    code, out, err = answer
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 1
+    value = json.loads(out)
+    assert isinstance(value, dict)
+    return value
+
+
+def refused(answer: Answer, *words: str) -> None:
+    """Exit code 2, one line that says what is wrong, nothing on standard output."""
+    code, out, err = answer
+    assert (code, out) == (2, ""), err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for word in words:
+        assert word in err
+
+
+# --- simulate
+
+
+def test_simulate_prints_one_line(run: Callable[..., Answer], preset: Path) -> None:
+    code, out, err = run("simulate", preset)
+    assert (code, err) == (0, "")
+    assert out.startswith("msfusion after 2 rounds: accuracy ")
+    assert "coverage 100.0%" in out
+
+
+def test_simulate_json(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    value = one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    recorded = read(tmp_path / "run").rounds[-1]
+    assert recorded["evaluation"] is not None
+    assert value["accuracy"] == recorded["evaluation"]["accuracy"]
+    assert value["coverage"] == recorded["coverage"]
+    assert value["out"] == str(tmp_path / "run")
+
+
+def test_every_flag_reaches_the_run(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    flags = "--method fedrolex --participants 3 --share 0.4 --rounds 1 --seed 5 --set train.lr=0.25"
+    one_object(
+        run("simulate", preset, *flags.split(), "--set", "rounds=2", "--out", tmp_path / "r", "--json")
+    )
+    header = read(tmp_path / "r").header
+    config = header["config"]
+    assert (header["method"], header["seed"], len(header["participants"])) == ("fedrolex", 5, 3)
+    assert (config["share"], config["width"], config["train"]["lr"]) == (0.4, None, 0.25)
+    assert config["rounds"] == 2, "--set goes over the flags"
+
+
+def test_a_run_is_resumed(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    one_object(run("simulate", preset, "--out", tmp_path / "a", "--json"))
+    resumed = one_object(
+        run("simulate", preset, "--out", tmp_path / "a", "--resume", "--rounds", 4, "--json")
+    )
+    unbroken = one_object(run("simulate", preset, "--out", tmp_path / "b", "--rounds", 4, "--json"))
+    assert resumed == {**unbroken, "out": resumed["out"]}
+    first, second = (checkpoint.load(tmp_path / name)[0] for name in ("a", "b"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_tensorboard_events(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--tensorboard", "--json"))
+    assert list((tmp_path / "run").glob("events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_no_number_is_null(run: Callable[..., Answer], preset: Path) -> None:
+    """Weights that are finite but huge: the logits overflow. JSON has no infinity."""
+    value = one_object(
+        run("simulate", preset, "--rounds", 1, "--set", "train.lr=1e15", "--set", "train.steps=1", "--json")
+    )
+    assert value["loss"] is None or value["loss"] > 1e6
+
+
+# --- compare
+
+
+def test_compare_writes_one_table_and_one_report(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = ("--methods", "msfusion, fedavg", "--seeds", 2, "--out", tmp_path / "c", "--jobs", 1)
+    value = one_object(run("compare", preset, *flags, "--json"))
+    assert [row["method"] for row in value["methods"]] == ["msfusion", "fedavg"]
+    for row in value["methods"]:
+        runs = [read(tmp_path / "c" / row["method"] / f"seed-{seed}") for seed in (0, 1)]
+        finals = [r.rounds[-1]["evaluation"] for r in runs]
+        assert row["scores"] == [e["accuracy"] for e in finals if e]
+        assert [r.header["seed"] for r in runs] == [0, 1]
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html")
+    again = run("compare", preset, *flags, "--resume")
+    assert again[0] == 0
+    assert "msfusion" in again[1]
+    assert "± " in again[1]
+    assert "report.html" in again[1]
+
+
+def test_compare_without_a_directory_prints_the_table(run: Callable[..., Answer], preset: Path) -> None:
+    code, out, err = run("compare", preset, "--methods", "fedavg", "--jobs", 1, "--rounds", 1)
+    assert (code, err) == (0, "")
+    assert "fedavg" in out
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_end_with_the_same_bits(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    for jobs in (1, 2):
+        flags = ("--methods", "msfusion,fedavg", "--out", tmp_path / str(jobs), "--jobs", jobs, "--json")
+        one_object(run("compare", preset, *flags))
+    for method in ("msfusion", "fedavg"):
+        a, b = (checkpoint.load(tmp_path / jobs / method / "seed-0")[0] for jobs in ("1", "2"))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- plan
+
+
+def test_plan_by_width(run: Callable[..., Answer]) -> None:
+    value = one_object(run("plan", "mlp", "--participants", 4, "--width", 0.25, "--rounds", 8, "--json"))
+    assert value["widths"] == {"hidden.0.out": [16, 64], "hidden.1.out": [16, 64]}
+    full, own = value["full"], value["participant"]
+    assert full["parameters"] == 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+    assert own["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
+    assert own["bytes_per_round"] == 2 * 4 * own["parameters"]
+    assert len(value["coverage"]) == 8
+    first = value["rounds_to_full_coverage"]
+    assert [c["share"] == 1 for c in value["coverage"]] == [i + 1 >= first for i in range(8)]
+
+
+def test_plan_by_share(run: Callable[..., Answer]) -> None:
+    value = one_object(run("plan", "cnn", "--participants", 4, "--share", 0.3, "--json"))
+    assert 0.25 < value["participant"]["parameters"] / value["full"]["parameters"] <= 0.3
+
+
+def test_plan_by_memory(run: Callable[..., Answer]) -> None:
+    flags = ("--participants", 4, "--option", "hidden=[64]", "--json")
+    value = one_object(run("plan", "mlp", "--memory", "40kB", *flags))
+    assert 36_000 < value["participant"]["memory_bytes"] <= 40_000
+    more = one_object(run("plan", "mlp", "--memory", 45_000, *flags))
+    assert more["participant"]["memory_bytes"] > value["participant"]["memory_bytes"]
+
+
+def test_plan_as_a_table(run: Callable[..., Answer]) -> None:
+    code, out, err = run("plan", "mlp", "--participants", 4, "--width", 0.25)
+    assert (code, err) == (0, "")
+    for words in ("parameters", "FLOP per step", "bytes per round", "every parameter trained after"):
+        assert words in out
+
+
+@pytest.mark.parametrize("method", ["msfusion", "msfusion:independent", "random"])
+def test_a_run_covers_the_model_when_the_plan_says(
+    method: str, run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    options = ("--option", "hidden=[12, 8]")
+    flags = ("--method", method, "--participants", 4, "--width", 0.25, "--rounds", 20)
+    planned = one_object(run("plan", "mlp", *options, *flags, "--json"))
+    first = planned["rounds_to_full_coverage"]
+    assert first > 1
+    one_object(
+        run("simulate", preset, *flags, "--set", "evaluate_every=99", "--out", tmp_path / "r", "--json")
+    )
+    rounds = read(tmp_path / "r").rounds
+    assert [r["coverage"] for r in rounds] == [c["share"] for c in planned["coverage"]]
+    assert next(r["round"] + 1 for r in rounds if r["coverage"] == 1) == first
+    costs = read(tmp_path / "r").header["participants"][0]
+    assert costs["parameters"] == planned["participant"]["parameters"]
+    assert costs["bytes_per_round"] == planned["participant"]["bytes_per_round"]
+
+
+# --- axes, report, export
+
+
+def test_axes(run: Callable[..., Answer]) -> None:
+    value = one_object(run("axes", "mlp", "--option", "hidden=[12, 8]", "--json"))
+    assert value["axes"] == {"hidden.0.out": [12, False, None], "hidden.1.out": [8, False, None]}
+    assert value["tensors"]["hidden.1.weight"] == ["hidden.1.out:8", "hidden.0.out:12"]
+    code, out, err = run("axes", "mlp", "--option", "hidden=[12, 8]")
+    assert (code, err) == (0, "")
+    assert "hidden.1.weight[hidden.1.out:8, hidden.0.out:12]" in out
+
+
+def test_axes_of_a_users_model(run: Callable[..., Answer], tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\n"
+        "def net(units=6):\n"
+        "    layers = torch.nn.Linear(3, units), torch.nn.ReLU(), torch.nn.Linear(units, 2)\n"
+        "    return torch.nn.Sequential(*layers), torch.zeros(2, 3)\n"
+    )
+    value = one_object(run("axes", f"{path}:net", "--option", "units=9", "--json"))
+    assert [size for size, _, _ in value["axes"].values()] == [9]
+
+
+def test_report(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    value = one_object(run("report", tmp_path / "run", "--out", tmp_path / "r.html", "--json"))
+    assert value == {"report": str(tmp_path / "r.html")}
+    assert "msfusion" in (tmp_path / "r.html").read_text()
+
+
+def test_export_gives_the_model_that_was_scored(
+    run: Callable[..., Answer], tmp_path: Path, preset: Path
+) -> None:
+    """With batch norm, in a run whose evaluations do not fall on its end: the file alone gives the score."""
+    preset.write_text(SMALL.replace('"mlp"', '"cnn"').replace("hidden = [12, 8]", "width = 4, depth = 2"))
+    scored = one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    value = one_object(run("export", tmp_path / "run", tmp_path / "new" / "model.safetensors", "--json"))
+    tensors = load_file(tmp_path / "new" / "model.safetensors")
+    assert value == {
+        "out": str(tmp_path / "new" / "model.safetensors"),
+        "tensors": len(tensors),
+        "values": sum(t.numel() for t in tensors.values()),
+    }
+    from msfusion.config import load
+    from msfusion.learn.local import evaluate
+    from msfusion.learn.objective import Objective
+
+    config = load(str(preset))
+    data = load_data(config.data, config.participants, config.seed)
+    model, _ = build("cnn", data.inputs, config.model.options)
+    assert load_model(model, tmp_path / "new" / "model.safetensors") == (set(), [])
+    assert evaluate(model, data.test, Objective()).accuracy == scored["accuracy"]
+
+
+def test_tied_weights_are_exported_once_and_load(run: Callable[..., Answer], tmp_path: Path) -> None:
+    source = tmp_path / "tied.py"
+    source.write_text(
+        "import torch\n"
+        "class Tied(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.first = torch.nn.Linear(64, 12)\n"
+        "        self.second = torch.nn.Linear(64, 12)\n"
+        "        self.second.weight = self.first.weight\n"
+        "        self.head = torch.nn.Linear(12, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = x.flatten(1)\n"
+        "        return self.head(torch.relu(self.first(x) + self.second(x)))\n"
+    )
+    preset = tmp_path / "tied.toml"
+    preset.write_text(SMALL.replace('"mlp"', f'"{source}:Tied"').replace("hidden = [12, 8]", ""))
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    one_object(run("export", tmp_path / "run", tmp_path / "tied.safetensors", "--json"))
+    names = set(load_file(tmp_path / "tied.safetensors"))
+    assert names == {"first.weight", "first.bias", "second.bias", "head.weight", "head.bias"}
+
+
+def test_help_and_no_command(run: Callable[..., Answer]) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in ("simulate", "compare", "plan", "axes", "report", "export"):
+        assert command in out
+        assert run(command, "--help")[0] == 0
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("simulate", "demo", "--width", 0), ("width", "(0, 1]", "got 0")),
+        (("simulate", "demo", "--width", 1.5), ("width", "(0, 1]", "got 1.5")),
+        (("simulate", "demo", "--width", "nan"), ("width", "(0, 1]")),
+        (("simulate", "demo", "--share", 2), ("share", "(0, 1]", "got 2")),
+        (("simulate", "demo", "--share", 0.00001), ("share of 1e-05", "too little")),
+        (("simulate", "demo", "--width", 0.001), ("0.001", "32 units", "at least 0.0158")),
+        (("simulate", "demo", "--width", 0.5, "--share", 0.5), ("width 0.5 and share 0.5",)),
+        (("simulate", "demo", "--participants", 0), ("participants", "at least 1", "got 0")),
+        (("simulate", "demo", "--participants", 5000), ("5000 participants", "1438 examples")),
+        (("simulate", "demo", "--rounds", 0), ("rounds", "at least 1")),
+        (("simulate", "demo", "--method", "fedrolx"), ("did you mean 'fedrolex'",)),
+        (("simulate", "demo", "--set", "train.lrr=1"), ("did you mean 'train.lr'",)),
+        (("simulate", "demo", "--set", "lr"), ("key=value", "'lr'")),
+        (("simulate", "demo", "--set", "device=tpu"), ("device", "'tpu'")),
+        (("simulate", "demo", "--set", "data.min_examples=0", "--set", "data.alpha=0.01"), ("participant",)),
+        (("simulate", "demo", "--resume"), ("--out",)),
+        (("simulate", "demo", "--tensorboard"), ("--out",)),
+        (("simulate", "nowhere"), ("demo", "'nowhere'")),
+        (("simulate", "cifar10", "--data", "nowhere"), ("'nowhere'",)),
+        (("simulate", "shakespeare", "--data", "nowhere"), ("nowhere",)),
+        (("compare", "demo", "--methods", "fedavg,"), ("method",)),
+        (("compare", "demo", "--methods", "fedavg,fedavg"), ("once",)),
+        (("compare", "demo", "--seeds", 0), ("--seeds", "at least 1", "got 0")),
+        (("plan", "mlp", "--participants", 0, "--width", 0.5), ("participants", "at least 1", "got 0")),
+        (("plan", "mlp", "--participants", 2, "--width", 0.5, "--rounds", 0), ("rounds", "at least 1")),
+        (("plan", "mlp", "--participants", 2, "--width", 0.5, "--batch", 0), ("batch", "above 0", "got 0")),
+        (("plan", "mlp", "--participants", 2, "--width", -1), ("width", "(0, 1]", "got -1")),
+        (("plan", "mlp", "--participants", 2), ("--width, --share and --memory", "none")),
+        (("plan", "mlp", "--participants", 2, "--width", 1, "--memory", "1MB"), ("width, memory",)),
+        (("plan", "mlp", "--participants", 2, "--memory", "1.2.3"), ("'1.2.3'",)),
+        (("plan", "mlp", "--participants", 2, "--memory", "-5"), ("'-5'",)),
+        (("plan", "mlp", "--participants", 2, "--memory", "10B"), ("10 bytes", "too little")),
+        (("plan", "mlp", "--participants", 2, "--memory", "1MB", "--method", "fedavg"), ("--memory",)),
+        (("plan", "mpl", "--participants", 2, "--width", 1), ("'mpl'", "mlp")),
+        (("axes", "nowhere.py:net"), ("'nowhere.py'",)),
+        (("axes", "mlp", "--option", "hiden=3"), ("hiden", "hidden")),
+        (("axes", "mlp", "--option", "hidden"), ("key=value",)),
+        (("report", "nowhere"), ("nowhere",)),
+        (("export", "nowhere", "x.safetensors"), ("checkpoint", "nowhere")),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    arguments: tuple[object, ...],
+    words: tuple[str, ...],
+    run: Callable[..., Answer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_directory_that_holds_a_run(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    before = contents(tmp_path)
+    refused(run("simulate", preset, "--out", tmp_path / "run"), "without a run", "resume")
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--seed", 1), "without a run")
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", "--seed", 1), "seed")
+    refused(
+        run("simulate", preset, "--out", tmp_path / "run", "--resume", "--rounds", 1), "2 rounds", "got 1"
+    )
+    other = ("--set", "model.options.hidden=[12, 9]")
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", *other), "of this model")
+    assert contents(tmp_path) == before
+
+
+def test_broken_checkpoints(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    path = tmp_path / "run" / checkpoint.FILE_NAME
+    path.write_bytes(path.read_bytes()[:-7])
+    before = contents(tmp_path)
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--resume"), str(path), "cannot be read")
+    refused(run("export", tmp_path / "run", tmp_path / "x.safetensors"), str(path), "cannot be read")
+    assert contents(tmp_path) == before
+    path.unlink()
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--resume"), "found no checkpoint")
+
+
+def test_divergence(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    lr = ("--set", "train.lr=1e9", "--rounds", 50)
+    refused(run("simulate", preset, "--out", tmp_path / "run", *lr), "participant", "NaN", "train.lr")
+    tensors, facts = checkpoint.load(tmp_path / "run")
+    assert facts["rounds_done"] == len(read(tmp_path / "run").rounds)
+    assert all(t.isfinite().all() for t in tensors.values())
+    refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", *lr), "NaN")
+    one_object(run("export", tmp_path / "run", tmp_path / "x.safetensors", "--json"))
+
+
+def test_a_label_outside_the_classes(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    """A user's model with 8 outputs on ten digits."""
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "import torch\n"
+        "def net():\n"
+        "    n = torch.nn\n"
+        "    return n.Sequential(n.Flatten(), n.Linear(64, 12), n.ReLU(), n.Linear(12, 8))\n"
+    )
+    preset.write_text(SMALL.replace('"mlp"', f'"{source}:net"').replace("hidden = [12, 8]", ""))
+    refused(run("simulate", preset), "labels from 0 to 7", "got ")
+
+
+def test_methods_that_train_no_full_model_export_none(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    for method in ("standalone", "fedavg-small"):
+        one_object(run("simulate", preset, "--method", method, "--out", tmp_path / method, "--json"))
+        refused(run("export", tmp_path / method, tmp_path / "x.safetensors"), method)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_files_that_cannot_be_written(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    refused(run("simulate", preset, "--out", preset), "small.toml")
+    refused(run("simulate", preset, "--out", preset / "run"), "small.toml")
+    refused(run("export", tmp_path / "run", tmp_path), str(tmp_path))
+    refused(run("export", tmp_path / "run", preset / "x.safetensors"), "small.toml")
+    refused(run("report", tmp_path / "run", "--out", preset / "x.html"), "small.toml")
+    assert preset.read_text() == SMALL
+
+
+def test_a_bug_keeps_its_traceback(run: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    from msfusion.commands import axes
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(axes, "run", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        run("axes", "mlp")
