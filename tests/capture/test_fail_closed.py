@@ -42,6 +42,28 @@ def test_reasons_for_what_is_pinned() -> None:
     assert axes.pinned["out.weight:0"] == "output of the model"
 
 
+class Auxiliary(nn.Module):
+    """A head for training only, as GoogLeNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.head, self.hidden = nn.Linear(10, 4), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.b(x) + self.head(self.hidden(x)) if self.training else self.b(x)
+
+
+def test_parameters_of_train_mode_alone_are_cut_along() -> None:
+    captured = capture(Auxiliary(), (torch.randn(3, 8),))
+    assert captured.axes.cuttable == ("a.out", "head.in")
+    assert [str(d) for d in captured.axes.tensors["hidden.weight"]] == ["head.in:10", "a.out:16"]
+    narrow = captured.narrow({"a.out": 5, "head.in": 3}).to_empty(device="cpu")
+    for training in (True, False):
+        assert narrow.train(training)(torch.randn(4, 8)).shape == (4, 4)
+
+
 class Branch(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 
 from .derive import derive
-from .graph import capture_graph, copy_with, named_tensors
+from .graph import capture_modes, copy_with, named_tensors
 from .graph_module import SymbolicGraphs
 from .narrow import Source, narrow_module
 
@@ -57,18 +57,17 @@ def capture(
     """Find the axes of a model from example inputs (a batch of two or more).
 
     The model is neither run nor changed, and its parameters may be on meta: it is exported on tensors that
-    hold no memory, in eval mode. ``overrides`` declares tensors by hand: a pattern over parameter names -> a
-    dim per dimension, e.g. ``{"*.qkv.weight": ["3*{}.heads:4*16", "embed:64"]}``, where ``{}`` is what ``*``
-    stands for.
+    hold no memory, in eval mode, and in train mode too if that reads parameters of its own.
+
+    overrides: tensors declared by hand: a pattern over parameter names -> a dim per dimension, for instance
+    ``{"*.qkv.weight": ["3*{}.heads:4*16", "embed:64"]}``, where ``{}`` is what ``*`` stands for.
     """
     kwargs = dict(kwargs or {})
-    graph = capture_graph(model, args, kwargs)
-    derived = derive(model, graph, overrides)
+    graphs = capture_modes(model, args, kwargs)
+    derived = derive(model, graphs, overrides)
     skeleton = _skeleton(model)
     symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs, overrides)
-    return Capture(
-        Source(skeleton, graph, derived.found, derived.names, derived.axes, args, kwargs, symbolic)
-    )
+    return Capture(Source(skeleton, graphs, derived, args, kwargs, symbolic))
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -13,7 +13,7 @@ from msfusion.core import axes as core
 from msfusion.core.axes import AxisInfo, AxisMap, Dim, axes_of
 
 from .graph import Graph, main_output, named_tensors, tied_names
-from .labels import Label, factors, is_pinned, leaves, pin, resolve, segments, unify
+from .labels import Label, factors, leaves, pin, resolve, segments, unify
 from .overrides import declared_labels
 from .propagate import Propagation, propagate, shape_of
 from .residual import residual_leaves
@@ -33,18 +33,21 @@ class Derived:
     names: Mapping[Label, str]
 
 
-def derive(model: nn.Module, graph: Graph, overrides: Mapping[str, Sequence[str]] | None = None) -> Derived:
-    """Propagate labels through the graph of the model and read the axis map from them."""
+def derive(
+    model: nn.Module, graphs: Sequence[Graph], overrides: Mapping[str, Sequence[str]] | None = None
+) -> Derived:
+    """Propagate labels through the graphs of the model and read the axis map from them."""
     tensors = declared_labels(named_tensors(model), overrides or {})
-    inputs = _input_labels(graph, tensors)
+    inputs = [_input_labels(graph, tensors) for graph in graphs]
     ties = tied_names(model)
     for other, name in ties.items():
         if other in tensors and name in tensors:
             for label, same in zip(tensors[name], tensors[other], strict=True):
                 unify(label, same)
     _share_origins(tensors, ties)
-    found, output = propagate(graph, inputs)
-    _pin_outputs(graph, output)
+    found = Propagation()
+    for graph, given in zip(graphs, inputs, strict=True):
+        _pin_outputs(graph, propagate(graph, given, found))
     for labels in tensors.values():
         for leaf in (leaf for label in labels for leaf in leaves(label)):
             if not leaf.used:
@@ -207,6 +210,3 @@ def _why_whole(name: str, leaf: Label, inner: Mapping[str, str]) -> str | None:
     if name in inner:
         return f"lies inside each unit of {inner[name]}"
     return "summed over between two activations" if leaf.contracted and not leaf.declared else None
-
-
-__all__ = ["Derived", "derive", "is_pinned"]

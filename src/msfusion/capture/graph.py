@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,10 +34,12 @@ class Graph:
 
     program: the exported program, cleaned of dead code.
     inputs: placeholder -> name of the parameter or buffer that it stands for; other inputs are missing.
+    training: it was captured in train mode.
     """
 
     program: torch.export.ExportedProgram
-    inputs: Mapping[torch.fx.Node, str] = field(default_factory=dict)
+    inputs: Mapping[torch.fx.Node, str]
+    training: bool
 
     @property
     def top(self) -> torch.fx.Graph:
@@ -81,7 +83,7 @@ def capture_graph(
             f" {type(error).__name__}: {first_line(error)}; change that line of the model, or its inputs"
         ) from error
     program.graph.eliminate_dead_code()
-    return Graph(program, _tensor_inputs(program))
+    return Graph(program, _tensor_inputs(program), training)
 
 
 def _all_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -107,6 +109,18 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.disabled = False
+
+
+def capture_modes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Graph]:
+    """The graph in eval mode, and that in train mode if there are parameters that eval mode does not read."""
+    graph = capture_graph(model, args, kwargs)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    if all(node.users for node, name in graph.inputs.items() if name in parameters):
+        return [graph]
+    try:
+        return [graph, capture_graph(model, args, kwargs, training=True)]
+    except UserError:  # what train mode adds depends on chance
+        return [graph]
 
 
 def _tensor_inputs(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, str]:

@@ -68,17 +68,17 @@ class SymbolicGraphs:
 
     @cached_property
     def modes(self) -> dict[bool, SymbolicGraph]:
-        return {training: self._capture(training) for training in (False, True)}
-
-    def _capture(self, training: bool) -> SymbolicGraph:
-        graph = capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True)
-        derived = derive(self.model, graph, self.overrides)
+        graphs = [
+            capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True)
+            for training in (False, True)
+        ]
+        derived = derive(self.model, graphs, self.overrides)
         if derived.axes.tensors != self.axes.tensors:
             raise UserError(
                 "expected the model to have the same axes in train and eval mode and at any batch size, got"
                 " others; make its forward do the same in both"
             )
-        return SymbolicGraph(graph, derived)
+        return {graph.training: SymbolicGraph(graph, derived) for graph in graphs}
 
 
 def _graph_modules(top: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:

@@ -9,7 +9,7 @@ there. Nothing is guessed: a copy that does not arrive at the expected operation
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -20,11 +20,11 @@ from torch import nn
 from msfusion.core.axes import AxisMap, Widths, axes_of
 from msfusion.errors import UserError
 
+from .derive import Derived
 from .describe import describe, described_sizes
 from .graph import Graph, copy_with, module_path, named_tensors
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch
-from .propagate import Propagation
 from .resize import Change, Sizes, changes
 
 _MOST_EXPORTS = 40
@@ -51,27 +51,29 @@ def narrow_copy(model: nn.Module, axes: AxisMap, widths: Widths) -> nn.Module:
 
 @dataclass(frozen=True)
 class Source:
-    """What a narrow module is made from: the model, its graph and labels, its axes, example inputs."""
+    """What a narrow module is made from: the model, its graphs and their labels, example inputs."""
 
     model: nn.Module
-    graph: Graph
-    found: Propagation
-    names: Mapping[Any, str]
-    axes: AxisMap
+    graphs: Sequence[Graph]
+    derived: Derived
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     symbolic: SymbolicGraphs
+
+    @property
+    def axes(self) -> AxisMap:
+        return self.derived.axes
 
 
 def narrow_module(source: Source, widths: Widths) -> nn.Module:
     """A runnable copy of the module at other widths: with its own forward where that follows, else with the
     captured graph in its place; ``UserError`` where neither can be had."""
-    sizes = Sizes(source.names, widths)
+    sizes, found = Sizes(source.derived.names, widths), source.derived.found
     module = narrow_copy(source.model, source.axes, widths)
-    wanted = changes(source.found, source.graph.nodes(), sizes)
+    wanted = [change for graph in source.graphs for change in changes(found, graph.nodes(), sizes)]
     _set_own_sizes(module, wanted)
     describe(module)
-    expected = expectation(source.graph, source.found, sizes)
+    expected = [expectation(graph, found, sizes) for graph in source.graphs]
     search = _Search(source.model, module, _candidates(source.model, wanted))
     mismatch = None
     for _ in range(_MOST_EXPORTS):

@@ -56,6 +56,14 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """All operations of the sub-model, in one mode."""
+
+    training: bool
+    operations: Sequence[Expected]
+
+
+@dataclass(frozen=True)
 class Mismatch:
     """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different."""
 
@@ -64,10 +72,10 @@ class Mismatch:
     text: str
 
 
-def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> list[Expected]:
+def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> Expectation:
     """The operations of the full model with the shapes that the labels give them at other widths."""
     new = {change.node: change.arguments for change in changes(found, graph.nodes(), sizes)}
-    return [
+    operations = [
         Expected(
             node,
             [sizes.shape(labels) for labels in labels_in(found.values.get(node))],
@@ -76,18 +84,30 @@ def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> list[Expected
         for node in graph.nodes()
         if _matters(node) and labels_in(found.values.get(node))
     ]
+    return Expectation(graph.training, operations)
 
 
 def first_mismatch(
-    expected: Sequence[Expected], candidate: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    expected: Sequence[Expectation],
+    candidate: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> Mismatch | None:
     """Export the candidate and compare it operation by operation; None where all are as expected."""
+    mismatches = (_first_mismatch(one, candidate, args, kwargs) for one in expected)
+    return next((mismatch for mismatch in mismatches if mismatch is not None), None)
+
+
+def _first_mismatch(
+    expected: Expectation, candidate: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Mismatch | None:
     try:
-        graph = capture_graph(candidate, args, kwargs)
+        graph = capture_graph(candidate, args, kwargs, training=expected.training)
     except UserError as error:
-        return _failure(candidate, args, kwargs) or Mismatch("", "the forward", first_line(error))
+        failed = _failure(candidate, args, kwargs, expected.training)
+        return failed or Mismatch("", "the forward", first_line(error))
     nodes = [node for node in graph.nodes() if _matters(node) and _shapes(node)]
-    for want, node in itertools.zip_longest(expected, nodes):
+    for want, node in itertools.zip_longest(expected.operations, nodes):
         if want is None or node is None:
             at = want.node if want is not None else node
             return Mismatch(module_path(at), source_line(at), "another number of operations")
@@ -128,10 +148,12 @@ def _difference(want: Expected, node: torch.fx.Node) -> str | None:
     return None
 
 
-def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mismatch | None:
+def _failure(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
+) -> Mismatch | None:
     """Run the forward on fake tensors and find the module that raises, and the line in it."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).eval()
+    shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)
     entered: list[str] = []
     for name, module in shadow.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: entered.append(name))

@@ -30,7 +30,7 @@ class Flow:
 
 @dataclass
 class Propagation:
-    """Everything that one run over a graph finds out.
+    """Everything that runs over the graphs of a model find out.
 
     values: node -> labels (or lists of them, or plain values).
     flows: per operation, in order.
@@ -44,11 +44,9 @@ class Propagation:
     unknown: Counter[str] = field(default_factory=Counter)
 
 
-def propagate(graph: Graph, inputs: Sequence[Any]) -> tuple[Propagation, Any]:
-    """Labels of every value in the graph, from those of its placeholders; returns the outputs' too."""
-    interpreter = _Interpreter()
-    output = interpreter.run(graph.top, inputs, graph.program.graph_module)
-    return interpreter.found, output
+def propagate(graph: Graph, inputs: Sequence[Any], found: Propagation) -> Any:
+    """Add to ``found`` what the graph says, from the labels of its placeholders; returns the outputs'."""
+    return _Interpreter(found).run(graph.top, inputs, graph.program.graph_module)
 
 
 def size_of(size: Any) -> int:
@@ -61,8 +59,8 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 class _Interpreter:
-    def __init__(self) -> None:
-        self.found = Propagation()
+    def __init__(self, found: Propagation) -> None:
+        self.found = found
 
     def run(self, graph: torch.fx.Graph, inputs: Iterable[Any], root: Any) -> Any:
         values: dict[torch.fx.Node, Any] = {}
