@@ -49,24 +49,24 @@ def _errors(
     dtype: torch.dtype,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
-    probe = _randomised(model, generator).to(dtype).eval()
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _cast(t, dtype), (args, dict(kwargs)))
-    _calibrate(probe, args, kwargs)
-    reference = _outputs(probe, args, kwargs)
+    probe = randomised(model, generator).to(dtype).eval()
+    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (args, dict(kwargs)))
+    calibrate(probe, args, kwargs)
+    reference = outputs_of(probe, args, kwargs)
     tensors = named_tensors(probe)
     errors = {}
     for name, info in axes.axes.items():
         order = _permutation(info.size, generator)
         with _permuted(tensors, axes, name, order):
-            errors[name] = _difference(_outputs(probe, args, kwargs), reference)
+            errors[name] = difference(outputs_of(probe, args, kwargs), reference)
     return errors
 
 
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+def randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """A copy whose values are all different: constant tensors and vectors get noise."""
     probe = _materialised(model, generator)
     buffers = {id(b) for m in probe.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)}
@@ -99,7 +99,7 @@ def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def _calibrate(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def calibrate(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Give batch norms the statistics of the inputs: with arbitrary ones signals die in deep models, and with
     them the sight of mistakes. In eval mode the statistics then count, so a forgotten buffer shows."""
     norms = [m for m in probe.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -119,7 +119,7 @@ def _calibrate(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         norm.eval()
 
 
-def _outputs(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def outputs_of(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     with torch.no_grad():
         out = main_output(probe(*args, **kwargs))
     tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]
@@ -171,7 +171,7 @@ def places(dim: Dim, axis: str, order: torch.Tensor) -> torch.Tensor:
             return torch.cat(found)
 
 
-def _difference(outputs: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+def difference(outputs: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
     pairs = list(zip(outputs, reference, strict=True))
     scales = [float(expected.abs().max()) + 1e-12 for _, expected in pairs if expected.numel()]
     gaps = [float((out - expected).abs().max()) for out, expected in pairs if expected.numel()]
