@@ -17,7 +17,12 @@ app = typer.Typer(
 )
 
 Preset = Annotated[str, typer.Argument(help="Name of a preset, or a TOML file.")]
-Model = Annotated[str, typer.Argument(help="A shipped model, or path/to/file.py:function.")]
+Model = Annotated[
+    str, typer.Argument(help="A shipped model, path/to/file.py:function, hf:PATH or timm:NAME.")
+]
+Axes = Annotated[
+    Path | None, typer.Option("--axes", help="TOML file that declares axes by hand, as [model.axes] does.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Participants = Annotated[int | None, typer.Option(help="Number of participants.")]
 Width = Annotated[float | None, typer.Option(help="Share of each cut axis that a participant trains.")]
@@ -111,6 +116,7 @@ def plan(
     batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
     option: Option = None,
+    axes: Axes = None,
     json: Json = False,
 ) -> None:
     """Cost of a sub-model and coverage of the full model, without training."""
@@ -119,6 +125,7 @@ def plan(
     command.run(
         model,
         _pairs(option),
+        axes,
         participants=participants,
         capacity=command.Capacity(width=width, share=share, memory=memory),
         rounds=rounds,
@@ -131,11 +138,19 @@ def plan(
 
 
 @app.command()
-def axes(model: Model, option: Option = None, json: Json = False) -> None:
+def axes(
+    model: Model,
+    check: Annotated[
+        bool, typer.Option("--check", help="Prove the axes on random values; exit code 1 where one is wrong.")
+    ] = False,
+    option: Option = None,
+    axes: Axes = None,
+    json: Json = False,
+) -> None:
     """Which axes a model has and which tensors follow them."""
     from msfusion.commands import axes as command
 
-    command.run(model, _pairs(option), json=json)
+    command.run(model, _pairs(option), axes, check=check, json=json)
 
 
 @app.command()
@@ -155,13 +170,16 @@ def report(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    out: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    out: Annotated[
+        Path, typer.Argument(help="File to write (.safetensors); for a hf: model, a folder as well.")
+    ],
+    shard: Annotated[str, typer.Option(help="Largest size of a file in a folder.")] = "5GB",
     json: Json = False,
 ) -> None:
     """Write the full model of a run."""
     from msfusion.commands import export as command
 
-    command.run(run, out, json=json)
+    command.run(run, out, shard=shard, json=json)
 
 
 def _settings(*parts: Any) -> dict[str, Any]:

@@ -21,12 +21,14 @@ from msfusion.settings import validated
 class Model:
     """Which model to train.
 
-    name: a shipped model, or ``path/to/file.py:function``.
+    name: a shipped model, ``path/to/file.py:function``, ``hf:PATH`` or ``timm:NAME``.
     options: keyword arguments of its builder.
+    axes: dims declared by hand, pattern over parameter names -> a dim per dimension.
     """
 
     name: str = "cnn"
     options: dict[str, int | float | str | bool | list[int]] = field(default_factory=dict)
+    axes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
         _put(table, key.split("."), value)
     _refuse_unknown(Config, table, "")
     return validated(Config, table)
+
+
+def load_axes(file: Path | None) -> dict[str, list[str]]:
+    """The table ``[model.axes]`` of a TOML file, or all of one without ``[model]``; empty for None."""
+    if file is None:
+        return {}
+    table = _read(str(file))
+    own = table["model"] if isinstance(table.get("model"), dict) else {"axes": table}
+    return validated(Model, {"axes": own.get("axes", {})}).axes
 
 
 def presets() -> list[str]:

@@ -1,31 +1,84 @@
-"""``msfusion axes``: which axes a model has."""
+"""``msfusion axes``: which axes a model has, and the proof that it has them."""
 
 import json as json_format
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from msfusion.capture import capture
+from rich.console import Group
+
+from msfusion.capture import TOLERANCE, capture, permutation_errors
+from msfusion.capture.silence import silence_errors
 from msfusion.commands.output import emit, table
+from msfusion.config import load_axes
 from msfusion.core.axes import AxisInfo, AxisMap, axes_of
-from msfusion.models import build
+from msfusion.errors import UserError
+from msfusion.models import build_without_values
+
+_SHOWN = 4  # tensors, or pinned dimensions, per line
 
 
-def run(model: str, options: Mapping[str, Any], *, json: bool) -> None:
-    """Print every axis and the tensors that follow it."""
-    module, example = build(model, None, options)
-    axes = capture(module, example).axes
-    emit(json_format.loads(axes.to_json()), _text(axes), json=json)
+def run(
+    model: str, options: Mapping[str, Any], declared: Path | None, *, check: bool = False, json: bool
+) -> None:
+    """Print every axis and the tensors that follow it; with ``check`` prove them, and exit with 1 where one
+    is wrong."""
+    module, example = build_without_values(model, None, options)
+    captured = capture(module, example, overrides=load_axes(declared))
+    axes = captured.axes
+    if not axes.cuttable:
+        raise UserError(_nothing_to_cut(axes))
+    data = json_format.loads(axes.to_json())
+    if not check:
+        emit(data, _text(axes), json=json)
+        return
+    moved = permutation_errors(module, example, {}, axes)
+    silenced = silence_errors(module, captured)
+    wrong = [name for name in axes.axes if max(moved[name], silenced.get(name, 0.0)) > TOLERANCE]
+    proof = {
+        name: {"permuted": moved[name], "silenced": silenced.get(name), "right": name not in wrong}
+        for name in axes.axes
+    }
+    emit(data | {"check": proof}, _proof(axes, moved, silenced, wrong), json=json)
+    if wrong:
+        print(f"wrong: {', '.join(wrong)}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def _text(axes: AxisMap) -> object:
     rows = [
-        (name, str(info.size), _kind(info), ", ".join(_followers(axes, name)))
+        (name, str(info.size), _kind(info), _few(_followers(axes, name))) for name, info in axes.axes.items()
+    ]
+    parts = [table(("axis", "units", "kind", "dimensions that follow it"), rows)]
+    if pinned := _pinned_by_reason(axes):
+        reasons = [(reason, _few(places)) for reason, places in pinned.items()]
+        parts.append(table(("never cut because", "dimensions"), reasons))
+    return Group(*parts, *_unknown(axes))
+
+
+def _unknown(axes: AxisMap) -> list[str]:
+    if not axes.unknown:
+        return []
+    named = ", ".join(f"{name} ({times} times)" for name, times in sorted(axes.unknown.items()))
+    return [f"operations without a rule, all that they touch stays whole: {named}"]
+
+
+def _proof(
+    axes: AxisMap, moved: Mapping[str, float], silenced: Mapping[str, float], wrong: list[str]
+) -> object:
+    rows = [
+        (
+            name,
+            str(info.size),
+            f"{moved[name]:.1e}",
+            f"{silenced[name]:.1e}" if name in silenced else "-",
+            "WRONG" if name in wrong else "right",
+        )
         for name, info in axes.axes.items()
     ]
-    out = table(("axis", "units", "kind", "tensors that follow it"), rows)
-    if axes.unknown:
-        out.caption = "pinned by operations without a rule: " + ", ".join(sorted(axes.unknown))
-    return out
+    out = table(("axis", "units", "change when permuted", "narrow against silenced", "proof"), rows)
+    return Group(out, f"changes relative to the outputs; right up to {TOLERANCE:.0e}", *_unknown(axes))
 
 
 def _kind(info: AxisInfo) -> str:
@@ -33,8 +86,32 @@ def _kind(info: AxisInfo) -> str:
 
 
 def _followers(axes: AxisMap, axis: str) -> list[str]:
+    """``tensor:dimension`` of all dimensions that the axis governs."""
     return [
-        f"{tensor}[{', '.join(map(str, dims))}]"
+        f"{tensor}:{i}"
         for tensor, dims in axes.tensors.items()
-        if any(axis in axes_of(dim) for dim in dims)
+        for i, dim in enumerate(dims)
+        if axis in axes_of(dim)
     ]
+
+
+def _few(places: list[str]) -> str:
+    rest = len(places) - _SHOWN
+    return ", ".join(places[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _pinned_by_reason(axes: AxisMap) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for place, reason in axes.pinned.items():
+        found.setdefault(reason, []).append(place)
+    return found
+
+
+def _nothing_to_cut(axes: AxisMap) -> str:
+    pinned = _pinned_by_reason(axes)
+    why = [f"{reason} pins {_few(places)}" for reason, places in pinned.items()]
+    why += [f"{name} is not cut, as it {info.whole}" for name, info in axes.axes.items() if info.whole]
+    return (
+        f"expected a model with an axis that can be cut, got none: {'; '.join(why) or 'no parameters'}. "
+        "Replace these operations, or declare axes with --axes FILE and prove them with --check"
+    )

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from msfusion.commands.output import emit
@@ -28,8 +27,7 @@ def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
         )
     model = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}
     if out.suffix:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model, out, metadata={"format": "pt"})
+        checkpoint.write(out, model, {"format": "pt"})
     else:
         _write_folder(model, facts["settings"], out, shard)
     total = sum(tensor.numel() for tensor in model.values())
@@ -40,8 +38,8 @@ def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], ou
     model = settings.get("model", {"name": "a module of your own", "options": {}})
     if not model["name"].startswith(PREFIX):
         raise UserError(
-            f"expected a file such as {out}.safetensors for {model['name']}, got the folder {out}: only models "
-            f"named as {PREFIX}PATH are written as folders"
+            f"expected a file such as {out}.safetensors for {model['name']}, got the folder {out}: only "
+            f"models named as {PREFIX}PATH are written as folders"
         )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"expected a folder that is empty or absent, got {out}: name another one")

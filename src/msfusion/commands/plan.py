@@ -3,17 +3,19 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from msfusion.capture import Capture, capture
 from msfusion.commands.output import emit, require_positive, table
+from msfusion.config import load_axes
 from msfusion.core import widths
 from msfusion.core.coverage import Coverage, Summary, over_rounds
 from msfusion.errors import UserError
 from msfusion.learn.cost import Cost, cost
 from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
-from msfusion.models import build
+from msfusion.models import build_without_values
 from msfusion.report.numbers import count, percent, si
 from msfusion.runtimes.simulation import Run, plan_of
 from msfusion.settings import validated
@@ -37,6 +39,7 @@ class Capacity:
 def run(
     model: str,
     options: Mapping[str, Any],
+    declared: Path | None,
     *,
     participants: int,
     capacity: Capacity,
@@ -50,8 +53,8 @@ def run(
     """Print what each participant pays and how the full model is covered round by round."""
     require_positive(participants=participants, rounds=rounds)
     train = validated(Train, {"batch": batch, "optimizer": optimizer})
-    module, example = build(model, None, options)
-    captured = capture(module, example)
+    module, example = build_without_values(model, None, options)
+    captured = capture(module, example, overrides=load_axes(declared))
     parameters = [name for name, _ in module.named_parameters()]
     chosen = get_method(method)
 

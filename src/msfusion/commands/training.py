@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from msfusion import records
-from msfusion.capture import Capture
+from msfusion.capture import Capture, capture
 from msfusion.config import Config
 from msfusion.core.seeds import derive
 from msfusion.data import Federation
@@ -30,6 +30,8 @@ def simulation_of(
     """The simulation that a configuration describes."""
     with seeded(derive(config.seed, "model"), torch.device("cpu")):
         model, example = build(config.model.name, data.inputs, config.model.options)
+    if config.model.axes:
+        captured = captured or capture(model, example, overrides=config.model.axes)
     problem = Problem(model, example, data.train, data.test, name=config.model.name)
     settings = dataclasses.asdict(config)
     return Simulation(problem, config, out=out, settings=settings, captured=captured)

@@ -72,12 +72,14 @@ def save_pretrained(
     kind = _class(transformers, spec, config)
     with parameters_on_meta():
         module = kind(config)
-    _, unexpected = module.load_state_dict(dict(tensors), strict=False, assign=True)
+    stored = module.state_dict().keys()
+    known = {*stored, *dict(module.named_buffers())}
+    module.load_state_dict({k: v for k, v in tensors.items() if k in stored}, strict=False, assign=True)
     module.tie_weights()
     empty = [name for name, parameter in module.named_parameters() if parameter.is_meta]
-    if empty or unexpected:
+    if empty or tensors.keys() - known:
         raise UserError(
-            f"expected the tensors of {spec}, got {_some(unexpected)} and lack {_some(empty)}: "
+            f"expected the tensors of {spec}, got {_some(tensors.keys() - known)} and lack {_some(empty)}: "
             "export with the configuration that the run was made with"
         )
     with _silent():
@@ -289,4 +291,4 @@ def _example(spec: str, name: str, config: Any, inputs: InputSpec | None) -> tor
 
 
 def _some(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)[:3]) or "nothing"
+    return ", ".join(sorted(names)[:3]) or "nothing else"
