@@ -73,10 +73,14 @@ class Branch(nn.Module):
         return self.a(x) if x.mean() > 0 else self.a(-x)
 
 
-def test_a_forward_that_depends_on_values_is_refused_in_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"torch\.export can capture.*change that line") as caught:
+def test_a_forward_that_depends_on_values_is_refused_in_one_sentence(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    message = r"torch\.export can capture.*test_fail_closed\.py:\d+ .*change that line"
+    with pytest.raises(UserError, match=message) as caught:
         capture(Branch(), (torch.randn(3, 8),))
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 class Logits(nn.Module):

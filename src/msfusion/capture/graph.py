@@ -2,10 +2,12 @@
 
 import copy
 import inspect
+import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,12 @@ _KNOWN_WARNINGS = (
     r".*non-leaf Tensor.*",
     r".*LeafSpec.*",
     r"The tensor attributes .* were assigned during export",
+)
+
+_LOGGERS = (
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.export",
 )
 
 
@@ -79,8 +87,9 @@ def capture_graph(
             )
     except Exception as error:
         raise UserError(
-            f"expected a model that torch.export can capture with the example inputs, got"
-            f" {type(error).__name__}: {first_line(error)}; change that line of the model, or its inputs"
+            "expected a model that torch.export can capture with the example inputs, got at"
+            f" {user_line(error)} {type(error).__name__}: {first_line(error)}; change that line of the model,"
+            " or its inputs"
         ) from error
     program.graph.eliminate_dead_code()
     return Graph(program, _tensor_inputs(program), training)
@@ -98,17 +107,18 @@ def _all_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of ``torch.export`` about itself, and without its log of forwards that fail: a
-    candidate that does not fit is no news."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    with warnings.catch_warnings():
+    """Without the warnings of ``torch.export`` about itself, and without what it logs and prints of forwards
+    that fail: it raises, too, and a candidate that does not fit is no news."""
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(redirect_stderr(io.StringIO()))
         for message in _KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        logger.disabled = True
-        try:
-            yield
-        finally:
-            logger.disabled = False
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(setattr, logger, "disabled", logger.disabled)
+            logger.disabled = True
+        yield
 
 
 def capture_modes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Graph]:
@@ -133,6 +143,13 @@ def _tensor_inputs(program: torch.export.ExportedProgram) -> dict[torch.fx.Node,
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0][:200] if text else "no message"
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line`` of the innermost frame outside of PyTorch and this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    foreign = [f for f in frames if not any(own in f.filename for own in ("/torch/", "/msfusion/capture/"))]
+    return f"{foreign[-1].filename}:{foreign[-1].lineno}" if foreign else "its forward"
 
 
 def device_of(model: nn.Module, inputs: Any) -> torch.device:

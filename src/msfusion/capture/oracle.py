@@ -1,9 +1,8 @@
 """What every operation of a sub-model must look like, and whether a candidate module arrives at it."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from .graph import (
     module_path,
     quiet,
     source_line,
+    user_line,
 )
 from .propagate import Propagation, shape_of
 from .resize import Sizes, changes
@@ -163,30 +163,9 @@ def _failure(
         with torch.no_grad(), mode, quiet():
             shadow(*fake_args, **fake_kwargs)
     except Exception as error:
-        return Mismatch(entered[-1] if entered else "", _user_line(error.__traceback__), first_line(error))
+        return Mismatch(entered[-1] if entered else "", user_line(error), first_line(error))
     return None
 
 
 def _leave(entered: list[str]) -> None:
     entered.pop()
-
-
-def _user_line(traceback: TracebackType | None) -> str:
-    """The innermost line outside PyTorch."""
-    lines = [
-        f"{frame.filename}:{number}"
-        for frame, number in _frames(traceback)
-        if "/torch/" not in frame.filename and "/msfusion/capture/" not in frame.filename
-    ]
-    return lines[-1] if lines else "the forward"
-
-
-def _frames(traceback: TracebackType | None) -> Iterator[tuple[Any, int]]:
-    while traceback is not None:
-        yield _Frame(traceback.tb_frame.f_code.co_filename), traceback.tb_lineno
-        traceback = traceback.tb_next
-
-
-@dataclass(frozen=True)
-class _Frame:
-    filename: str
