@@ -53,12 +53,13 @@ def test_a_view_across_a_boundary_pins_what_it_tears() -> None:
     assert is_pinned(b)
 
 
-def test_a_view_keeps_what_lies_outside_of_the_torn_part() -> None:
-    a, b = Label(2), Label(9)
-    out = reshape([a, b], [2, 3, 3])
+def test_a_view_keeps_what_lies_before_the_torn_part() -> None:
+    a, b, c = Label(5), Label(4), Label(6)
+    out = reshape([a, b, c], [5, 3, 8])
     assert out[0] is a
     assert not is_pinned(a)
-    assert sizes(factors(b)) == [3, 3]
+    assert is_pinned(b)
+    assert is_pinned(c)
 
 
 def test_size_one_has_no_factors() -> None:

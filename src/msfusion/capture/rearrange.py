@@ -39,7 +39,7 @@ def reshape(labels: Iterable[Label], sizes: Sequence[int], why: str = "view") ->
     for i, size in enumerate(sizes):
         taken = _take_factors(rest, size)
         if taken is None:
-            for label in (*rest, *out):
+            for label in rest:
                 pin(label, f"{why}: dimensions that do not factor into {list(sizes)}")
             return out + [pinned(s, why) for s in sizes[i:]]
         out.append(product(*taken[0]))
@@ -60,8 +60,6 @@ def _take_factors(rest: list[Label], size: int) -> tuple[list[Label], list[Label
             continue
         parts = split_outer(head, size)
         if parts is None:
-            for label in taken:
-                pin(label, "view that does not fit its factors")
             return None
         taken.append(parts[0])
         return taken, [parts[1], *rest[1:]]
