@@ -1,6 +1,7 @@
 """Narrow modules: what is refused, and the captured graph as a forward."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -43,6 +44,13 @@ def test_the_full_model_may_go_away_and_change() -> None:
     model.lm_head = nn.Linear(2, 2)
     assert {name: p.shape for name, p in taken.narrow({}).named_parameters()} == shapes
     assert all(p.is_meta for p in taken.narrow({}).parameters())
+
+
+def test_a_model_that_cannot_be_copied_is_refused_in_one_sentence() -> None:
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.lock = threading.Lock()
+    with pytest.raises(UserError, match=r"copy\.deepcopy can copy, got TypeError"):
+        capture(model, (torch.randn(2, 4),))
 
 
 def test_ties_and_modes_are_kept() -> None:

@@ -185,7 +185,13 @@ def copy_with(model: nn.Module, tensors: Mapping[int, torch.Tensor]) -> nn.Modul
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = new
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(
+            f"expected a model that copy.deepcopy can copy, got {type(error).__name__}: {first_line(error)};"
+            " keep locks, files and tensors with gradients out of the attributes of its modules"
+        ) from error
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
