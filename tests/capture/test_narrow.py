@@ -53,6 +53,14 @@ def test_a_model_that_cannot_be_copied_is_refused_in_one_sentence() -> None:
         capture(model, (torch.randn(2, 4),))
 
 
+def test_a_model_larger_than_any_memory_is_captured_and_cut() -> None:
+    with torch.device("meta"):
+        wide = 1_000_000
+        model = nn.Sequential(nn.Linear(8, wide), nn.ReLU(), nn.Linear(wide, wide), nn.Linear(wide, 2))
+    narrow = capture(model, (torch.randn(2, 8),)).narrow({"0.out": 10, "2.out": 20}).to_empty(device="cpu")
+    assert tuple(narrow[2].weight.shape) == (20, 10)
+
+
 def test_ties_and_modes_are_kept() -> None:
     taken = capture(NanoGPT(layers=1).eval(), *tokens()(2))
     narrow = taken.narrow({"wte.out": 16})
