@@ -5,15 +5,21 @@ scattered units (the random sub-model) go through one index per dimension.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
+from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Dim, Selection, Units, count, positions
 from msfusion.errors import UserError
+
+Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
+
+Rows = slice | EllipsisType
+"""Indices of the first dimension, or all of a tensor that has none."""
 
 _MOST_PIECES = 64  # more slices than this are slower than one index per dimension
 
@@ -96,11 +102,13 @@ class Merge:
     changed, keeps its value to the bit.
 
     values: parameter name -> full tensor; changed in place by ``apply`` and by nothing else.
+    zeros: where the sums are kept, (shape, dtype, device) -> a tensor of zeros; in memory by default.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap) -> None:
+    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap, zeros: Zeros | None = None) -> None:
         self._values = values
         self._axes = axes
+        self._zeros = zeros or _zeros
         self._sum: dict[str, Tensor] = {}
         self._weight: dict[str, Tensor] = {}
 
@@ -112,9 +120,9 @@ class Merge:
             dims, value = self._axes.tensors[name], self._values[name]
             if name not in self._sum:
                 wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot hold weights
-                self._sum[name] = torch.zeros_like(value, dtype=wide)
+                self._sum[name] = self._zeros(tuple(value.shape), wide, value.device)
                 self._weight[name] = value.new_zeros([1] * len(dims), dtype=wide)
-            self._weight[name] = _widened(self._weight[name], dims, contribution.selection)
+            self._weight[name] = self._widened(self._weight[name], dims, contribution.selection)
             moved = take(value, dims, contribution.selection).to(self._sum[name]) - part.to(self._sum[name])
             add_into(self._sum[name], dims, contribution.selection, moved * contribution.weight)
             add_into(self._weight[name], dims, contribution.selection, contribution.weight)
@@ -139,17 +147,46 @@ class Merge:
     @torch.no_grad()
     def apply(self, step: float = 1.0) -> None:
         """Move every parameter by ``step`` times its mean change."""
+        for name, rows, new in self.moved(step):
+            self._values[name][rows] = new
+        self.clear()
+
+    @torch.no_grad()
+    def moved(self, step: float) -> Iterator[tuple[str, Rows, Tensor]]:
+        """(name, rows, new values of these rows) of every parameter that was contributed, in small blocks;
+        nothing is changed."""
         for name, total in self._sum.items():
-            held = self._weight[name].clamp_min(torch.finfo(total.dtype).tiny)
-            self._values[name].sub_(total.div_(held), alpha=step)  # x - 0 is x, even where x is -0
+            value, weight = self._values[name], self._weight[name]
+            for rows in row_blocks(tuple(value.shape)):
+                held = weight if not weight.ndim or weight.shape[0] == 1 else weight[rows]
+                mean = total[rows] / held.clamp_min(torch.finfo(total.dtype).tiny)
+                yield name, rows, value[rows].clone().sub_(mean, alpha=step)  # x - 0 is x, even for -0
+
+    def clear(self) -> None:
+        """Forget all contributions."""
         self._sum.clear()
         self._weight.clear()
 
+    def _widened(self, weights: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
+        """Sums of weights with room for the selection; a dimension that nobody has cut has extent 1."""
+        extents = [
+            extent if positions(dim, selection) == ((0, dim.size),) else dim.size
+            for dim, extent in zip(dims, weights.shape, strict=True)
+        ]
+        if list(weights.shape) == extents:
+            return weights
+        return self._zeros(tuple(extents), weights.dtype, weights.device).copy_(weights)
 
-def _widened(weights: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
-    """Sums of weights with room for the selection; a dimension that nobody has cut so far has extent 1."""
-    extents = [
-        extent if positions(dim, selection) == ((0, dim.size),) else dim.size
-        for dim, extent in zip(dims, weights.shape, strict=True)
-    ]
-    return weights if list(weights.shape) == extents else weights.expand(extents).clone()
+
+def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows]:
+    """Rows of a tensor in blocks of about so many elements (16 MB in single precision), at least one row."""
+    if not shape:
+        yield ...
+        return
+    step = max(1, elements // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=dtype, device=device)
