@@ -3,11 +3,15 @@
 import functools
 import multiprocessing
 import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import TypeAlias
 
 from msfusion import records
 from msfusion.capture import Capture
@@ -17,6 +21,8 @@ from msfusion.data import load as load_data
 
 Report = Callable[[int, records.Round], None]
 """Called with the number of a task and the record of a round."""
+
+Reports: TypeAlias = "SimpleQueue[tuple[int, records.Round]]"
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,28 @@ def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> None:
             _run(number, task, report)
         return
     context = multiprocessing.get_context("spawn")
-    queue: SimpleQueue[tuple[int, records.Round]] = context.SimpleQueue()
-    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _start, (queue,)) as pool:
+    queue: Reports = context.SimpleQueue()
+    stop = context.Event()
+    with ProcessPoolExecutor(min(jobs, len(tasks)), context, _start, (queue, stop)) as pool:
+        pending: set[Future[None]] = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
         try:
-            pending: set[Future[None]] = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
-                while not queue.empty():
-                    report(*queue.get())
+                _pass_on(queue, report)
                 for future in done:
                     future.result()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in pending):
+                _pass_on(queue, report)  # a worker waits for room in the queue before it looks at ``stop``
+                time.sleep(0.1)
             raise
+
+
+def _pass_on(queue: Reports, report: Report) -> None:
+    while not queue.empty():
+        report(*queue.get())
 
 
 def cores() -> int:
@@ -55,18 +70,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-_queue: "SimpleQueue[tuple[int, records.Round]] | None" = None  # of a worker process, set as it starts
+_channel: tuple[Reports, Event] | None = None  # of a worker process, set as it starts
 
 
-def _start(queue: "SimpleQueue[tuple[int, records.Round]]") -> None:
-    global _queue
-    _queue = queue
+def _start(queue: Reports, stop: Event) -> None:
+    global _channel
+    _channel = queue, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; a run saves its last round, then ends
 
 
 def _work(number: int, task: Task) -> None:
-    assert _queue is not None
-    queue = _queue
-    _run(number, task, lambda number, record: queue.put((number, {**record, "windows": {}})))
+    assert _channel is not None
+    queue, stop = _channel
+
+    def report(number: int, record: records.Round) -> None:
+        queue.put((number, {**record, "windows": {}}))
+        if stop.is_set():
+            signal.raise_signal(signal.SIGINT)
+
+    if not stop.is_set():
+        _run(number, task, report)
 
 
 def _run(number: int, task: Task, report: Report) -> None:

@@ -1,17 +1,17 @@
 """What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.capture.graph import copy_with, named_tensors
 from msfusion.learn.local import Train
-from msfusion.learn.objective import logits_of
 
 _STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # optimizer tensors per parameter
 
@@ -54,9 +54,9 @@ def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
         return tensor
 
     with mode, FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
-        output = logits_of(meta(*inputs))
-        activations = sum(saved.values()) + output.untyped_storage().nbytes()
-        output.sum().backward()  # type: ignore[no-untyped-call]
+        outputs = _tensors_of(meta(*inputs))
+        activations = sum(saved.values()) + sum(t.untyped_storage().nbytes() for t in outputs)
+        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
     states = _STATES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     size = sum(p.numel() * p.element_size() for p in meta.parameters())
     trained = sum(p.numel() * p.element_size() for p in trainable)
@@ -66,6 +66,14 @@ def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
         memory_bytes=size + trained * (1 + states) + activations,
         bytes_per_round=2 * trained,
     )
+
+
+def _tensors_of(output: Any) -> list[Tensor]:
+    """What a loss can be made of: a Hugging Face output's logits, or every tensor with a gradient."""
+    found = [getattr(output, "logits", None)]
+    if found[0] is None:
+        found = tree_leaves(output)
+    return [t for t in found if isinstance(t, Tensor) and t.requires_grad]
 
 
 def _batch_of(tensor: Tensor, batch: int) -> Tensor:

@@ -289,7 +289,12 @@ def check_participants(datasets: Sequence[Dataset[Any]]) -> None:
     if not datasets:
         raise UserError("expected at least one participant, got no training data")
     for number, data in enumerate(datasets):
-        if not len(data):  # type: ignore[arg-type]
+        if not hasattr(data, "__len__"):
+            raise UserError(
+                f"expected datasets with a length and an index, got {type(data).__name__} for participant "
+                f"{number}; read its examples into such a dataset first"
+            )
+        if not len(data):
             raise UserError(
                 f"expected data for every participant, got none for participant {number} of "
                 f"{len(datasets)}; lower the number of participants or split more evenly"
