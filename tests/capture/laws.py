@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from zoo import Inputs, Row
 
 from msfusion.capture import Capture, capture
+from msfusion.capture.check import in_dtype
 from msfusion.capture.graph import copy_with, main_output, named_tensors
 from msfusion.core.axes import Dim, Units, axes_of, count, positions
 from msfusion.core.merge import take
@@ -97,8 +98,8 @@ def assert_equals_silenced(row: Row) -> None:
     args, kwargs = row.inputs(2)
     args = tuple(_cast(x, dtype) for x in args)
     kwargs = {name: _cast(x, dtype) for name, x in kwargs.items()}
-    expected = run(silenced(row, selection).to(dtype).eval(), (args, kwargs))
-    found = run(filled(row, selection).to(dtype).eval(), (args, kwargs))
+    expected = run(in_dtype(silenced(row, selection), dtype).eval(), (args, kwargs))
+    found = run(in_dtype(filled(row, selection), dtype).eval(), (args, kwargs))
     scale = float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=10 * row.tolerance * scale)
 

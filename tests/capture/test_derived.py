@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo import CharLSTM, FusedQKV, LlamaLike, NanoGPT, SqueezeExcite, UNet, images, tokens, vectors
 
-from msfusion.capture import capture
+from msfusion.capture import capture, permutation_errors
 from msfusion.core.axes import AxisMap
 
 
@@ -120,6 +120,30 @@ def test_convolutions_sum_over_their_inputs_but_not_depthwise() -> None:
     assert axes.summed == {"up.weight": {"enter.out"}, "out.weight": {"up.out"}}
     assert [str(d) for d in axes.tensors["depth.weight"]] == ["enter.out:8", "1", "3"]
     assert [str(d) for d in axes.tensors["norm.running_var"]] == ["enter.out:8"]
+
+
+class Scattered(nn.Module):
+    """Writes to places: rows by index, rows by mask, sums of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.token, self.out = nn.Linear(6, 8), nn.Parameter(torch.randn(8)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        h = self.a(x)
+        h = h.masked_fill(mask[..., None], 0.0)
+        h = torch.index_put(h, (mask,), self.token)
+        h = torch.index_put(h, (rows, rows), torch.relu(h[rows, rows]))
+        return self.out(torch.zeros_like(h).index_add(1, rows, h[:, rows]))
+
+
+def test_writing_to_places_pins_the_places_only() -> None:
+    inputs = (torch.randn(4, 5, 6), torch.rand(4, 5) > 0.5, torch.tensor([0, 2, 1]))
+    model = Scattered()
+    axes = capture(model, inputs).axes
+    assert axes.cuttable == ("token",)
+    assert not axes.unknown
+    assert permutation_errors(model, inputs, {}, axes)["token"] < 1e-10
 
 
 class Excited(nn.Module):

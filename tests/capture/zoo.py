@@ -280,6 +280,30 @@ class LlamaLike(nn.Module):
         return self.head(self.norm(x))
 
 
+class ComplexRotary(nn.Module):
+    """Rotary positions as in the first Llama code: pairs as complex numbers, their angles in a buffer."""
+
+    def __init__(self, embed: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(12, embed), nn.Linear(embed, 5)
+        self.q, self.k, self.v, self.o = (nn.Linear(embed, embed) for _ in range(4))
+        self.head_dim = embed // heads
+        frequencies = 10000 ** -(torch.arange(0, self.head_dim, 2) / self.head_dim)
+        angles = torch.arange(16)[:, None] * frequencies
+        self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
+
+    def turned(self, x: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(pairs * self.turns[: x.shape[1], None]).flatten(-2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        q, k, v = (f(x).unflatten(-1, (-1, self.head_dim)) for f in (self.q, self.k, self.v))
+        q, k, v = (t.transpose(1, 2) for t in (self.turned(q), self.turned(k), v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return self.leave(x + self.o(y))
+
+
 class CharLSTM(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -522,6 +546,7 @@ ROWS = [
     Row("qkv (H, 3D)", lambda: FusedQKV("H chunks"), vectors(5, 12), 3, slow=True),
     Row("llama-like", LlamaLike, tokens(), 5, ("tokens.out",), ("tokens.out",)),
     Row("torch encoder", encoder, vectors(5, 12), 5, ("0.out",), ("0.out",), slow=True),
+    Row("complex rotary", ComplexRotary, vectors(5, 12), 2, ("enter.out",)),
     Row("char lstm", CharLSTM, tokens(), 2),
     Row("gru cell", lambda: CharGRUCell(False), tokens(), 2),
     Row("gru cell, literal size", lambda: CharGRUCell(True), tokens(), 2, tolerance=1e-5, slow=True),

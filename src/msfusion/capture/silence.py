@@ -19,7 +19,7 @@ from msfusion.core.merge import take
 from msfusion.errors import UserError
 
 from .capture import Capture
-from .check import TOLERANCE, calibrate, cast, difference, outputs_of, randomised
+from .check import TOLERANCE, calibrate, cast, difference, in_dtype, outputs_of, randomised
 from .derive import Derived
 from .graph import copy_with, named_tensors
 from .labels import Label, factors, leaves
@@ -46,7 +46,7 @@ def _errors(model: nn.Module, captured: Capture, seed: int, dtype: torch.dtype) 
     axes, source = captured.axes, captured._source
     mixed = mixed_axes(source.derived)
     names = [name for name in axes.cuttable if name not in mixed]
-    probe = randomised(model, torch.Generator().manual_seed(seed)).to(dtype).eval()
+    probe = in_dtype(randomised(model, torch.Generator().manual_seed(seed)), dtype).eval()
     inputs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (source.args, dict(source.kwargs)))
     calibrate(probe, *inputs)
     together = _error(probe, captured, names, inputs) if names else None

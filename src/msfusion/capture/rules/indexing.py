@@ -53,3 +53,34 @@ def gather(call: Call) -> Result:
             pin(label, call.where)
             pin(other, call.where)
     return Labels(at)
+
+
+@rule("index_add index_copy")
+def index_add(call: Call) -> Result:
+    x, source = call["self"], call["source"]
+    dim = dimension(call["dim"], len(x))
+    for i, (label, other) in enumerate(zip(x, source, strict=True)):
+        if i == dim:
+            pin(label, call.where)
+            pin(other, call.where)
+        else:
+            unify(label, other, call.where)
+    return Labels(x)
+
+
+@rule("index_put")
+def index_put(call: Call) -> Result:
+    """Indices (or a mask) of the leading dimensions; the values have the others last."""
+    x, values, indices = call["self"], call["values"], list(call["indices"])
+    if any(at is None for at in indices):
+        return None
+    masks = [t.dtype is torch.bool for t in call.raw["indices"]]
+    used = sum(len(at) if mask else 1 for at, mask in zip(indices, masks, strict=True))
+    for label in (*x[:used], *(label for at in indices for label in at)):
+        pin(label, call.where)
+    rest = x[used:]
+    for label in values[: max(0, len(values) - len(rest))]:
+        pin(label, call.where)
+    if rest:
+        broadcast([rest, values[-len(rest) :]], [label.size for label in rest], call.where)
+    return Labels(x)

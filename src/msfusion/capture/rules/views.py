@@ -16,6 +16,19 @@ def view(call: Call) -> Result:
     return Labels(reshape(x, call.shape, call.where))
 
 
+@rule("view_as_complex", view=True)
+def view_as_complex(call: Call) -> Result:
+    """Pairs become one number; rotary positions are often written so."""
+    x = call["self"]
+    pin(x[-1], "real and imaginary part")
+    return Labels(x[:-1])
+
+
+@rule("view_as_real", view=True)
+def view_as_real(call: Call) -> Result:
+    return Labels([*call["self"], pinned(2, "real and imaginary part")])
+
+
 @rule("squeeze unsqueeze", view=True)
 def squeeze(call: Call) -> Result:
     kept = iter([label for label in call["self"] if label.size != 1])
