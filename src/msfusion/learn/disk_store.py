@@ -1,0 +1,166 @@
+"""The full model on disk: pulls read slices, a commit writes the next checkpoint beside the last."""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from mmap import MADV_DONTNEED, mmap
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import AxisMap, Selection
+from msfusion.core.merge import Contribution, Merge, Rows, row_blocks, take
+from msfusion.errors import UserError
+from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
+
+_CURRENT = "CURRENT"
+_COPIED = ("config.json", "generation_config.json")
+
+
+class DiskStore:
+    """A store whose model no participant, and not even this process, could hold in memory.
+
+    It starts from ``source``, a safetensors file or a sharded checkpoint (a pretrained one, or one that
+    ``write_initial`` made), which it never changes. Every commit writes a whole checkpoint into
+    ``directory`` and then points the file CURRENT to it, so that a crash at any moment leaves the model as it
+    was after the last commit that returned; contributions pushed since then are lost with the process. A
+    store opened on a directory with a CURRENT goes on from there. Disk: the model twice, and the sums of a
+    round's contributions in files without a name. Memory: what one participant hands over, and blocks of 16
+    MB; file pages come and go as the kernel sees fit.
+
+    parameters: which tensors participants train.
+    names: parameter or buffer name -> its name in the checkpoint, where the two differ.
+    buffers: values of buffers that the checkpoint does not hold; they stay in memory.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        directory: Path,
+        axes: AxisMap,
+        parameters: frozenset[str],
+        *,
+        names: Mapping[str, str] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        self._directory = directory
+        self._axes = axes
+        self._parameters = sorted(parameters)
+        self._names = dict(names or {})
+        self._buffers = dict(buffers or {})
+        self._shard_bytes = shard_bytes
+        directory.mkdir(parents=True, exist_ok=True)
+        current = directory / _CURRENT
+        self.path = directory / current.read_text().strip() if current.exists() else source
+        self.commits = int(self.path.name) if current.exists() else 0
+        self._shards = Shards(self.path)
+        self._check()
+        self.discard()
+
+    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
+        values = {}
+        for name, dims in self._axes.tensors.items():
+            values[name] = take(self._full(name), dims, selection).clone()
+            self._shards.release()
+        return values
+
+    def push(self, contribution: Contribution) -> None:
+        self._merge.check(contribution)
+        for name, value in contribution.values.items():
+            self._merge.add(replace(contribution, values={name: value}))
+            self._release()
+
+    def commit(self, step: float) -> None:
+        if self._maps:
+            self._write(self._merged(step))
+        self.discard()
+
+    def discard(self) -> None:
+        self._maps: list[mmap] = []
+        trained = {name: self._full(name) for name in self._parameters}
+        self._merge = Merge(trained, self._axes, zeros=self._zeros)
+
+    def state(self) -> Mapping[str, Tensor]:
+        return {name: self._full(name) for name in self._axes.tensors}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self._write(
+            (self._stored(name), rows, state[name][rows])
+            for name in self._axes.tensors
+            if self._stored(name) in self._shards
+            for rows in row_blocks(tuple(state[name].shape))
+        )
+        self._buffers = {name: state[name].clone() for name in self._buffers}
+        self.discard()
+
+    def _stored(self, name: str) -> str:
+        return self._names.get(name, name)
+
+    def _full(self, name: str) -> Tensor:
+        stored = self._stored(name)
+        return self._shards[stored] if stored in self._shards else self._buffers[name]
+
+    def _check(self) -> None:
+        for name in self._axes.tensors:
+            stored, want = self._stored(name), self._axes.shape(name, {})
+            if stored not in self._shards and name not in self._buffers:
+                raise UserError(f"expected {stored} in {self.path}, found none: it is of another model")
+            got = tuple(self._full(name).shape)
+            if got != want:
+                raise UserError(f"expected {stored} of shape {want} in {self.path}, got {got}: another model")
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        tensor, mapped = scratch(self._directory, shape, dtype)
+        if mapped is not None:
+            self._maps.append(mapped)
+        return tensor
+
+    def _release(self) -> None:
+        self._shards.release()
+        for mapped in self._maps:
+            mapped.madvise(MADV_DONTNEED)
+
+    def _merged(self, step: float) -> Iterator[tuple[str, Rows, Tensor]]:
+        for name, rows, new in self._merge.moved(step):
+            yield self._stored(name), rows, new
+
+    def _write(self, changes: Iterator[tuple[str, Rows, Tensor]]) -> None:
+        """The next checkpoint: this one with ``changes``, (stored name, rows, values) in blocks."""
+        following = self._directory / f"{self.commits + 1:06d}"
+        self._remove_all_but(self.path)
+        specs = {name: Spec.of(tensor) for name, tensor in self._shards.items()}
+        new = create(following, specs, self._shard_bytes)
+        written = set()
+        for name, rows, values in changes:
+            new[name][rows] = values
+            written.add(name)
+            new.release()
+            self._release()
+        for name in specs.keys() - written:
+            for rows in row_blocks(specs[name].shape):
+                new[name][rows] = self._shards[name][rows]
+                new.release()
+                self._shards.release()
+        for name in _COPIED:
+            if (self.path / name).is_file():
+                shutil.copyfile(self.path / name, following / name)
+        new.sync()
+        self._point_to(following)
+        self.path, self.commits, self._shards = following, self.commits + 1, Shards(following)
+        self._remove_all_but(following)
+
+    def _point_to(self, folder: Path) -> None:
+        draft = self._directory / f"{_CURRENT}.draft"
+        draft.write_text(folder.name)
+        for path in (draft, folder, *folder.iterdir()):
+            sync(path)
+        draft.replace(self._directory / _CURRENT)
+        sync(self._directory)
+
+    def _remove_all_but(self, kept: Path) -> None:
+        """Checkpoints of earlier rounds, and one that a crash left unfinished."""
+        for path in self._directory.iterdir():
+            if path.is_dir() and path.name.isdigit() and path != kept:
+                shutil.rmtree(path)
