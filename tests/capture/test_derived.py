@@ -134,6 +134,10 @@ class Scattered(nn.Module):
         h = h.masked_fill(mask[..., None], 0.0)
         h = torch.index_put(h, (mask,), self.token)
         h = torch.index_put(h, (rows, rows), torch.relu(h[rows, rows]))
+        h = torch.index_put(h, (rows,), self.token[None].expand(5, 8))
+        turned = h.transpose(1, 2).clone()
+        turned[:, :, rows] = torch.tanh(h[:, rows]).transpose(1, 2)
+        h = turned.transpose(1, 2)
         return self.out(torch.zeros_like(h).index_add(1, rows, h[:, rows]))
 
 

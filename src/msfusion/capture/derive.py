@@ -115,6 +115,7 @@ class _Reader:
             tensors=dims,
             axes=infos,
             summed={name: found for name, found in summed.items() if found},
+            normalised=frozenset(name for name, uses in self.found.normalised.items() if all(uses)),
             ties=dict(ties),
             pinned=self.pins,
             unknown=dict(self.found.unknown),

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from .graph import Graph
 from .labels import Label, is_pinned, leaves, pin
+from .normalised import size_is_removed
 from .rules import Call, Labels, find_rule, is_view
 from .rules.registry import base_name, labels_in, pinned_all
 
@@ -35,12 +36,14 @@ class Propagation:
     values: node -> labels (or lists of them, or plain values).
     flows: per operation, in order.
     uses: parameter -> per operation that reads it, the labels that it sums over.
+    normalised: parameter -> per operation that reads it, whether a norm takes the output's size away.
     unknown: operation without a rule -> how often.
     """
 
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     uses: dict[str, list[list[Label]]] = field(default_factory=dict)
+    normalised: dict[str, list[bool]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
 
@@ -154,6 +157,7 @@ class _Interpreter:
         for origin in dict.fromkeys(t.origin for t in call.tensors if t.origin is not None):
             summed = [label for name, label in call.summed if name == origin]
             self.found.uses.setdefault(origin, []).append(summed)
+            self.found.normalised.setdefault(origin, []).append(size_is_removed(node))
 
     def decompose(
         self, node: torch.fx.Node, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -70,17 +70,22 @@ def index_add(call: Call) -> Result:
 
 @rule("index_put")
 def index_put(call: Call) -> Result:
-    """Indices (or a mask) of the leading dimensions; the values have the others last."""
+    """Indices (or a mask) of adjacent dimensions; the values have the dimensions behind them last, and those
+    before them first unless they broadcast."""
     x, values, indices = call["self"], call["values"], list(call["indices"])
-    if any(at is None for at in indices):
+    first = next(i for i, at in enumerate(indices) if at is not None)
+    if any(at is None for at in indices[first:]):
         return None
-    masks = [t.dtype is torch.bool for t in call.raw["indices"]]
-    used = sum(len(at) if mask else 1 for at, mask in zip(indices, masks, strict=True))
-    for label in (*x[:used], *(label for at in indices for label in at)):
+    raw = [t for t in call.raw["indices"] if t is not None]
+    width = sum(t.ndim if t.dtype is torch.bool else 1 for t in raw)
+    before, rest = x[:first], x[first + width :]
+    if first and len(values) != first + len(rest) + max(map(len, indices[first:])):
+        return None
+    for label in (*x[first : first + width], *(label for at in indices[first:] for label in at)):
         pin(label, call.where)
-    rest = x[used:]
-    for label in values[: max(0, len(values) - len(rest))]:
+    for label in values[first : max(first, len(values) - len(rest))]:
         pin(label, call.where)
-    if rest:
-        broadcast([rest, values[-len(rest) :]], [label.size for label in rest], call.where)
+    trailing = values[max(first, len(values) - len(rest)) :]
+    for kept, given in ((before, values[:first]), (rest, trailing)):
+        broadcast([kept, given], [label.size for label in kept], call.where)
     return Labels(x)

@@ -50,7 +50,7 @@ _WITH_INDICES = ("max", "min", "median", "nanmedian", "mode", "kthvalue", "cumma
 
 @rule(
     "reduction logsumexp all any prod std var std_mean var_mean frobenius_norm nansum count_nonzero"
-    " linalg_vector_norm"
+    " linalg_vector_norm median nanmedian mode kthvalue"
 )
 def reduction(call: Call) -> Result:
     x = call.tensors[0]
@@ -65,6 +65,7 @@ def reduction(call: Call) -> Result:
 
 
 @rule("cumsum cumprod sort argsort topk roll flip logcumsumexp unfold cummax cummin")
+@rule("_fft_r2c _fft_c2c _fft_c2r")
 def ordered(call: Call) -> Result:
     """The order of the units along the dimension matters."""
     x = call["self"]

@@ -1,0 +1,50 @@
+"""Which parameters are directly followed by a norm that takes their output's size away."""
+
+import pytest
+import torch
+from torch import nn
+
+from msfusion.capture import capture
+from msfusion.core.scale import factors
+
+IMAGE = (torch.randn(2, 3, 8, 8),)
+VECTOR = (torch.randn(2, 5),)
+
+
+class Skip(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("layers", "example", "normalised"),
+    [
+        ([nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)], IMAGE, {"0.weight"}),
+        ([nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)], IMAGE, set()),
+        ([nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4)], IMAGE, {"0.weight"}),
+        ([nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)], IMAGE, set()),
+        ([nn.Conv2d(3, 4, 3, bias=False), nn.GroupNorm(2, 4)], IMAGE, {"0.weight"}),
+        ([nn.Linear(5, 4), nn.LayerNorm(4)], VECTOR, set()),
+        ([nn.Linear(5, 4, bias=False), nn.LayerNorm(4)], VECTOR, {"0.weight"}),
+        ([nn.Linear(5, 4, bias=False), nn.RMSNorm(4)], VECTOR, {"0.weight"}),
+        ([Skip()], IMAGE, set()),
+    ],
+)
+def test_only_what_goes_straight_into_a_norm(
+    layers: list[nn.Module], example: tuple[torch.Tensor, ...], normalised: set[str]
+) -> None:
+    found = capture(nn.Sequential(*layers), example).axes.normalised
+    assert {name for name in found if name.endswith("weight") and "norm" not in name} == normalised
+
+
+def test_the_scale_rule_leaves_them_alone() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 2, 3)
+    )
+    axes = capture(model, IMAGE).axes
+    assert factors(axes, {"0.out": 2, "2.out": 3}) == {"4.weight": 2.0}
