@@ -10,7 +10,7 @@ from laws import captured, filled, halved, last_units, model_of, run
 from torch import Tensor, nn
 from zoo import ROWS, NanoGPT, Row, tokens
 
-from msfusion.capture import capture
+from msfusion.capture import capture, permutation_errors
 from msfusion.capture.graph_module import with_graph_forward
 from msfusion.capture.narrow import narrow_copy
 from msfusion.errors import UserError
@@ -173,3 +173,14 @@ def test_graph_and_own_forward_agree(row: Row) -> None:
     inputs = row.inputs(3)
     torch.testing.assert_close(run(graph, inputs), run(own, inputs), rtol=1e-5, atol=1e-6)
     assert list(graph.state_dict()) == list(model_of(row).state_dict())
+
+
+@pytest.mark.parametrize("name", ["flatten cnn, literal size", "nanogpt", "resnext"])
+def test_random_numbers_of_others_are_left_alone(name: str) -> None:
+    row = row_named(name)
+    model, inputs = row.model(), row.inputs(2)
+    before = torch.get_rng_state()
+    taken = capture(model, *inputs)
+    taken.narrow(dict.fromkeys(taken.axes.cuttable, 2))
+    permutation_errors(model, *inputs, taken.axes)
+    assert torch.equal(torch.get_rng_state(), before)
