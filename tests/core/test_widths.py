@@ -63,7 +63,7 @@ def test_a_share_is_above_0_and_at_most_1(share: float) -> None:
 def test_a_window_that_rounds_to_nothing_names_the_axis_and_a_width_that_suffices(size: int) -> None:
     axes = make_map({"w": [f"wide:{2 * size}", f"narrow:{size}"]})
     with pytest.raises(UserError) as raised:
-        at_width(axes, 0.5 / size, "all")
+        at_width(axes, 0.49 / size, "all")
     message = str(raised.value)
     assert f"the {size} units of axis 'narrow'" in message
     least = float(message.split("take at least ")[1].split(",")[0])

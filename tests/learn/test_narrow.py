@@ -39,10 +39,18 @@ def narrow(
 
 
 def read_only(weight: Tensor, kept: list[int], size: int, inner: int = 1) -> None:
-    """Silence all units but ``kept`` in a weight that reads ``size`` units of ``inner`` columns each."""
+    """Silence all units but ``kept`` in a weight that reads ``size`` units of ``inner`` columns each, and
+    scale those up, as the scale rule does."""
+    silence(weight, kept, size, inner)
+    with torch.no_grad():
+        weight.mul_(size / len(kept))
+
+
+def silence(weight: Tensor, kept: list[int], size: int, inner: int = 1) -> None:
+    """Silence all units but ``kept``, without the scale rule: a norm follows directly."""
     columns = torch.zeros(size * inner, dtype=weight.dtype)
     for unit in kept:
-        columns[unit * inner : (unit + 1) * inner] = size / len(kept)
+        columns[unit * inner : (unit + 1) * inner] = 1
     shape = [1, -1] + [1] * (weight.dim() - 2)
     with torch.no_grad():
         weight.mul_(columns.view(shape))
@@ -138,7 +146,7 @@ def test_batch_norm_takes_its_statistics_per_channel_of_the_window(training: boo
     axes = ("blocks.0.conv.out", "blocks.1.conv.out", "hidden.out")
     sub = narrow(model, captured, x, dict(zip(axes, map(runs_of, (first, second, third)), strict=True)))
     silenced = copy.deepcopy(model)
-    read_only(silenced.blocks[1].conv.weight, first, 4)
+    silence(silenced.blocks[1].conv.weight, first, 4)
     read_only(silenced.hidden.weight, second, 8)
     read_only(silenced.head.weight, third, 8)
     sub.train(training)

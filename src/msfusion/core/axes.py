@@ -251,6 +251,7 @@ class AxisMap:
     tensors: parameter and buffer name (as in the state dict, tied ones once) -> a dim per dimension.
     axes: axis name -> what is known of it.
     summed: parameter name -> axes over which its operation sums (a linear layer's inputs); the scale rule.
+    normalised: parameters whose operation's output goes straight into a norm that takes its size away.
     ties: other names of tied tensors -> the name in ``tensors``.
     pinned: "tensor:dimension" -> why that dimension is never cut.
     unknown: operation without a rule -> how often it occurred; all that it touches is pinned.
@@ -259,6 +260,7 @@ class AxisMap:
     tensors: Mapping[str, tuple[Dim, ...]]
     axes: Mapping[str, AxisInfo]
     summed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    normalised: frozenset[str] = frozenset()
     ties: Mapping[str, str] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, int] = field(default_factory=dict)
@@ -284,6 +286,7 @@ class AxisMap:
                 "tensors": {name: [str(d) for d in dims] for name, dims in self.tensors.items()},
                 "axes": {name: [i.size, i.residual, i.whole] for name, i in self.axes.items()},
                 "summed": {name: sorted(axes) for name, axes in self.summed.items() if axes},
+                "normalised": sorted(self.normalised),
                 "ties": dict(self.ties),
                 "pinned": dict(self.pinned),
                 "unknown": dict(self.unknown),
@@ -298,6 +301,7 @@ class AxisMap:
             tensors={name: tuple(map(parse, dims)) for name, dims in raw["tensors"].items()},
             axes={name: AxisInfo(*info) for name, info in raw["axes"].items()},
             summed={name: frozenset(axes) for name, axes in raw["summed"].items()},
+            normalised=frozenset(raw["normalised"]),
             ties=raw["ties"],
             pinned=raw["pinned"],
             unknown=raw["unknown"],

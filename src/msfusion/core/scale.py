@@ -4,7 +4,8 @@ A sub-model sums over fewer inputs than the full model does. As with inverted dr
 operation sums over cut axes is multiplied by the product of (size / width) over those axes when a sub-model
 is cut out, and divided by it when the contribution is handed over. The sub-model is then an ordinary module
 with an ordinary forward pass, and the full model, evaluated whole, is the average of what its sub-models
-compute. Directly before a normalisation the factor changes nothing but the size of the gradient.
+compute. Directly before a normalisation the rule does nothing: the norm would take the factor away, and what
+stayed would be a layer that learns factor^2 times more slowly.
 """
 
 import math
@@ -24,6 +25,7 @@ def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, floa
     ratios = {
         name: math.prod(axes.axes[axis].size / widths[axis] for axis in sorted(summed) if axis in widths)
         for name, summed in axes.summed.items()
+        if name not in axes.normalised
     }
     return {name: ratio**power for name, ratio in ratios.items() if ratio != 1 and power != 0}
 

@@ -15,7 +15,7 @@ LEAST_INNER = 1 / 16
 
 
 def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
-    """Every axis that ``cut`` names at the same width: ``round(width * size)`` units.
+    """Every axis that ``cut`` names at the same width.
 
     Raises UserError where the width is outside (0, 1], where nothing can be cut, or where a window rounds
     to nothing.
@@ -24,13 +24,13 @@ def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
         raise UserError(f"expected a width in (0, 1], got {width}")
     sizes = {axis: axes.axes[axis].size for axis in _axes_to_cut(axes, cut)}
     axis, size = min(sizes.items(), key=lambda item: item[1])
-    if round(width * size) < 1:
+    if _units(width, size) < 1:
         least = 0.505 / size  # a little more than one half: the printed digits must suffice as well
         raise UserError(
             f"expected a width that leaves at least one unit of every axis, got {width}, with which the "
             f"{size} units of axis {axis!r} round to none; take at least {least:.3g}, or give a share"
         )
-    return {axis: round(width * size) for axis, size in sizes.items()}
+    return {axis: _units(width, size) for axis, size in sizes.items()}
 
 
 def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wanted: str) -> dict[str, int]:
@@ -61,6 +61,12 @@ def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) 
     )
 
 
+def _units(width: float, size: int) -> int:
+    """Units of an axis at a width: ``width * size``, rounded half up, so that no plan exists at a single
+    point between two others, as it would with half to even."""
+    return math.floor(width * size + 0.5)
+
+
 def parameter_count(axes: AxisMap, parameters: Iterable[str], widths: Widths) -> int:
     """Number of parameters of a sub-model."""
     return sum(math.prod(axes.shape(name, widths)) for name in parameters)
@@ -81,7 +87,7 @@ def _widest(
     sizes = {name: axes.axes[name].size for name in names}
 
     def plan(width: float) -> dict[str, int]:
-        return {name: max(1, round(width * size)) for name, size in sizes.items()}
+        return {name: max(1, _units(width, size)) for name, size in sizes.items()}
 
     if fits(plan(1.0)):
         return plan(1.0)
