@@ -75,6 +75,32 @@ def test_the_own_forward_is_kept_where_it_follows() -> None:
     assert not has_graph(captured(row_named("gpt")).narrow(halved(row_named("gpt"), without=("tokens.out",))))
 
 
+class Sizes:
+    """A configuration full of numbers that are all the same."""
+
+    def __init__(self) -> None:
+        for i in range(30):
+            setattr(self, f"size{i}", 8)
+
+
+class Configured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Sizes()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, self.config.size7))
+
+
+def test_one_of_many_equal_numbers_is_found_and_only_in_a_copy_of_the_configuration() -> None:
+    model = Configured()
+    narrow = capture(model, (torch.randn(2, 6),)).narrow({"a.out": 4})
+    assert narrow.to_empty(device="cpu")(torch.randn(3, 6)).shape == (3, 2)
+    assert narrow.config.size7 == 4
+    assert model.config.size7 == 8
+
+
 class Literal(nn.Module):
     """Sizes written out, so the graph stands in for the forward; batch norm and dropout differ by mode."""
 

@@ -28,6 +28,7 @@ from .oracle import Mismatch, expectation, first_mismatch
 from .resize import Change, Sizes, changes
 
 _MOST_EXPORTS = 40
+_MOST_CANDIDATES = 8  # all of whose subsets are tried
 
 _OWN_SIZES = ("groups", "num_groups", "normalized_shape")
 """Arguments of operations that PyTorch's own layers keep in an attribute of the same name."""
@@ -185,9 +186,8 @@ class _Search:
         kind = self._kind(path)
         if kind not in self.options:
             keys = [key for key, _ in self.candidates[path]]
-            sets = [c for n in range(1, len(keys) + 1) for c in combinations(range(len(keys)), n)]
-            single = [c for c in sets if len({keys[i] for i in c}) == len(c)]
-            self.options[kind] = sorted(single, key=len, reverse=True)
+            sets = (c for n in _set_sizes(len(keys)) for c in combinations(range(len(keys)), n))
+            self.options[kind] = [c for c in sets if len({keys[i] for i in c}) == len(c)]
         return self.options[kind]
 
     def _apply(self, path: str, chosen: tuple[int, ...]) -> None:
@@ -197,6 +197,13 @@ class _Search:
                 _assign(self.modules[other], key, operator.attrgetter(key)(self.original[other]))
             for i in chosen:
                 _assign(self.modules[other], *self.candidates[other][i])
+
+
+def _set_sizes(number: int) -> list[int]:
+    """Sizes of the sets of candidates to try, in order; of many candidates only nearly all or nearly none."""
+    if number <= _MOST_CANDIDATES:
+        return list(range(number, 0, -1))
+    return [number, number - 1, 1, 2]
 
 
 def _self_and_parents(path: str) -> Iterator[str]:
