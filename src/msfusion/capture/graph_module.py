@@ -143,24 +143,23 @@ class Runner:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         flat = self.flat_inputs(args, kwargs)
-        device = next((t.device for t in flat if isinstance(t, Tensor)), torch.device("cpu"))
-        return self.run(module, flat, self.on(module.training, device), module.training)
+        return self.run(module, flat, self.on(module.training, _device(flat)), module.training)
 
     def run(self, module: nn.Module, flat: list[Any], graph: Any, training: bool) -> Any:
+        """Call ``graph`` with the tensors of the module, the captured constants and the inputs."""
         program = self.programs[training]
         tensors = {
             **dict(module.named_parameters(remove_duplicate=False)),
             **dict(module.named_buffers(remove_duplicate=False)),
         }
         given = iter(flat)
-        device = next((t.device for t in flat if isinstance(t, Tensor)), torch.device("cpu"))
-        inputs = []
+        inputs: list[Any] = []
         for spec in program.graph_signature.input_specs:
             if spec.target in tensors:
                 inputs.append(tensors[spec.target])
             elif spec.target is not None:
                 constant = program.constants[spec.target]
-                inputs.append(constant.to(device) if isinstance(constant, Tensor) else constant)
+                inputs.append(constant.to(_device(flat)) if isinstance(constant, Tensor) else constant)
             else:
                 inputs.append(next(given))
         out_spec = program.call_spec.out_spec
@@ -203,6 +202,10 @@ class Runner:
                 module.recompile()
             self.placed[key] = graph
         return self.placed[key]
+
+
+def _device(flat: list[Any]) -> torch.device:
+    return next((value.device for value in flat if isinstance(value, Tensor)), torch.device("cpu"))
 
 
 class _Checked(torch.fx.Interpreter):
