@@ -162,7 +162,9 @@ def test_a_wrong_declaration_is_caught(run: Callable[..., Answer], models: Path,
     assert "WRONG" in out
     code, out, _ = run("axes", f"{models}:ordered", "--axes", declared, "--check", "--json")
     assert code == 1
-    assert json.loads(out)["check"]["h"]["permuted"] > 1e-3
+    found = json.loads(out)["check"]["h"]
+    assert found["permuted"] > 1e-3
+    assert found["silenced"] > 1e-3
 
 
 def test_declarations_that_are_none(run: Callable[..., Answer], tmp_path: Path) -> None:

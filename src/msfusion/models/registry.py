@@ -59,8 +59,14 @@ def build(spec: str, inputs: InputSpec | None, options: Mapping[str, object] = M
 def build_without_values(
     spec: str, inputs: InputSpec | None, options: Mapping[str, object] = MappingProxyType({})
 ) -> Built:
-    """``build`` with the parameters on the meta device: for reading the model, at any size."""
-    with parameters_on_meta():
+    """``build`` with the parameters on the meta device: for reading the model, at any size. Where the model's
+    code looks at values of its parameters while it makes them, they are made."""
+    try:
+        with parameters_on_meta():
+            return build(spec, inputs, options)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
         return build(spec, inputs, options)
 
 
