@@ -11,12 +11,19 @@ from torch.utils.data import Dataset, TensorDataset
 
 import msfusion
 
-NAMES = ["Result", "Run", "Train", "UserError", "simulate", "write_report"]
+NAMES = ["Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
 
 
 def test_public_names() -> None:
     assert msfusion.__all__ == NAMES
     assert all(getattr(msfusion, name).__name__ == name for name in NAMES)
+
+
+def test_the_axes_of_a_users_model() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert {name: info.size for name, info in msfusion.axes(model, (torch.randn(2, 3),)).axes.items()} == {
+        "0.out": 8
+    }
 
 
 def test_an_unknown_name_is_no_attribute() -> None:

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from msfusion.capture import axes as axes
     from msfusion.errors import UserError as UserError
     from msfusion.learn.local import Train as Train
     from msfusion.report import write_report as write_report
@@ -19,11 +20,12 @@ _HOMES = {
     "Run": "msfusion.runtimes.simulation",
     "Train": "msfusion.learn.local",
     "UserError": "msfusion.errors",
+    "axes": "msfusion.capture",
     "simulate": "msfusion.runtimes.simulation",
     "write_report": "msfusion.report",
 }
 
-__all__ = ["Result", "Run", "Train", "UserError", "simulate", "write_report"]
+__all__ = ["Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -70,6 +70,17 @@ def capture(
     return Capture(Source(skeleton, graphs, derived, args, kwargs, symbolic))
 
 
+def axes(
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    overrides: Mapping[str, Sequence[str]] | None = None,
+) -> AxisMap:
+    """The axis map of a model alone; arguments and errors as for ``capture``."""
+    return capture(model, example_inputs, kwargs, overrides=overrides).axes
+
+
 def _skeleton(model: nn.Module) -> nn.Module:
     """The model without its parameters, which are left on meta; buffers are copies."""
     tensors = named_tensors(model).values()
