@@ -8,6 +8,7 @@ from zoo import Row
 
 from msfusion.capture import permutation_errors
 from msfusion.capture.graph import named_tensors
+from msfusion.capture.silence import silence_errors
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,6 +32,12 @@ def test_the_map_is_right(row: Row) -> None:
 def test_narrow_models_train(row: Row) -> None:
     assert_trains(row, halved(row))
     assert_trains(row, halved(row, without=row.residual))
+
+
+@parametrised
+def test_the_second_proof_passes(row: Row) -> None:
+    errors = silence_errors(model_of(row), captured(row))
+    assert all(error < row.tolerance for error in errors.values())
 
 
 @parametrised

@@ -99,7 +99,7 @@ def mixed_axes(derived: Derived) -> set[str]:
     return {
         names[leaf]
         for node in found.values
-        if isinstance(node.target, torch._ops.OpOverload)
+        if isinstance(node.target, torch._ops.OpOverload) and labels_in(found.values[node])
         for leaf in (*_normalised(found, node), *_vanishing(derived, node))
         if leaf in names
     }
