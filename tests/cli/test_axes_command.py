@@ -234,7 +234,7 @@ def text_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers warns about itself
-@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [GPT2, pytest.param(LLAMA, marks=pytest.mark.slow)])
 def test_a_model_of_transformers_is_trained_exported_and_loaded(
     config: dict[str, Any], run: Callable[..., Answer], text_run: Path, tmp_path: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_users_model_and_one_that_reads_its_values(tmp_path: Path) -> None:
     assert not any(p.is_meta for p in module.parameters())
 
 
+@pytest.mark.slow
 def test_memory_stays_small() -> None:
     """2.4 billion parameters, in a process of its own: the peak is that of the imports and one layer."""
     code = (

@@ -54,6 +54,8 @@ def _text(axes: AxisMap) -> object:
     if pinned := _pinned_by_reason(axes):
         reasons = [(reason, _few(places)) for reason, places in pinned.items()]
         parts.append(table(("never cut because", "dimensions"), reasons))
+    for column in (*parts[0].columns[2:], *(column for part in parts[1:] for column in part.columns)):
+        column.justify = "left"
     return Group(*parts, *_unknown(axes))
 
 
