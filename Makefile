@@ -10,7 +10,7 @@ demo: .venv/package
 	$(BIN)/msfusion compare demo --out runs/demo
 
 test: lint
-	$(BIN)/pytest -m "not network"
+	$(BIN)/pytest -n auto -m "not network"
 
 lint: .venv/dev
 	$(BIN)/ruff check .
