@@ -40,8 +40,6 @@ SEQUENCES = {
 WINDOWS = {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
 STAGES = {"embedding_size": 16, "depths": [1, 2, 1, 1]}
 
-CACHED = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-
 FLOAT32 = 1e-5  # models that compute norms in float32 whatever they are given
 
 
@@ -87,11 +85,13 @@ def row(
     def model() -> nn.Module:
         transformers = pytest.importorskip("transformers")
         made = getattr(transformers, f"{(own or [prefix])[0]}Config")(**config)
+        made.use_cache = False  # keys and values of earlier tokens
         module: nn.Module = getattr(transformers, prefix + kind)(made)
         return module
 
     def call(batch: int) -> Inputs:
-        return (), {**inputs(batch), **({"use_cache": False} if kind in CACHED else {})}
+        named = inputs(batch)
+        return (tuple(named.values()), {}) if len(named) == 1 else ((), named)
 
     return Row(name, model, call, cuttable, residual, (*residual, *unsilenced), tolerance)
 
@@ -144,6 +144,12 @@ HF_ROWS = [
         ("model.decoder.embed_positions.out",),
         unsilenced=("model.decoder.embed_tokens.out",),
     ),
+    row("Gemma ForCausalLM", GROUPED, 3, EMBED, tolerance=FLOAT32, head_dim=8),
+    row("Cohere ForCausalLM", GROUPED, 3, EMBED, tolerance=FLOAT32),
+    row("StableLm ForCausalLM", GROUPED, 3, EMBED, tolerance=FLOAT32),
+    row("Starcoder2 ForCausalLM", GROUPED, 3, EMBED, tolerance=FLOAT32),
+    row("GPTBigCode ForCausalLM", GPT2, 3, ("transformer.wte.out",)),
+    row("CodeGen ForCausalLM", GPT2, 3, ("transformer.wte.out",), tolerance=FLOAT32, rotary_dim=4),
     row("Mixtral ForCausalLM", GROUPED, 3, EMBED, tolerance=FLOAT32, num_local_experts=4),
     row(
         "Mamba ForCausalLM",
@@ -241,6 +247,8 @@ HF_ROWS = [
         num_conv_pos_embedding_groups=4,
     ),
     row("CLIPText ModelWithProjection", TEXT, 2, (), projection_dim=16, eos_token_id=2),
+    row("Dinov2 ForImageClassification", PATCHES, 3, ("dinov2.embeddings.cls_token.out",), pixels),
+    row("Beit ForImageClassification", PATCHES, 3, ("beit.embeddings.cls_token.out",), pixels),
     row("ViT ForImageClassification", PATCHES, 3, ("vit.embeddings.cls_token.out",), pixels),
     row("DeiT ForImageClassification", PATCHES, 3, ("deit.embeddings.cls_token.out",), pixels),
     row(

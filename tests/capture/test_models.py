@@ -14,6 +14,7 @@ from laws import (
     run,
 )
 from torch import nn
+from vision_zoo import VISION_ROWS
 from zoo import ROWS, Row
 
 from msfusion.capture import capture, permutation_errors
@@ -21,7 +22,11 @@ from msfusion.capture.graph import copy_with, named_tensors
 from msfusion.core.axes import axes_of
 
 parametrised = pytest.mark.parametrize(
-    "row", [pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else []) for row in ROWS]
+    "row",
+    [
+        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else [])
+        for row in [*ROWS, *VISION_ROWS]
+    ],
 )
 over_widths = pytest.mark.parametrize("inner_only", [False, True], ids=["all axes", "inner axes"])
 

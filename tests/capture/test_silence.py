@@ -2,12 +2,16 @@
 
 import pytest
 from laws import captured, model_of
+from vision_zoo import VISION_ROWS
 from zoo import ROWS, Row
 
 from msfusion.capture import TOLERANCE
 from msfusion.capture.silence import mixed_axes, silence_errors
 
-PARAMETRISED = [pytest.param(row, id=row.name, marks=pytest.mark.slow if row.slow else ()) for row in ROWS]
+PARAMETRISED = [
+    pytest.param(row, id=row.name, marks=pytest.mark.slow if row.slow else ())
+    for row in [*ROWS, *VISION_ROWS]
+]
 
 
 @pytest.mark.parametrize("row", PARAMETRISED)
