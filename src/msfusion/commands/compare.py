@@ -1,6 +1,7 @@
 """``msfusion compare``: several methods over several seeds."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,53 +28,42 @@ def run(
     jobs: int,
     json: bool,
 ) -> None:
-    """Run every method with every seed; print one table and write one report."""
+    """Run every method with every seed; print one table and, into ``out``, write one report."""
     require_positive(seeds=seeds)
     for method in methods:
         get_method(method)
     if len(set(methods)) < len(methods):
         raise UserError(f"expected every method once, got {', '.join(methods)}")
-    if out is not None:
-        with stoppable(out):
-            _run_all(preset, settings, methods, seeds, out, resume, jobs, json)
-        return
-    with stoppable(None), TemporaryDirectory() as folder:
-        _run_all(preset, settings, methods, seeds, Path(folder), resume, jobs, json)
+    keep = nullcontext(out) if out is not None else TemporaryDirectory()
+    with stoppable(out), keep as folder:
+        folders = {
+            method: [_folder(Path(folder), method, seed) for seed in range(seeds)] for method in methods
+        }
+        tasks = [
+            Task(load(preset, {**settings, "method": method, "seed": seed}), folders[method][seed], resume)
+            for seed in range(seeds)
+            for method in methods
+        ]
+        _train(tasks, jobs)
+        rows = [_row(method, folders[method]) for method in methods]
+        if out is not None:
+            write_report([folder for own in folders.values() for folder in own], out / "report.html")
+    emit({"methods": rows}, _table(rows), json=json)
+    if out is not None and not json:
+        emit({}, f"report: {out / 'report.html'}", json=False)
 
 
-def _run_all(
-    preset: str,
-    settings: Mapping[str, Any],
-    methods: Sequence[str],
-    seeds: int,
-    out: Path,
-    resume: bool,
-    jobs: int,
-    json: bool,
-) -> None:
-    tasks = [
-        Task(load(preset, {**settings, "method": method, "seed": seed}), _folder(out, method, seed), resume)
-        for seed in range(seeds)
-        for method in methods
-    ]
+def _train(tasks: Sequence[Task], jobs: int) -> None:
     with progress() as display:
         bars = [
-            display.add_task(
-                f"{task.config.method}, seed {task.config.seed}", total=task.config.rounds, note=""
-            )
-            for task in tasks
+            display.add_task(f"{config.method}, seed {config.seed}", total=config.rounds, note="")
+            for config in (task.config for task in tasks)
         ]
 
         def report(number: int, record: records.Round) -> None:
             display.update(bars[number], completed=record["round"] + 1, note=note(record))
 
         run_all(tasks, jobs, report)
-    folders = {method: [_folder(out, method, seed) for seed in range(seeds)] for method in methods}
-    rows = [_row(method, folders[method]) for method in methods]
-    write_report([folder for own in folders.values() for folder in own], out / "report.html")
-    emit({"methods": rows}, _table(rows), json=json)
-    if not json:
-        emit({}, f"report: {out / 'report.html'}", json=False)
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:

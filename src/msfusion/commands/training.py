@@ -15,6 +15,7 @@ from msfusion.core.seeds import derive
 from msfusion.data import Federation
 from msfusion.data import load as load_data
 from msfusion.learn.local import seeded
+from msfusion.learn.objective import Objective
 from msfusion.models import build
 from msfusion.runtimes.simulation import Problem, Simulation
 
@@ -32,7 +33,8 @@ def simulation_of(
         model, example = build(config.model.name, data.inputs, config.model.options)
     if config.model.axes:
         captured = captured or capture(model, example, overrides=config.model.axes)
-    problem = Problem(model, example, data.train, data.test, name=config.model.name)
+    objective = Objective(language=data.task == "language")
+    problem = Problem(model, example, data.train, data.test, objective, config.model.name)
     settings = dataclasses.asdict(config)
     return Simulation(problem, config, out=out, settings=settings, captured=captured)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,14 +25,21 @@ class Objective:
 
     custom: (output, targets) -> mean loss; None is the cross-entropy of logits (..., classes) against
     integer targets (...), which serves images and next tokens alike.
+    language: targets are next tokens, for which the loss says more than the accuracy.
     """
 
     custom: Callable[[Any, Tensor], Tensor] | None = None
+    language: bool = False
 
     @property
     def classes(self) -> bool:
         """Whether there is an accuracy."""
         return self.custom is None
+
+    @property
+    def metric(self) -> Literal["accuracy", "loss"]:
+        """By which of its scores a model is judged."""
+        return "accuracy" if self.classes and not self.language else "loss"
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:
         """Mean loss of a batch, a scalar."""

@@ -246,7 +246,7 @@ class Simulation:
             "seed": self.config.seed,
             "config": self.journal.settings,
             **run_facts(),
-            "metric": "accuracy" if self.problem.objective.classes else "loss",
+            "metric": self.problem.objective.metric,
             **self.scribe.facts(self.problem.name, self.journal.axes),
         }
 
