@@ -31,7 +31,7 @@ class Remembering(Capture):
         self._made: dict[tuple[tuple[str, int], ...], nn.Module] = {}
 
     def narrow(self, widths: Mapping[str, int]) -> nn.Module:
-        key = tuple(sorted((n, w) for n, w in widths.items() if w != self.axes.axes[n].size))
+        key = tuple(sorted(widths.items()))
         if key not in self._made:
             self._made[key] = super().narrow(widths)
         return copy.deepcopy(self._made[key])

@@ -182,6 +182,14 @@ def test_control_flow_on_a_width_runs_as_the_full_model_ran() -> None:
     assert has_graph(narrow)
 
 
+def test_a_graph_takes_images_of_the_captured_size_only() -> None:
+    narrow = captured(row_named("flatten cnn, literal size")).narrow({"conv2.out": 6}).to_empty(device="cpu")
+    assert has_graph(narrow)
+    assert narrow(torch.randn(5, 3, 16, 16)).shape == (5, 10)
+    with pytest.raises(UserError, match=r"size 16 in dimension 3, as captured, got \(5, 3, 16, 20\)"):
+        narrow(torch.randn(5, 3, 16, 20))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 def test_graph_and_own_forward_agree(row: Row) -> None:

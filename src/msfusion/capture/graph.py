@@ -96,10 +96,13 @@ def capture_graph(
 
 
 def _all_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Every dimension of every tensor input may vary."""
+    """Every dimension of every tensor input may vary, but of images alone only the batch: heights and widths
+    that vary cost a minute where a model cuts them into windows."""
+    tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, torch.Tensor)]
+    images = len(tensors) == 1 and tensors[0].ndim >= 4 and tensors[0].is_floating_point()
 
     def spec(value: Any) -> Any:
-        return dict.fromkeys(range(value.ndim), Dim.AUTO) if isinstance(value, torch.Tensor) else None
+        return dict.fromkeys(range(1 if images else value.ndim), Dim.AUTO) if torch.is_tensor(value) else None
 
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     return {name: pytree.tree_map(spec, value) for name, value in bound.items()}

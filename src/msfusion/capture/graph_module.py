@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from msfusion.core.axes import AxisMap, Widths
@@ -27,6 +28,8 @@ from .graph import Graph, capture_graph, device_of, fake_copy, fake_inputs, quie
 from .propagate import shape_of
 from .resize import Change, Sizes, changes
 from .rules.registry import base_name, labels_in
+
+_INPUT = InputKind.USER_INPUT
 
 
 @dataclass(frozen=True)
@@ -129,12 +132,14 @@ class Runner:
 
     graphs, programs: training -> the resized graph, and the program that it was made from.
     example: the inputs that were captured, whose form every call must have.
+    fixed: per flat input, the sizes that the graphs hold as numbers: dimension -> size.
     placed: the graphs on the devices that they have run on.
     """
 
     graphs: Mapping[bool, torch.fx.GraphModule]
     programs: Mapping[bool, torch.export.ExportedProgram]
     example: tuple[tuple[Any, ...], dict[str, Any]]
+    fixed: Sequence[Mapping[int, int]]
     placed: dict[tuple[bool, torch.device], torch.fx.GraphModule] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Runner":
@@ -176,9 +181,15 @@ class Runner:
         example, example_spec = pytree.tree_flatten(self.example)
         if spec != example_spec:
             raise self._other_form()
-        for value, captured in zip(flat, example, strict=True):
+        for value, captured, sizes in zip(flat, example, self.fixed, strict=True):
             if not isinstance(captured, Tensor) and value != captured:
                 raise self._other_form()
+            for dim, size in sizes.items():
+                if value.shape[dim] != size:
+                    raise UserError(
+                        f"expected inputs of size {size} in dimension {dim}, as captured, got"
+                        f" {tuple(value.shape)}; capture the model with inputs of the size it is trained with"
+                    )
         return flat
 
     def _other_form(self) -> UserError:
@@ -232,7 +243,8 @@ def with_graph_forward(module: nn.Module, symbolic: SymbolicGraphs, widths: Widt
         return None
     graphs = {training: mode.resized(widths) for training, mode in modes.items()}
     programs = {training: mode.graph.program for training, mode in modes.items()}
-    runner = Runner(graphs, programs, (symbolic.args, dict(symbolic.kwargs)))
+    fixed = _fixed_sizes(list(programs.values()))
+    runner = Runner(graphs, programs, (symbolic.args, dict(symbolic.kwargs)), fixed)
     for training in (False, True):
         if not _fits(module, runner, training):
             return None
@@ -240,6 +252,21 @@ def with_graph_forward(module: nn.Module, symbolic: SymbolicGraphs, widths: Widt
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"forward": _forward, "__module__": kind.__module__})
     return module
+
+
+def _fixed_sizes(programs: Sequence[torch.export.ExportedProgram]) -> list[dict[int, int]]:
+    """Per input of the user: the sizes that are a number in any of the graphs, of one that is a tensor."""
+    found: list[dict[int, int]] = []
+    for program in programs:
+        nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+        specs = program.graph_signature.input_specs
+        values = [node.meta["val"] for node, spec in zip(nodes, specs, strict=True) if spec.kind == _INPUT]
+        sizes = [
+            {i: n for i, n in enumerate(v.shape) if isinstance(n, int)} if isinstance(v, Tensor) else {}
+            for v in values
+        ]
+        found = [a | b for a, b in zip(found, sizes, strict=True)] if found else sizes
+    return found
 
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
