@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 import msfusion
 from msfusion import Run, UserError
 from msfusion.learn import round as round_module
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.methods import METHODS
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
@@ -112,6 +113,8 @@ WAYS: list[dict[str, Any]] = [
     {"train": {"momentum": 0.0, "weight_decay": 0.1}, "server_step": "cosine"},
     {"train": {"lr_schedule": "cosine", "optimizer": "adamw", "lr": 0.01}, "evaluate_every": 3},
     {"train": {"clip": 0.5}, "overlap": 0.4, "method": "msfusion:independent"},
+    {"contrast": Contrast(1.0, every=2)},
+    {"contrast": Contrast(0.5, on="logits"), "method": "msfusion:residual-cut"},
 ]
 
 

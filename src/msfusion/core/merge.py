@@ -77,6 +77,40 @@ def add_into(total: Tensor, dims: tuple[Dim, ...], selection: Selection, part: T
         total[full] += part[sub] if isinstance(part, Tensor) else part
 
 
+def overlay(base: Tensor, own: Selection, over: Tensor, other: Selection, dims: tuple[Dim, ...]) -> Tensor:
+    """A copy of ``base``, cut by ``own``, with the values of ``over``, cut by ``other``, where both lie."""
+    out = base.clone()
+    shared = [_shared(positions(dim, own), positions(dim, other)) for dim in dims]
+    if math.prod(map(len, shared)) > _MOST_PIECES:
+        here, there = (_grid([[pair[side] for pair in pairs] for pairs in shared]) for side in (0, 1))
+        out[here] = over[there]
+        return out
+    for piece in product(*shared):
+        out[tuple(here for here, _ in piece)] = over[tuple(there for _, there in piece)]
+    return out
+
+
+def _grid(slices: list[list[slice]]) -> tuple[Tensor, ...]:
+    index = [torch.cat([torch.arange(s.start, s.stop) for s in column]) for column in slices]
+    return torch.meshgrid(*index, indexing="ij")
+
+
+def _shared(own: Units, other: Units) -> list[tuple[slice, slice]]:
+    """Where the positions that both have lie in the tensor of the first and in that of the second."""
+    out = []
+    at = 0
+    for start, stop in own:
+        there = 0
+        for first, last in other:
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                here = slice(at + low - start, at + high - start)
+                out.append((here, slice(there + low - first, there + high - first)))
+            there += last - first
+        at += stop - start
+    return out
+
+
 def _index(runs: Units, device: torch.device) -> Tensor:
     return torch.cat([torch.arange(start, stop, device=device) for start, stop in runs])
 

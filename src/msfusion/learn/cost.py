@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from msfusion.capture.graph import copy_with, named_tensors
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 
 _STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # optimizer tensors per parameter
@@ -22,7 +23,7 @@ class Cost:
 
     parameters: number of parameters.
     flops_per_step: floating-point operations of one optimizer step, forward and backward; matrix products,
-    convolutions and attention, a multiply-add being two.
+    convolutions and attention, a multiply-add being two; the mean over a round's steps.
     memory_bytes: parameters, gradients, optimizer state, and activations kept for the backward pass. What
     lives for a moment only is left out: real peaks on a CPU were 1.1 to 1.7 times as high.
     bytes_per_round: parameters received and handed back.
@@ -34,8 +35,14 @@ class Cost:
     bytes_per_round: int
 
 
-def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
-    """Count the cost of training on batches of ``config.batch`` examples shaped like ``example``."""
+def cost(
+    module: nn.Module, example: tuple[Tensor, ...], config: Train, contrast: Contrast | None = None
+) -> Cost:
+    """Count the cost of training on batches of ``config.batch`` examples shaped like ``example``.
+
+    contrast: also count two more forward passes in the steps with the contrastive loss, and three more copies
+    of the values: as received, previous, and previous as kept between rounds.
+    """
     # Fake as well as on meta: code that looks at values where it can (masks in transformers) then does not.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
@@ -55,15 +62,17 @@ def cost(module: nn.Module, example: tuple[Tensor, ...], config: Train) -> Cost:
 
     with mode, FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
         outputs = _tensors_of(meta(*inputs))
+        forward = flops.get_total_flops()
         activations = sum(saved.values()) + sum(t.untyped_storage().nbytes() for t in outputs)
         torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
     states = _STATES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
     size = sum(p.numel() * p.element_size() for p in meta.parameters())
     trained = sum(p.numel() * p.element_size() for p in trainable)
+    due = len(range(0, config.steps, contrast.every)) if contrast else 0
     return Cost(
         parameters=sum(p.numel() for p in meta.parameters()),
-        flops_per_step=flops.get_total_flops(),
-        memory_bytes=size + trained * (1 + states) + activations,
+        flops_per_step=flops.get_total_flops() + round(2 * forward * due / config.steps),
+        memory_bytes=size * (4 if contrast else 1) + trained * (1 + states) + activations,
         bytes_per_round=2 * trained,
     )
 

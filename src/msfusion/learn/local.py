@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.errors import UserError
+from msfusion.learn.contrast import Compared
 from msfusion.learn.objective import Objective
 
 
@@ -52,10 +53,17 @@ def learning_rate(config: Train, round: int, rounds: int) -> float:
 
 
 def train(
-    module: nn.Module, data: Dataset[Any], objective: Objective, config: Train, lr: float, seed: int
+    module: nn.Module,
+    data: Dataset[Any],
+    objective: Objective,
+    config: Train,
+    lr: float,
+    seed: int,
+    compared: Compared | None = None,
 ) -> float:
-    """Train in place for ``config.steps`` steps; returns the mean loss over them.
+    """Train in place for ``config.steps`` steps; returns the mean loss over them, that of the task alone.
 
+    compared: adds the contrastive loss.
     Every random choice (batches, augmentation, dropout) follows from ``seed``; the global generators are
     left as they were.
     """
@@ -64,10 +72,14 @@ def train(
     module.train()
     total = torch.zeros((), device=device)
     with seeded(seed, device):
-        for inputs, targets in batches(data, config.batch, config.steps, seed):
-            loss = objective.loss(module(inputs.to(device)), targets.to(device))
+        for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
+            if compared is not None and compared.due(step):
+                output, term = compared.forward(module, inputs.to(device))
+            else:
+                output, term = module(inputs.to(device)), None
+            loss = objective.loss(output, targets.to(device))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
             if config.clip is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), config.clip)
             optimizer.step()

@@ -52,12 +52,14 @@ class Method:
     cut: the axes that are cut; None trains the full model everywhere.
     evaluated: whose score is reported.
     scale_power: the scale rule's exponent (core/scale.py).
+    contrast: it obeys the setting of the contrastive loss; others train on the task's loss alone.
     """
 
     schedule: Callable[[Setting], Schedule]
     cut: Cut | None = "all"
     evaluated: Evaluated = "full"
     scale_power: float = 1.0
+    contrast: bool = False
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
 
@@ -76,7 +78,7 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
 
 
 def _msfusion() -> Method:
-    base = Method(_shifted("designed"), cut="inner")
+    base = Method(_shifted("designed"), cut="inner", contrast=True)
     return replace(
         base,
         variants={
@@ -84,6 +86,7 @@ def _msfusion() -> Method:
             "independent": replace(base, schedule=_shifted("independent")),
             "residual-cut": replace(base, cut="all"),
             "no-scale": replace(base, scale_power=0.0),
+            "no-contrast": replace(base, contrast=False),
         },
     )
 

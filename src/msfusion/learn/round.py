@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from msfusion.core.axes import Selection, Widths
-from msfusion.core.merge import Contribution
+from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
 from msfusion.core.windows import Schedule
 from msfusion.errors import UserError
+from msfusion.learn.carried import Carried
+from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.local import Train, learning_rate, train
 from msfusion.learn.objective import Objective
@@ -38,7 +40,10 @@ class Participant:
 
 @dataclass(frozen=True)
 class Learner:
-    """What all participants agree on."""
+    """What all participants agree on.
+
+    contrast: the contrastive loss, or None for the task's loss alone.
+    """
 
     schedule: Schedule
     submodels: SubModels
@@ -46,28 +51,59 @@ class Learner:
     config: Train
     rounds: int
     seed: int
+    contrast: Contrast | None = None
 
     def windows(self, round: int, participant: Participant) -> Selection:
         """The units that a participant trains in a round."""
         return self.schedule.windows(round, participant.number, participant.widths)
 
-    def cost(self, participant: Participant, widths: Widths) -> Cost:
-        """What a sub-model costs the participant, at its own batch size (smaller where data are few)."""
+    def cost(self, participant: Participant, widths: Widths, *, first: bool = False) -> Cost:
+        """What a sub-model costs the participant, at its own batch size (smaller where data are few).
+
+        first: in the first round that it trains, without a previous model to turn away from.
+        """
         own = replace(self.config, batch=min(self.config.batch, participant.examples))
         with self._batch_norm_explained(participant):
-            return self.submodels.cost(widths, own)
+            return self.submodels.cost(widths, own, None if first else self.contrast)
 
     def train(
-        self, round: int, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
+        self,
+        round: int,
+        participant: Participant,
+        windows: Selection,
+        values: Mapping[str, Tensor],
+        previous: Contribution | None = None,
     ) -> tuple[Contribution, float]:
-        """Local training from the pulled values; returns what to push and the mean loss."""
+        """Local training from the pulled values; returns what to push and the mean loss.
+
+        previous: what the participant handed over when it last trained. Where there is none, there is nothing
+        to turn away from: the contrastive loss would be log 1 for any model, and is left out.
+        """
         module = self.submodels.load(windows, values)
+        compared = self._compared(windows, values, previous)
         lr = learning_rate(self.config, round, self.rounds)
         seed = derive(self.seed, "local training", round, participant.number)
         with self._batch_norm_explained(participant):
-            loss = train(module, participant.data, self.objective, self.config, lr, seed)
+            loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
         trained = self.submodels.unload(windows, module)
         return Contribution(participant.number, windows, trained, weight=participant.examples), loss
+
+    def _compared(
+        self, windows: Selection, values: Mapping[str, Tensor], previous: Contribution | None
+    ) -> Compared | None:
+        """The pulled values, and those with the previous ones on the units that both windows hold."""
+        if self.contrast is None or previous is None:
+            return None
+        dims = self.submodels.axes.tensors
+        own = {
+            name: overlay(values[name], windows, value, previous.selection, dims[name])
+            for name, value in previous.values.items()
+        }
+        return Compared(
+            self.contrast,
+            merged=self.submodels.scaled(windows, values),
+            previous=self.submodels.scaled(windows, {**values, **own}),
+        )
 
     @contextmanager
     def _batch_norm_explained(self, participant: Participant) -> Iterator[None]:
@@ -86,11 +122,26 @@ class Learner:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one participant did in a round."""
+    """What one participant did in a round.
+
+    first: it had never trained before.
+    """
 
     participant: Participant
     windows: Selection
     loss: float
+    first: bool
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of a round.
+
+    carried: what the next round needs beside the full model.
+    """
+
+    trained: list[Trained]
+    carried: Carried = field(default_factory=Carried)
 
 
 def play(
@@ -99,24 +150,30 @@ def play(
     learner: Learner,
     store: Store,
     step: float,
+    carried: Carried,
     after_each: Callable[[], None] = lambda: None,
-) -> list[Trained]:
+) -> Played:
     """Pull, train, push for every participant; then commit.
 
+    carried: what the round before left.
     after_each: called after each participant; an exception that it raises leaves the store as it was
     before the round.
     """
     done = []
+    previous = dict(carried.previous)
     try:
         for participant in participants:
             windows = learner.windows(round, participant)
             values = store.pull(participant.number, windows)
-            contribution, loss = learner.train(round, participant, windows, values)
+            before = previous.get(participant.number)
+            contribution, loss = learner.train(round, participant, windows, values, before)
             store.push(contribution)
-            done.append(Trained(participant, windows, loss))
+            if learner.contrast is not None:
+                previous[participant.number] = contribution
+            done.append(Trained(participant, windows, loss, first=before is None))
             after_each()
     except BaseException:
         store.discard()
         raise
     store.commit(step)
-    return done
+    return Played(done, Carried(previous))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from msfusion.capture import Capture
 from msfusion.core import scale
-from msfusion.core.axes import Selection, Widths, count
+from msfusion.core.axes import AxisMap, Selection, Widths, count
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost, cost
 from msfusion.learn.local import Train
 
@@ -31,7 +32,7 @@ class SubModels:
         self._power = power
         self._narrow: dict[Plan, nn.Module] = {}
         self._modules: dict[Plan, nn.Module] = {}
-        self._costs: dict[tuple[Plan, Train], Cost] = {}
+        self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def load(self, selection: Selection, values: Mapping[str, Tensor]) -> nn.Module:
         """The module of these windows' widths, holding ``values`` under the scale rule. The next call with
@@ -46,6 +47,11 @@ class SubModels:
                 tensors[name].mul_(factor)
         return module
 
+    def scaled(self, selection: Selection, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of ``values`` under the scale rule: what ``load`` puts into the module."""
+        factors = self._factors(widths_of(selection))
+        return {n: value * factors[n] if n in factors else value.clone() for n, value in values.items()}
+
     def unload(self, selection: Selection, module: nn.Module) -> dict[str, Tensor]:
         """Copies of the module's parameters as values of the full model, the scale rule undone."""
         factors = self._factors(widths_of(selection))
@@ -55,11 +61,16 @@ class SubModels:
         """Number of parameters at these widths."""
         return sum(p.numel() for p in self._unset(widths).parameters())
 
-    def cost(self, widths: Widths, config: Train) -> Cost:
+    @property
+    def axes(self) -> AxisMap:
+        """Which axes the full model's tensors follow."""
+        return self._captured.axes
+
+    def cost(self, widths: Widths, config: Train, contrast: Contrast | None = None) -> Cost:
         """What training a sub-model of these widths costs."""
-        key = (_plan(widths), config)
+        key = (_plan(widths), config, contrast)
         if key not in self._costs:
-            self._costs[key] = cost(self._unset(widths), self._example, config)
+            self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
         return self._costs[key]
 
     def _factors(self, widths: Widths) -> dict[str, float]:

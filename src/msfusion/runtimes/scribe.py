@@ -55,7 +55,9 @@ class Scribe:
         seconds: float,
     ) -> records.Round:
         """The record of one round."""
-        costs = [self._learner.cost(one.participant, widths_of(one.windows)) for one in trained]
+        costs = [
+            self._learner.cost(one.participant, widths_of(one.windows), first=one.first) for one in trained
+        ]
         examples = sum(one.participant.examples for one in trained)
         return {
             "kind": "round",

@@ -21,6 +21,8 @@ from msfusion.core.coverage import Coverage, Summary
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.errors import UserError
+from msfusion.learn.carried import Carried
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Evaluation, Train, estimate_batch_norm, evaluate
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
@@ -56,6 +58,7 @@ class Run:
     device: str = "cpu"
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
+    contrast: Contrast = field(default_factory=Contrast)  # msfusion only
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,9 @@ class Simulation:
             config=run.train,
             rounds=run.rounds,
             seed=run.seed,
+            contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
         )
+        self.carried = Carried()
         kind = OwnStore if self.method.evaluated == "own" else MemoryStore
         self.store = kind(values_of(self.model), captured.axes, frozenset(parameters))
         self.coverage = Coverage(captured.axes, parameters, plan)
@@ -209,17 +214,18 @@ class Simulation:
         config = self.config
         step = server_step(config.server_step, round, config.rounds)
         try:
-            trained = play(round, self.participants, self.learner, self.store, step, check)
+            played = play(round, self.participants, self.learner, self.store, step, self.carried, check)
         except (Stopped, UserError):
             self._save(round)  # nothing of this round is in the store
             raise
-        for one in trained:
+        self.carried = played.carried
+        for one in played.trained:
             self.coverage.add(one.windows)
         due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
         self._evaluation = self.evaluate() if due else None
         return self.scribe.round(
             round,
-            trained,
+            played.trained,
             coverage=self.coverage.summary().share,
             overlap=config.overlap,
             evaluation=self._evaluation,
@@ -255,7 +261,7 @@ class Simulation:
             self._estimate(self.model, self.problem.train)  # whoever loads the checkpoint can use the model
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
-        self.journal.save(done, {**model, **tables})
+        self.journal.save(done, {**model, **tables, **self.carried.state()})
 
     def _resume(self) -> int:
         free = ["rounds"] if self._rounds_may_change() else []
@@ -266,6 +272,7 @@ class Simulation:
                 "resume with more rounds or use another directory"
             )
         self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
+        self.carried = Carried.restored(tensors, next(self.model.parameters()).device)
         self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
         return done
 

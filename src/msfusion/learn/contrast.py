@@ -1,0 +1,138 @@
+"""The contrastive loss: where the model in training should turn to, and what it should turn away from.
+
+The form is that of MOON (arXiv 2103.16257). Every representation here comes from the same module with other
+values: those in training, the merged ones as received, and the merged ones with the participant's previous
+values where it still has them. All three hence live on the same units, wherever the windows have moved.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from msfusion.errors import UserError
+from msfusion.learn.objective import logits_of
+
+Place = Literal["representation", "logits"]
+"""What is compared: the input of the head, or the model's output; a mean over tokens or pixels."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive loss of msfusion: task + weight * contrast."""
+
+    weight: Annotated[float, Ge(0)] = 0.0  # of the contrastive term beside the task's loss; 0 is off
+    temperature: Annotated[float, Gt(0)] = 0.5  # cosines are divided by it
+    every: Annotated[int, Ge(1)] = 1  # steps: the term is in the first one and in every so many after it
+    on: Place = "representation"  # what is compared: the input of the head, or the logits
+
+
+def contrast(z: Tensor, merged: Tensor, previous: Tensor, temperature: float) -> Tensor:
+    """Mean over the batch of -log(e^g / (e^g + e^p)) with the cosines g of z and merged, p of z and previous,
+    both over the temperature; all are of shape (batch, units)."""
+    towards = F.cosine_similarity(z, merged, dim=-1)
+    away = F.cosine_similarity(z, previous, dim=-1)
+    return F.softplus((away - towards) / temperature).mean()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Runs a module beside itself with other values.
+
+    merged: its parameters and buffers as received at the start of the round.
+    previous: the same, with the participant's previous values where it has them.
+    """
+
+    config: Contrast
+    merged: Mapping[str, Tensor]
+    previous: Mapping[str, Tensor]
+
+    def due(self, step: int) -> bool:
+        """Whether the term is in the loss of a step of the round."""
+        return step % self.config.every == 0
+
+    def forward(self, module: nn.Module, inputs: Tensor) -> tuple[Any, Tensor]:
+        """Output of the module, and the weighted term. The two comparisons run without dropout, but with the
+        batch's own statistics, and draw no random numbers: the module trains with those it has without them.
+        """
+        output, z = self._run(module, {}, inputs)
+        with torch.no_grad(), _without_chance(module):
+            _, merged = self._run(module, self.merged, inputs)
+            _, previous = self._run(module, self.previous, inputs)
+        return output, self.config.weight * contrast(z, merged, previous, self.config.temperature)
+
+    def _run(self, module: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Tensor]:
+        def forward() -> Any:
+            return functional_call(module, dict(tensors), (inputs,)) if tensors else module(inputs)
+
+        if self.config.on == "logits":
+            output = forward()
+            return output, _per_example(logits_of(output), len(inputs))
+        with _LastInput(len(inputs)) as last:
+            output = forward()
+        return output, last.representation()
+
+
+_CONTRACTIONS = {
+    *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"),
+    *(f"conv{'_transpose' * transposed}{n}d" for n in (1, 2, 3) for transposed in (False, True)),
+}
+"""Names of PyTorch's operations."""
+
+
+class _LastInput(TorchFunctionMode):
+    """Keeps what the last contraction of a forward reads: the input of the head, wherever the head's weight
+    lives (a layer, a tied embedding, a parameter of the model itself).
+
+    Of an operation's tensors the activation is the first one of two or more dimensions whose first counts
+    examples, or rows of all examples one behind the other.
+    """
+
+    def __init__(self, examples: int) -> None:
+        super().__init__()
+        self._examples = examples
+        self._last: tuple[Tensor, int] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "").partition(".")[0]
+        if name in _CONTRACTIONS:
+            for tensor in pytree.tree_leaves((args, kwargs)):
+                if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % self._examples == 0:
+                    self._last = tensor, 1 if name.startswith("conv") else -1
+                    break
+        return func(*args, **(kwargs or {}))
+
+    def representation(self) -> Tensor:
+        """Shape (examples, units): the mean over tokens or pixels."""
+        if self._last is None:
+            raise UserError(
+                "expected a model whose output is made by a linear layer or a convolution, found none; "
+                "compare outputs instead (contrast.on=logits) or switch the loss off (contrast.weight=0)"
+            )
+        tensor, units = self._last
+        return _per_example(tensor.movedim(units, -1), self._examples)
+
+
+def _per_example(tensor: Tensor, examples: int) -> Tensor:
+    return tensor.reshape(examples, -1, tensor.shape[-1]).mean(1)
+
+
+@contextmanager
+def _without_chance(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but for batch norm."""
+    before = {part: part.training for part in module.modules()}
+    try:
+        for part in before:
+            part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
