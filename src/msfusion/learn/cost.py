@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._export.utils import _compiling_state_context
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from msfusion.capture.graph import copy_with, named_tensors
+from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 
@@ -43,13 +44,34 @@ def cost(
     contrast: also count two more forward passes in the steps with the contrastive loss, and three more copies
     of the values: as received, previous, and previous as kept between rounds.
     """
+    with quiet():
+        try:
+            return _cost(module, example, config, contrast, "meta", training=True)
+        except RuntimeError:  # tensors made without a device, operations that meta does not know
+            pass
+        with _compiling_state_context():  # code that minds tensors without values asks for this state
+            try:
+                return _cost(module, example, config, contrast, "cpu", training=True)
+            except RuntimeError:  # layers that train mode leaves out by chance
+                return _cost(module, example, config, contrast, "cpu", training=False)
+
+
+def _cost(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    config: Train,
+    contrast: Contrast | None,
+    device: str,
+    *,
+    training: bool,
+) -> Cost:
     # Fake as well as on meta: code that looks at values where it can (masks in transformers) then does not.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         own = named_tensors(module).values()
-        tensors = {id(t): torch.empty(t.shape, dtype=t.dtype, device="meta") for t in own}
-        inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch), example)
-    meta = copy_with(module, tensors).train()
+        tensors = {id(t): torch.empty(t.shape, dtype=t.dtype, device=device) for t in own}
+        inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch, device), example)
+    meta = copy_with(module, tensors).train(training)
     trainable = [p for p in meta.parameters() if p.requires_grad]
     saved: dict[int, int] = {}
     known = {p.untyped_storage()._cdata for p in trainable}
@@ -85,5 +107,5 @@ def _tensors_of(output: Any) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor) and t.requires_grad]
 
 
-def _batch_of(tensor: Tensor, batch: int) -> Tensor:
-    return torch.empty([batch, *tensor.shape[1:]], dtype=tensor.dtype, device="meta")
+def _batch_of(tensor: Tensor, batch: int, device: str) -> Tensor:
+    return torch.empty([batch, *tensor.shape[1:]], dtype=tensor.dtype, device=device)
