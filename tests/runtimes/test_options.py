@@ -1,11 +1,14 @@
 """The options of the method: what they do to a run, what the records say, and that off is off."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from blobs import net, play, same, state
 
+from msfusion.errors import UserError
+from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
@@ -53,3 +56,45 @@ def test_contrast_is_paid_for(tmp_path: Path) -> None:
     facts = [run.header["participants"][0] for run in (with_, without)]
     assert facts[0]["flops_per_step"] > facts[1]["flops_per_step"]
     assert facts[0]["memory_bytes"] > facts[1]["memory_bytes"]
+
+
+# --- overlap rate
+
+
+def rates(out: Path) -> list[float]:
+    return [round["overlap"] for round in read(out).rounds]
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "exponential", "feedback"])
+def test_the_rate_moves_and_is_recorded(kind: Any, tmp_path: Path) -> None:
+    play(tmp_path, rounds=8, adapt=Adapt(kind, last=0.6, target=0.01, gain=0.2))
+    got = rates(tmp_path)
+    assert got[0] == 0
+    assert got[-1] > 0.3
+    assert got == sorted(got)
+    shifts = [round["shift"] for round in read(tmp_path).rounds]
+    assert all((shift is not None) == (kind == "feedback") for shift in shifts)
+
+
+def test_measuring_the_shift_changes_nothing(tmp_path: Path) -> None:
+    measured = state(play(tmp_path, adapt=Adapt(measure=True)))
+    assert same(measured, state(play()))
+    shifts = [round["shift"] for round in read(tmp_path).rounds]
+    assert all(shift is not None and shift > 0 for shift in shifts)
+
+
+@pytest.mark.parametrize("method", ["msfusion:no-overlap", "fedrolex", "standalone"])
+def test_other_methods_have_no_overlap(method: str, tmp_path: Path) -> None:
+    result = play(tmp_path, method=method, overlap=0.5, adapt=Adapt("feedback"))
+    assert rates(tmp_path) == [0, 0, 0]
+    assert same(state(result), state(play(method=method)))
+
+
+def test_without_overlap_the_variant_is_the_method() -> None:
+    assert same(state(play(method="msfusion:no-overlap", overlap=0.5)), state(play()))
+
+
+def test_a_schedule_over_the_rounds_keeps_their_number(tmp_path: Path) -> None:
+    play(tmp_path, rounds=2, adapt=Adapt("linear", last=0.5))
+    with pytest.raises(UserError, match="rounds"):
+        play(tmp_path, rounds=3, adapt=Adapt("linear", last=0.5), resume=True)

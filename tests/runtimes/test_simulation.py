@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 import msfusion
 from msfusion import Run, UserError
 from msfusion.learn import round as round_module
+from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.methods import METHODS
 from msfusion.records import read
@@ -113,6 +114,8 @@ WAYS: list[dict[str, Any]] = [
     {"train": {"momentum": 0.0, "weight_decay": 0.1}, "server_step": "cosine"},
     {"train": {"lr_schedule": "cosine", "optimizer": "adamw", "lr": 0.01}, "evaluate_every": 3},
     {"train": {"clip": 0.5}, "overlap": 0.4, "method": "msfusion:independent"},
+    {"adapt": Adapt("feedback", target=0.2), "overlap": 0.2, "rounds": 6},
+    {"adapt": Adapt("cosine", last=0.5, measure=True)},
     {"contrast": Contrast(1.0, every=2)},
     {"contrast": Contrast(0.5, on="logits"), "method": "msfusion:residual-cut"},
 ]

@@ -39,6 +39,24 @@ class Contribution:
     weight: float
 
 
+@dataclass(frozen=True)
+class Shift:
+    """How far contributions lie apart; both numbers add up over the parts of a model.
+
+    spread: sum over parameters and contributions of weight x squared distance from the mean change.
+    size: sum of the weights x squared mean change over the parameters that two or more have trained.
+    """
+
+    spread: float
+    size: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Model shift: typical distance from the mean change over the typical mean change; None where nobody
+        shared a parameter or nothing moved."""
+        return math.sqrt(self.spread / self.size) if self.size > 0 else None
+
+
 def extract(
     values: Mapping[str, Tensor], axes: AxisMap, selection: Selection, *, names: Iterable[str] | None = None
 ) -> dict[str, Tensor]:
@@ -137,10 +155,21 @@ class Merge:
 
     values: parameter name -> full tensor; changed in place by ``apply`` and by nothing else.
     zeros: where the sums are kept, (shape, dtype, device) -> a tensor of zeros; in memory by default.
+    measure: keep what ``shift`` needs: one number, and how many hold each parameter.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap, zeros: Zeros | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        axes: AxisMap,
+        zeros: Zeros | None = None,
+        *,
+        measure: bool = False,
+    ) -> None:
         self._values = values
+        self._measure = measure
+        self._squares = 0.0
+        self._holders: dict[str, Tensor] = {}
         self._axes = axes
         self._zeros = zeros or _zeros
         self._sum: dict[str, Tensor] = {}
@@ -160,6 +189,32 @@ class Merge:
             moved = take(value, dims, contribution.selection).to(self._sum[name]) - part.to(self._sum[name])
             add_into(self._sum[name], dims, contribution.selection, moved * contribution.weight)
             add_into(self._weight[name], dims, contribution.selection, contribution.weight)
+            if self._measure:
+                norm = torch.linalg.vector_norm(moved, dtype=torch.float64)
+                self._squares += contribution.weight * float(norm) ** 2
+                held = self._holders.get(name)
+                if held is None:
+                    held = value.new_zeros([1] * len(dims), dtype=torch.int32)
+                self._holders[name] = self._widened(held, dims, contribution.selection)
+                add_into(self._holders[name], dims, contribution.selection, 1)
+
+    def shift(self) -> Shift | None:
+        """The shift of what was added since the last ``clear``; None where it is not measured.
+
+        With weights w, changes d and their mean m, the sum of w (d - m)^2 is that of w d^2 less that of
+        w m^2: no contribution has to be kept, and parameters with one holder add nothing.
+        """
+        if not self._measure:
+            return None
+        moved = common = 0.0
+        for name, total in self._sum.items():
+            for rows in row_blocks(tuple(total.shape)):
+                weight = _rows(self._weight[name], rows).clamp_min(torch.finfo(total.dtype).tiny)
+                squares = total[rows].square().div_(weight)
+                moved += float(squares.sum(dtype=torch.float64))
+                shared = _rows(self._holders[name], rows) > 1
+                common += float(squares.mul_(shared).sum(dtype=torch.float64))
+        return Shift(max(0.0, self._squares - moved), common)
 
     def check(self, contribution: Contribution) -> None:
         """Raise UserError unless names, shapes, values and weight are as they must be."""
@@ -192,14 +247,15 @@ class Merge:
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
             for rows in row_blocks(tuple(value.shape)):
-                held = weight if not weight.ndim or weight.shape[0] == 1 else weight[rows]
-                mean = total[rows] / held.clamp_min(torch.finfo(total.dtype).tiny)
+                mean = total[rows] / _rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny)
                 yield name, rows, value[rows].clone().sub_(mean, alpha=step)  # x - 0 is x, even for -0
 
     def clear(self) -> None:
         """Forget all contributions."""
         self._sum.clear()
         self._weight.clear()
+        self._holders.clear()
+        self._squares = 0.0
 
     def _widened(self, weights: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
         """Sums of weights with room for the selection; a dimension that nobody has cut has extent 1."""
@@ -210,6 +266,11 @@ class Merge:
         if list(weights.shape) == extents:
             return weights
         return self._zeros(tuple(extents), weights.dtype, weights.device).copy_(weights)
+
+
+def _rows(tensor: Tensor, rows: Rows) -> Tensor:
+    """These rows of a tensor whose first dimension may have extent 1, which stands for all."""
+    return tensor if not tensor.ndim or tensor.shape[0] == 1 else tensor[rows]
 
 
 def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows]:

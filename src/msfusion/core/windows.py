@@ -108,7 +108,8 @@ class DoubleShift:
     every pair of slots, hence every entry of a tensor of two axes, has been trained after about P^2 / N
     rounds, the least possible. Then each axis is turned by a random offset and the next such epoch begins.
     The grid follows from a participant's own widths, so all this holds where widths and overlap are the same
-    for all and do not change; otherwise everything is still reached, but later.
+    for all and do not change; otherwise everything is still reached, but later. Where the overlap rate moves,
+    it has to be held for whole epochs, and they are counted from ``since``.
 
     sizes: units of every axis.
     participants: N.
@@ -116,6 +117,7 @@ class DoubleShift:
     starts: "designed" as above; "in-step": the same slot for every axis; "independent": a random start per
     round, diagonal and axis, participants shifted from there.
     overlap: overlap rate in [0, 1).
+    since: round in which this rate began; the windows are those of this and later rounds.
     """
 
     sizes: Widths
@@ -124,11 +126,12 @@ class DoubleShift:
     colours: Mapping[str, int] = field(default_factory=dict)
     starts: Starts = "designed"
     overlap: float = 0.0
+    since: int = 0
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         slots = self.slots(widths)
-        epoch, since = divmod(round, self.epoch(widths))
-        slot, diagonal = self._slot((participant + round) % self.participants, since, slots)
+        epoch, place = divmod(round - self.since, self.epoch(widths))
+        slot, diagonal = self._slot((participant + round) % self.participants, place, slots)
         colours = self.colours if self.starts == "designed" else {}
         return {
             axis: window(
@@ -156,8 +159,8 @@ class DoubleShift:
     def _cut(self, widths: Widths) -> dict[str, int]:
         return {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
 
-    def _slot(self, turned: int, since: int, slots: int) -> tuple[int, int]:
-        """Slot and diagonal of the participant at place ``turned``, ``since`` rounds into the epoch.
+    def _slot(self, turned: int, place: int, slots: int) -> tuple[int, int]:
+        """Slot and diagonal of the participant at place ``turned``, ``place`` rounds into the epoch.
 
         Whole groups of P participants fill one diagonal each, from the front; those who are left over fill
         diagonals from the back, as far as they get in each round.
@@ -165,17 +168,18 @@ class DoubleShift:
         group, slot = divmod(turned, slots)
         full, rest = divmod(self.participants, slots)
         if group < full:
-            return slot, since * full + group
-        back, slot = divmod(since * rest + slot, slots)
+            return slot, place * full + group
+        back, slot = divmod(place * rest + slot, slots)
         return slot, slots - 1 - back
 
     def _turn(self, round: int, epoch: int, diagonal: int, axis: str) -> float:
         """How far the slots of an axis are turned, as a share of the axis."""
         if self.starts == "independent":
             return generator(self.seed, "start", round, diagonal, axis).random()
-        if epoch == 0:
+        if epoch == self.since == 0:
             return 0.0
-        return generator(self.seed, "turn", epoch, axis if self.starts == "designed" else "").random()
+        start = (self.since,) if self.since else ()
+        return generator(self.seed, "turn", *start, epoch, axis if self.starts == "designed" else "").random()
 
 
 def colour_axes(axes: Iterable[str], meetings: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -30,6 +30,8 @@ class Setting:
     """What a schedule is made from.
 
     cut: the axes that at least one participant does not train whole.
+    overlap: overlap rate of windows that have one.
+    since: round in which this rate began.
     """
 
     axes: AxisMap
@@ -37,6 +39,7 @@ class Setting:
     participants: int
     seed: int
     overlap: float = 0.0
+    since: int = 0
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -53,6 +56,7 @@ class Method:
     evaluated: whose score is reported.
     scale_power: the scale rule's exponent (core/scale.py).
     contrast: it obeys the setting of the contrastive loss; others train on the task's loss alone.
+    overlap: it obeys the settings of the overlap rate; those of others have none.
     """
 
     schedule: Callable[[Setting], Schedule]
@@ -60,6 +64,7 @@ class Method:
     evaluated: Evaluated = "full"
     scale_power: float = 1.0
     contrast: bool = False
+    overlap: bool = False
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
 
@@ -72,13 +77,14 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
             colours=colour_axes(setting.cut, setting.axes.meetings()),
             starts=starts,
             overlap=setting.overlap,
+            since=setting.since,
         )
 
     return schedule
 
 
 def _msfusion() -> Method:
-    base = Method(_shifted("designed"), cut="inner", contrast=True)
+    base = Method(_shifted("designed"), cut="inner", contrast=True, overlap=True)
     return replace(
         base,
         variants={
@@ -87,6 +93,7 @@ def _msfusion() -> Method:
             "residual-cut": replace(base, cut="all"),
             "no-scale": replace(base, scale_power=0.0),
             "no-contrast": replace(base, contrast=False),
+            "no-overlap": replace(base, overlap=False),
         },
     )
 

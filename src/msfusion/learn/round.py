@@ -137,11 +137,13 @@ class Trained:
 class Played:
     """What came of a round.
 
+    shift: the model shift, where it was measured.
     carried: what the next round needs beside the full model.
     """
 
     trained: list[Trained]
     carried: Carried = field(default_factory=Carried)
+    shift: float | None = None
 
 
 def play(
@@ -175,5 +177,5 @@ def play(
     except BaseException:
         store.discard()
         raise
-    store.commit(step)
-    return Played(done, Carried(previous))
+    shift = store.commit(step)
+    return Played(done, Carried(previous), shift.ratio if shift else None)

@@ -6,7 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.core.merge import Contribution, Merge, extract
+from msfusion.core.merge import Contribution, Merge, Shift, extract
 
 
 class Store(Protocol):
@@ -20,8 +20,9 @@ class Store(Protocol):
         """Take in a contribution; raises UserError, and takes nothing of it, where it is not acceptable."""
         ...
 
-    def commit(self, step: float) -> None:
-        """Merge what was pushed since the last commit into the full model, by ``step`` of the change."""
+    def commit(self, step: float) -> Shift | None:
+        """Merge what was pushed since the last commit into the full model, by ``step`` of the change; returns
+        how far it lay apart, if that is measured."""
         ...
 
     def discard(self) -> None:
@@ -42,9 +43,18 @@ class MemoryStore:
 
     values: parameter and buffer name -> tensor; changed in place by ``commit``.
     parameters: which of them participants train.
+    measure: whether the model shift is measured.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], axes: AxisMap, parameters: frozenset[str]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        axes: AxisMap,
+        parameters: frozenset[str],
+        *,
+        measure: bool = False,
+    ) -> None:
+        self._measure = measure
         self._values = values
         self._axes = axes
         self._parameters = parameters
@@ -56,12 +66,14 @@ class MemoryStore:
     def push(self, contribution: Contribution) -> None:
         self._merge.add(contribution)
 
-    def commit(self, step: float) -> None:
+    def commit(self, step: float) -> Shift | None:
+        shift = self._merge.shift()
         self._merge.apply(step)
+        return shift
 
     def discard(self) -> None:
         trained = {name: self._values[name] for name in sorted(self._parameters)}
-        self._merge = Merge(trained, self._axes)
+        self._merge = Merge(trained, self._axes, measure=self._measure)
 
     def state(self) -> Mapping[str, Tensor]:
         return self._values

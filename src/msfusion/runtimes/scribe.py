@@ -51,6 +51,7 @@ class Scribe:
         *,
         coverage: float,
         overlap: float,
+        shift: float | None,
         evaluation: Evaluation | None,
         seconds: float,
     ) -> records.Round:
@@ -69,7 +70,7 @@ class Scribe:
             "bytes": sum(self._bytes(cost) for cost in costs),
             "coverage": coverage,
             "overlap": overlap,
-            "shift": None,
+            "shift": shift,
             "windows": self._windows(trained),
             "seconds": seconds,
             "evaluation": None if evaluation is None else as_record(evaluation),

@@ -18,9 +18,12 @@ from msfusion.capture import Capture, capture
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap
 from msfusion.core.coverage import Coverage, Summary
+from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.seeds import derive
+from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
+from msfusion.learn.adapt import Adapt
 from msfusion.learn.carried import Carried
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Evaluation, Train, estimate_batch_norm, evaluate
@@ -59,6 +62,7 @@ class Run:
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only
+    adapt: Adapt = field(default_factory=Adapt)  # msfusion only: how the overlap rate moves
 
 
 @dataclass(frozen=True)
@@ -153,9 +157,10 @@ class Simulation:
         parameters = [name for name, _ in self.model.named_parameters()]
         plan = plan_of(captured.axes, parameters, self.method, run)
         self.participants = [Participant(i, data, plan) for i, data in enumerate(problem.train)]
-        setting = Setting(captured.axes, tuple(plan), len(self.participants), run.seed, run.overlap)
+        self.setting = Setting(captured.axes, tuple(plan), len(self.participants), run.seed)
+        self.overlap = State(run.overlap if self.method.overlap else 0.0)
         self.learner = Learner(
-            schedule=self.method.schedule(setting),
+            schedule=self._schedule(),
             submodels=SubModels(captured, problem.example, device, self.method.scale_power),
             objective=problem.objective,
             config=run.train,
@@ -164,8 +169,12 @@ class Simulation:
             contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
         )
         self.carried = Carried()
-        kind = OwnStore if self.method.evaluated == "own" else MemoryStore
-        self.store = kind(values_of(self.model), captured.axes, frozenset(parameters))
+        values, trained = values_of(self.model), frozenset(parameters)
+        self.store: MemoryStore
+        if self.method.evaluated == "own":
+            self.store = OwnStore(values, captured.axes, trained)
+        else:
+            self.store = MemoryStore(values, captured.axes, trained, measure=run.adapt.measures)
         self.coverage = Coverage(captured.axes, parameters, plan)
         self.scribe = Scribe(self.learner, self.participants, exchange=self.method.evaluated != "own")
         self._evaluation: Evaluation | None = None
@@ -219,6 +228,8 @@ class Simulation:
             self._save(round)  # nothing of this round is in the store
             raise
         self.carried = played.carried
+        overlap = self.overlap.rate
+        self._adapt(round, played.shift)
         for one in played.trained:
             self.coverage.add(one.windows)
         due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
@@ -227,10 +238,29 @@ class Simulation:
             round,
             played.trained,
             coverage=self.coverage.summary().share,
-            overlap=config.overlap,
+            overlap=overlap,
+            shift=played.shift,
             evaluation=self._evaluation,
             seconds=time.perf_counter() - start,
         )
+
+    def _schedule(self) -> Schedule:
+        """The windows at the overlap rate that holds."""
+        return self.method.schedule(
+            dataclasses.replace(self.setting, overlap=self.overlap.rate, since=self.overlap.since)
+        )
+
+    def _adapt(self, round: int, shift: float | None) -> None:
+        """Let the overlap rate follow what is known after a round."""
+        schedule = self.learner.schedule
+        if self.method.overlap and isinstance(schedule, DoubleShift):
+            epoch = max(schedule.epoch(p.widths) for p in self.participants)
+            rule = self.config.adapt.rule(self.config.overlap, self.config.rounds)
+            self._set_overlap(advance(self.overlap, Signal(round, epoch, shift), rule))
+
+    def _set_overlap(self, overlap: State) -> None:
+        self.overlap = overlap
+        self.learner = dataclasses.replace(self.learner, schedule=self._schedule())
 
     def _score_small(self, participant: Participant, data: Sequence[Dataset[Any]]) -> Evaluation:
         windows = self.learner.windows(0, participant)
@@ -261,7 +291,8 @@ class Simulation:
             self._estimate(self.model, self.problem.train)  # whoever loads the checkpoint can use the model
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
-        self.journal.save(done, {**model, **tables, **self.carried.state()})
+        overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
+        self.journal.save(done, {**model, **tables, **self.carried.state(), "overlap": overlap})
 
     def _resume(self) -> int:
         free = ["rounds"] if self._rounds_may_change() else []
@@ -273,11 +304,16 @@ class Simulation:
             )
         self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
         self.carried = Carried.restored(tensors, next(self.model.parameters()).device)
+        rate, since, total, measured = tensors["overlap"].tolist()
+        self._set_overlap(State(rate, int(since), total, int(measured)))
         self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
         return done
 
     def _rounds_may_change(self) -> bool:
-        return self.config.server_step == "constant" and self.config.train.lr_schedule == "constant"
+        return (
+            self.config.server_step == self.config.train.lr_schedule == "constant"
+            and self.config.adapt.kind in ("constant", "feedback")
+        )
 
 
 @contextmanager
