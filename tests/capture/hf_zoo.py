@@ -288,7 +288,16 @@ HF_ROWS = [
         hidden_sizes=[16, 32, 48, 64],
         groups_width=8,
     ),
-    row("MobileNetV1 ForImageClassification", {}, 14, (), pixels, image_size=32, depth_multiplier=0.25),
+    row(
+        "MobileNetV1 ForImageClassification",
+        {},
+        14,
+        (),
+        pixels,
+        image_size=32,
+        depth_multiplier=0.25,
+        classifier_dropout_prob=0.1,
+    ),
     row(
         "MobileNetV2 ForImageClassification",
         {},
@@ -297,6 +306,7 @@ HF_ROWS = [
         pixels,
         image_size=32,
         depth_multiplier=0.35,
+        classifier_dropout_prob=0.1,
     ),
     row(
         "EfficientNet ForImageClassification",
