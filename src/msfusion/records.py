@@ -59,7 +59,7 @@ class Header(TypedDict):
 
 
 class Dropped(TypedDict):
-    """A participant that did not finish the round, and why."""
+    """A participant that did not finish the round, and why; it may have trained, and paid for that."""
 
     participant: int
     reason: str

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import net, play, same, state
+from blobs import SIZES, net, play, same, state
 
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
+from msfusion.learn.methods import METHODS
 from msfusion.records import read
+from msfusion.report import write_report
 from msfusion.runtimes import checkpoint
 
 # --- contrastive loss
@@ -98,3 +100,53 @@ def test_a_schedule_over_the_rounds_keeps_their_number(tmp_path: Path) -> None:
     play(tmp_path, rounds=2, adapt=Adapt("linear", last=0.5))
     with pytest.raises(UserError, match="rounds"):
         play(tmp_path, rounds=3, adapt=Adapt("linear", last=0.5), resume=True)
+
+
+# --- partial participation and an imperfect network
+
+
+def test_a_sample_takes_part_on_every_method(tmp_path: Path) -> None:
+    for method in METHODS:
+        play(tmp_path / method, method=method, sample=0.5)
+        rounds = read(tmp_path / method).rounds
+        assert [len(r["participants"]) for r in rounds] == [2, 2, 2], method
+        assert all(not r["dropped"] for r in rounds)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_lost_never_arrives(method: str) -> None:
+    result = play(method=method, loss_rate=1.0)
+    before = net().state_dict()
+    assert all(torch.equal(before[name], p) for name, p in result.model.named_parameters())
+    if method == "standalone":  # nothing is sent
+        assert not any(r["dropped"] for r in result.history)
+        return
+    assert result.coverage.share == 0
+    for record in result.history:
+        assert record["participants"] == []
+        assert [d["participant"] for d in record["dropped"]] == [0, 1, 2, 3]
+        assert record["flops"] > 0
+
+
+@pytest.mark.parametrize("method", ["msfusion", "fedavg"])
+def test_what_is_late_is_merged_in_the_next_round(method: str, tmp_path: Path) -> None:
+    """The first round's contributions of two rounds that are all late are what one round gives on time."""
+    late = play(tmp_path, method=method, rounds=2, late_rate=1.0)
+    on_time = play(method=method, rounds=1)
+    assert all(
+        torch.equal(p, q) for p, q in zip(late.model.parameters(), on_time.model.parameters(), strict=True)
+    )
+    assert late.coverage == on_time.coverage
+    assert [r["coverage"] for r in late.history] == [0, on_time.coverage.share]
+    assert len({name.split("/")[1] for name in carried(tmp_path, "late")}) == len(SIZES)
+
+
+def test_a_network_that_is_sure_to_fail_twice_is_refused() -> None:
+    with pytest.raises(UserError, match="together at most"):
+        play(loss_rate=0.6, late_rate=0.6)
+
+
+def test_a_report_of_rounds_without_anybody(tmp_path: Path) -> None:
+    play(tmp_path / "run", loss_rate=1.0)
+    write_report([tmp_path / "run"], tmp_path / "report.html")
+    assert "contribution lost" in (tmp_path / "report.html").read_text()

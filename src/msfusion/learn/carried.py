@@ -15,30 +15,36 @@ class Carried:
     """Never larger than a sub-model for each participant and entry.
 
     previous: participant -> what it handed over when it last trained; kept for the contrastive loss only.
+    late: what has not arrived in its round and is to be merged in the next, ascending by participant.
     """
 
     previous: Mapping[int, Contribution] = field(default_factory=dict)
+    late: tuple[Contribution, ...] = ()
 
     def state(self) -> dict[str, Tensor]:
         """All of it as tensors, for a checkpoint."""
+        kinds = {"previous": self.previous, "late": {one.participant: one for one in self.late}}
         return {
-            f"previous/{number}/{key}": tensor
-            for number, contribution in self.previous.items()
-            for key, tensor in _packed(contribution)
+            f"{kind}/{number}/{key}": tensor
+            for kind, contributions in kinds.items()
+            for number, contribution in contributions.items()
+            for key, tensor in _packed(contribution, kind)
         }
 
     @staticmethod
     def restored(state: Mapping[str, Tensor], device: torch.device) -> "Carried":
         """What ``state`` gave; other tensors are passed over."""
-        return Carried(previous=_unpacked(state, "previous/", device))
+        late = _unpacked(state, "late/", device)
+        return Carried(_unpacked(state, "previous/", device), tuple(late.values()))
 
 
-def _packed(contribution: Contribution) -> Iterator[tuple[str, Tensor]]:
+def _packed(contribution: Contribution, kind: str) -> Iterator[tuple[str, Tensor]]:
     yield "weight", torch.tensor(contribution.weight, dtype=torch.float64)
     for axis, units in contribution.selection.items():
         yield f"units/{axis}", torch.tensor(units, dtype=torch.int64)
     for name, value in contribution.values.items():
-        yield f"values/{name}", value
+        # A late contribution may also be the previous one; a file holds no tensor twice.
+        yield f"values/{name}", value.clone() if kind == "late" else value
 
 
 def _unpacked(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> dict[int, Contribution]:

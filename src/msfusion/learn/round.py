@@ -13,6 +13,7 @@ from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
 from msfusion.core.windows import Schedule
 from msfusion.errors import UserError
+from msfusion.learn.attendance import Fate
 from msfusion.learn.carried import Carried
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
@@ -124,24 +125,28 @@ class Learner:
 class Trained:
     """What one participant did in a round.
 
-    first: it had never trained before.
+    first: it had no previous model for the contrastive loss.
+    fate: what became of its contribution.
     """
 
     participant: Participant
     windows: Selection
     loss: float
     first: bool
+    fate: Fate = "on time"
 
 
 @dataclass(frozen=True)
 class Played:
     """What came of a round.
 
+    merged: what the full model was made from, that of late contributions included.
     shift: the model shift, where it was measured.
     carried: what the next round needs beside the full model.
     """
 
     trained: list[Trained]
+    merged: list[Selection]
     carried: Carried = field(default_factory=Carried)
     shift: float | None = None
 
@@ -154,28 +159,40 @@ def play(
     step: float,
     carried: Carried,
     after_each: Callable[[], None] = lambda: None,
+    fate: Callable[[int], Fate] = lambda participant: "on time",
 ) -> Played:
-    """Pull, train, push for every participant; then commit.
+    """Pull, train, push for every participant; then commit. What came late in the round before is merged
+    first, as values: where the model has moved on since, it is drawn back towards them.
 
     carried: what the round before left.
     after_each: called after each participant; an exception that it raises leaves the store as it was
     before the round.
+    fate: what becomes of a participant's contribution.
     """
     done = []
+    late = []
+    merged = [one.selection for one in carried.late]
     previous = dict(carried.previous)
     try:
+        for contribution in carried.late:
+            store.push(contribution)
         for participant in participants:
             windows = learner.windows(round, participant)
             values = store.pull(participant.number, windows)
             before = previous.get(participant.number)
             contribution, loss = learner.train(round, participant, windows, values, before)
-            store.push(contribution)
+            match outcome := fate(participant.number):
+                case "on time":
+                    store.push(contribution)
+                    merged.append(windows)
+                case "late":
+                    late.append(contribution)
             if learner.contrast is not None:
                 previous[participant.number] = contribution
-            done.append(Trained(participant, windows, loss, first=before is None))
+            done.append(Trained(participant, windows, loss, before is None, outcome))
             after_each()
     except BaseException:
         store.discard()
         raise
     shift = store.commit(step)
-    return Played(done, Carried(previous), shift.ratio if shift else None)
+    return Played(done, merged, Carried(previous, tuple(late)), shift.ratio if shift else None)

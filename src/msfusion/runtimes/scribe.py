@@ -10,6 +10,8 @@ from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Learner, Participant, Trained
 from msfusion.learn.submodels import widths_of
 
+_REASONS = {"late": "contribution came one round late", "lost": "contribution lost"}
+
 
 class Facts(TypedDict):
     """The part of a run's header that says who trains what."""
@@ -59,19 +61,24 @@ class Scribe:
         costs = [
             self._learner.cost(one.participant, widths_of(one.windows), first=one.first) for one in trained
         ]
+        arrived = [one for one in trained if one.fate == "on time"]
         examples = sum(one.participant.examples for one in trained)
         return {
             "kind": "round",
             "round": round,
-            "participants": [one.participant.number for one in trained],
-            "dropped": [],
+            "participants": [one.participant.number for one in arrived],
+            "dropped": [
+                {"participant": one.participant.number, "reason": _REASONS[one.fate]}
+                for one in trained
+                if one.fate != "on time"
+            ],
             "train_loss": sum(one.loss * one.participant.examples for one in trained) / examples,
             "flops": sum(cost.flops_per_step for cost in costs) * self._learner.config.steps,
             "bytes": sum(self._bytes(cost) for cost in costs),
             "coverage": coverage,
             "overlap": overlap,
             "shift": shift,
-            "windows": self._windows(trained),
+            "windows": self._windows(arrived),
             "seconds": seconds,
             "evaluation": None if evaluation is None else as_record(evaluation),
         }

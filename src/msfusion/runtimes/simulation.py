@@ -24,6 +24,7 @@ from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
+from msfusion.learn.attendance import Attendance
 from msfusion.learn.carried import Carried
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Evaluation, Train, estimate_batch_norm, evaluate
@@ -58,6 +59,9 @@ class Run:
     server_step: ServerStep = "constant"
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
+    sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
+    loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
+    late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
     device: str = "cpu"
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
@@ -169,6 +173,7 @@ class Simulation:
             contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
         )
         self.carried = Carried()
+        self.attendance = attendance_of(run, exchange=self.method.evaluated != "own")
         values, trained = values_of(self.model), frozenset(parameters)
         self.store: MemoryStore
         if self.method.evaluated == "own":
@@ -223,15 +228,24 @@ class Simulation:
         config = self.config
         step = server_step(config.server_step, round, config.rounds)
         try:
-            played = play(round, self.participants, self.learner, self.store, step, self.carried, check)
+            played = play(
+                round,
+                self.attendance.present(round, self.participants),
+                self.learner,
+                self.store,
+                step,
+                self.carried,
+                check,
+                lambda participant: self.attendance.fate(round, participant),
+            )
         except (Stopped, UserError):
             self._save(round)  # nothing of this round is in the store
             raise
         self.carried = played.carried
         overlap = self.overlap.rate
         self._adapt(round, played.shift)
-        for one in played.trained:
-            self.coverage.add(one.windows)
+        for windows in played.merged:
+            self.coverage.add(windows)
         due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
         self._evaluation = self.evaluate() if due else None
         return self.scribe.round(
@@ -352,6 +366,15 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UserError(f"expected a device such as 'cpu' or 'cuda:0', got {name!r}") from None
+
+
+def attendance_of(run: Run, *, exchange: bool) -> Attendance:
+    """Who takes part; without exchange nothing gets lost."""
+    if run.loss_rate + run.late_rate > 1:
+        raise UserError(
+            f"expected loss_rate and late_rate of 1 together at most, got {run.loss_rate} and {run.late_rate}"
+        )
+    return Attendance(run.seed, run.sample, *((run.loss_rate, run.late_rate) if exchange else (0.0, 0.0)))
 
 
 def plan_of(axes: AxisMap, parameters: Iterable[str], method: Method, run: Run) -> dict[str, int]:
