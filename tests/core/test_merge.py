@@ -373,3 +373,15 @@ def test_weights_take_no_room_along_dimensions_that_nobody_cuts() -> None:
 
 def test_runs_and_units_agree() -> None:
     assert extract({"w": torch.arange(3.0)}, LINE, {"a": runs_of([2, 0])})["w"].tolist() == [0.0, 2.0]
+
+
+def test_rows_that_do_not_count() -> None:
+    """Classes 0 and 2 of three count for the first, all for the second; the axis is cut as well."""
+    axes = make_map({"head": ["3", "a:3"]})
+    values = {"head": torch.zeros(3, 3)}
+    merge = Merge(values, axes)
+    first, second = torch.full((3, 2), 4.0), torch.full((3, 3), 8.0)
+    merge.add(Contribution(0, {"a": ((0, 2),)}, {"head": first}, 3, {"head": (0, ((0, 1), (2, 3)))}))
+    merge.add(Contribution(1, {}, {"head": second}, 1))
+    merge.apply()
+    assert values["head"].tolist() == [[5, 5, 8], [8, 8, 8], [5, 5, 8]]

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import SIZES, net, play, same, state
+from blobs import SIZES, TEST, net, participants, play, same, settings, state
+from torch.utils.data import TensorDataset
 
+import msfusion
+from msfusion.capture import capture
+from msfusion.config import load
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.methods import METHODS
+from msfusion.models import build
 from msfusion.records import read
 from msfusion.report import write_report
 from msfusion.runtimes import checkpoint
@@ -150,3 +155,72 @@ def test_a_report_of_rounds_without_anybody(tmp_path: Path) -> None:
     play(tmp_path / "run", loss_rate=1.0)
     write_report([tmp_path / "run"], tmp_path / "report.html")
     assert "contribution lost" in (tmp_path / "report.html").read_text()
+
+
+# --- labels that a participant has never seen
+
+
+def one_class(label: int) -> TensorDataset:
+    return TensorDataset(
+        torch.randn(20, 5, generator=torch.Generator().manual_seed(label)), torch.full((20,), label)
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_of_unseen_labels_are_left_alone(method: str) -> None:
+    """Nobody has seen class 1: with the mask its row of the head stays as it was, to the bit."""
+    data, before = [one_class(0), one_class(2)], net().state_dict()
+    for mask in (True, False):
+        run = settings(method=method, mask_unseen=mask)
+        model = msfusion.simulate(net(), data, TEST, run).model
+        for name in ("head.weight", "head.bias"):
+            got, old = dict(model.named_parameters())[name], before[name]
+            assert torch.equal(got[1], old[1]) == (mask or method == "standalone"), name
+            assert torch.equal(got[0], old[0]) == (method == "standalone"), name
+
+
+def test_the_mask_does_nothing_where_all_have_seen_all() -> None:
+    assert same(state(play(mask_unseen=True)), state(play()))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "vit", "mlp", "gpt"])
+def test_the_head_is_found_by_the_output(name: str) -> None:
+    module, example = build(name, None, {})
+    head, classes = capture(module, example).head(), module(*example).shape[-1]
+    assert all(dict(module.named_parameters())[n].shape[d] == classes for n, d in head.items())
+    assert len(head) in ((0, 1) if name == "gpt" else (2,))
+
+
+def test_a_loss_without_classes_has_no_mask() -> None:
+    with pytest.raises(UserError, match="mask_unseen"):
+        msfusion.simulate(
+            net(), participants(), TEST, settings(mask_unseen=True), loss=lambda y, t: y.square().mean()
+        )
+
+
+# --- settings
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("contrast.weight", 1, -1),
+        ("contrast.temperature", 0.1, 0),
+        ("contrast.every", 3, 0),
+        ("contrast.on", "logits", "pixels"),
+        ("adapt.kind", "feedback", "wild"),
+        ("adapt.last", 0.5, 1),
+        ("adapt.target", 0.5, 0),
+        ("adapt.gain", 0.2, 0.9),
+        ("adapt.most", 0.9, 1),
+        ("adapt.measure", True, "perhaps"),
+        ("sample", 0.5, 0),
+        ("loss_rate", 0.5, 1.5),
+        ("late_rate", 0.5, -0.5),
+        ("mask_unseen", True, 7),
+    ],
+)
+def test_every_option_is_a_setting_with_bounds(key: str, good: Any, bad: Any) -> None:
+    assert load("demo", {key: good}) != load("demo")
+    with pytest.raises(UserError, match=f"setting {key}"):
+        load("demo", {key: bad})

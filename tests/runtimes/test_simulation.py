@@ -117,7 +117,7 @@ WAYS: list[dict[str, Any]] = [
     {"adapt": Adapt("feedback", target=0.2), "overlap": 0.2, "rounds": 6},
     {"adapt": Adapt("cosine", last=0.5, measure=True)},
     {"contrast": Contrast(1.0, every=2)},
-    {"sample": 0.5, "loss_rate": 0.2, "late_rate": 0.4},
+    {"sample": 0.5, "loss_rate": 0.2, "late_rate": 0.4, "mask_unseen": True},
     {"late_rate": 0.5, "contrast": Contrast(1.0), "rounds": 5},
     {"late_rate": 0.5, "method": "fedavg", "sample": 0.8},
     {"contrast": Contrast(0.5, on="logits"), "method": "msfusion:residual-cut"},

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 
-from .derive import derive
+from .derive import OUTPUT, derive, output_of
 from .graph import capture_modes, copy_with, named_tensors
 from .graph_module import SymbolicGraphs
 from .narrow import Source, narrow_module
@@ -26,6 +26,17 @@ class Capture:
     def __init__(self, source: Source) -> None:
         self.axes = source.axes
         self._source = source
+
+    def head(self) -> dict[str, int]:
+        """Parameter -> its dimension that counts the classes: the last one of the model's output."""
+        classes = output_of(self._source.graphs[0]).shape[-1]
+        places = [
+            (name, int(dimension))
+            for name, _, dimension in (
+                place.rpartition(":") for place, why in self.axes.pinned.items() if why == OUTPUT
+            )
+        ]
+        return {name: d for name, d in places if self.axes.tensors[name][d] == Fixed(classes)}
 
     def narrow(self, widths: Mapping[str, int]) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.

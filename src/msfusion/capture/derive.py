@@ -20,6 +20,9 @@ from .residual import residual_leaves
 from .rules import Labels
 from .rules.registry import free, labels_in, pinned_all
 
+OUTPUT = "output of the model"
+"""Why a dimension is pinned that the model's output has."""
+
 
 @dataclass
 class Derived:
@@ -88,7 +91,18 @@ def _pin_outputs(graph: Graph, output: Any) -> None:
     structured = pytree.tree_unflatten(list(output), spec)
     for labels in labels_in(main_output(structured)):
         for label in labels:
-            pin(label, "output of the model")
+            pin(label, OUTPUT)
+
+
+def output_of(graph: Graph) -> torch.Tensor:
+    """The first tensor of what reaches the loss, without values."""
+    spec, (nodes,) = graph.program.call_spec.out_spec, graph.top.output_node().args
+    assert spec is not None
+    assert isinstance(nodes, Sequence)
+    values = [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in nodes]
+    main = main_output(pytree.tree_unflatten(values[-spec.num_leaves :], spec))
+    tensor = next(value for value in pytree.tree_leaves(main) if isinstance(value, torch.Tensor))
+    return tensor
 
 
 @dataclass

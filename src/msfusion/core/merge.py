@@ -6,14 +6,14 @@ scattered units (the random sub-model) go through one index per dimension.
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Dim, Selection, Units, count, positions
+from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, count, positions
 from msfusion.errors import UserError
 
 Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
@@ -31,12 +31,15 @@ class Contribution:
     selection: the units it trained.
     values: parameter name -> its values, in the shape of the sub-model.
     weight: its share in the merge, usually its number of examples; greater than 0.
+    only: parameter name -> a dimension that is whole in every sub-model, and the positions along it that
+    count; the others are as if it did not hold them (rows of the head for labels that it has never seen).
     """
 
     participant: int
     selection: Selection
     values: Mapping[str, Tensor]
     weight: float
+    only: Mapping[str, tuple[int, Units]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -180,23 +183,25 @@ class Merge:
         """Add one contribution; raises UserError, and adds nothing of it, where it is not acceptable."""
         self.check(contribution)
         for name, part in contribution.values.items():
-            dims, value = self._axes.tensors[name], self._values[name]
+            dims, value, selection = self._axes.tensors[name], self._values[name], contribution.selection
+            if name in contribution.only:
+                dims, selection, part = _limited(dims, selection, part, *contribution.only[name])
             if name not in self._sum:
                 wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot hold weights
                 self._sum[name] = self._zeros(tuple(value.shape), wide, value.device)
                 self._weight[name] = value.new_zeros([1] * len(dims), dtype=wide)
-            self._weight[name] = self._widened(self._weight[name], dims, contribution.selection)
-            moved = take(value, dims, contribution.selection).to(self._sum[name]) - part.to(self._sum[name])
-            add_into(self._sum[name], dims, contribution.selection, moved * contribution.weight)
-            add_into(self._weight[name], dims, contribution.selection, contribution.weight)
+            self._weight[name] = self._widened(self._weight[name], dims, selection)
+            moved = take(value, dims, selection).to(self._sum[name]) - part.to(self._sum[name])
+            add_into(self._sum[name], dims, selection, moved * contribution.weight)
+            add_into(self._weight[name], dims, selection, contribution.weight)
             if self._measure:
                 norm = torch.linalg.vector_norm(moved, dtype=torch.float64)
                 self._squares += contribution.weight * float(norm) ** 2
                 held = self._holders.get(name)
                 if held is None:
                     held = value.new_zeros([1] * len(dims), dtype=torch.int32)
-                self._holders[name] = self._widened(held, dims, contribution.selection)
-                add_into(self._holders[name], dims, contribution.selection, 1)
+                self._holders[name] = self._widened(held, dims, selection)
+                add_into(self._holders[name], dims, selection, 1)
 
     def shift(self) -> Shift | None:
         """The shift of what was added since the last ``clear``; None where it is not measured.
@@ -266,6 +271,15 @@ class Merge:
         if list(weights.shape) == extents:
             return weights
         return self._zeros(tuple(extents), weights.dtype, weights.device).copy_(weights)
+
+
+def _limited(
+    dims: tuple[Dim, ...], selection: Selection, part: Tensor, dimension: int, kept: Units
+) -> tuple[tuple[Dim, ...], Selection, Tensor]:
+    """The same with one whole dimension cut to what is kept, as if it followed an axis of its own."""
+    own = Axis("", dims[dimension].size)
+    dims = (*dims[:dimension], own, *dims[dimension + 1 :])
+    return dims, {**selection, own.name: kept}, part.index_select(dimension, _index(kept, part.device))
 
 
 def _rows(tensor: Tensor, rows: Rows) -> Tensor:

@@ -42,6 +42,8 @@ def _packed(contribution: Contribution, kind: str) -> Iterator[tuple[str, Tensor
     yield "weight", torch.tensor(contribution.weight, dtype=torch.float64)
     for axis, units in contribution.selection.items():
         yield f"units/{axis}", torch.tensor(units, dtype=torch.int64)
+    for name, (dimension, kept) in contribution.only.items():
+        yield f"only/{name}", torch.tensor([(dimension, 0), *kept], dtype=torch.int64)
     for name, value in contribution.values.items():
         # A late contribution may also be the previous one; a file holds no tensor twice.
         yield f"values/{name}", value.clone() if kind == "late" else value
@@ -60,4 +62,11 @@ def _contribution(number: int, parts: Mapping[str, Tensor], device: torch.device
     units = {key[6:]: tensor.tolist() for key, tensor in parts.items() if key.startswith("units/")}
     selection: Selection = {axis: tuple((a, b) for a, b in runs) for axis, runs in units.items()}
     values = {key[7:]: tensor.to(device) for key, tensor in parts.items() if key.startswith("values/")}
-    return Contribution(number, selection, values, float(parts["weight"]))
+    only = {key[5:]: tensor.tolist() for key, tensor in parts.items() if key.startswith("only/")}
+    return Contribution(
+        number,
+        selection,
+        values,
+        float(parts["weight"]),
+        {name: (first[0], tuple((a, b) for a, b in kept)) for name, (first, *kept) in only.items()},
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from msfusion.core.axes import Selection, Widths
+from msfusion.core.axes import Selection, Units, Widths
 from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
 from msfusion.core.windows import Schedule
@@ -28,11 +28,13 @@ class Participant:
     """An owner of private data that trains.
 
     widths: units of each cut axis that it can afford.
+    seen: labels that it has seen, where rows of the head for others are left out of its contribution.
     """
 
     number: int
     data: Dataset[Any]
     widths: Mapping[str, int]
+    seen: Units | None = None
 
     @property
     def examples(self) -> int:
@@ -44,6 +46,7 @@ class Learner:
     """What all participants agree on.
 
     contrast: the contrastive loss, or None for the task's loss alone.
+    head: parameter -> its dimension that counts the classes.
     """
 
     schedule: Schedule
@@ -53,6 +56,7 @@ class Learner:
     rounds: int
     seed: int
     contrast: Contrast | None = None
+    head: Mapping[str, int] = field(default_factory=dict)
 
     def windows(self, round: int, participant: Participant) -> Selection:
         """The units that a participant trains in a round."""
@@ -87,7 +91,9 @@ class Learner:
         with self._batch_norm_explained(participant):
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
         trained = self.submodels.unload(windows, module)
-        return Contribution(participant.number, windows, trained, weight=participant.examples), loss
+        seen = participant.seen
+        only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}
+        return Contribution(participant.number, windows, trained, participant.examples, only), loss
 
     def _compared(
         self, windows: Selection, values: Mapping[str, Tensor], previous: Contribution | None

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from msfusion import records
 from msfusion.capture import Capture, capture
 from msfusion.core import widths
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import AxisMap, Units, runs_of
 from msfusion.core.coverage import Coverage, Summary
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.seeds import derive
@@ -62,6 +62,7 @@ class Run:
     sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
     loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
     late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
+    mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
     device: str = "cpu"
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
@@ -160,7 +161,11 @@ class Simulation:
         self.captured = captured
         parameters = [name for name, _ in self.model.named_parameters()]
         plan = plan_of(captured.axes, parameters, self.method, run)
-        self.participants = [Participant(i, data, plan) for i, data in enumerate(problem.train)]
+        head = head_of(captured, problem.objective) if run.mask_unseen else {}
+        self.participants = [
+            Participant(i, data, plan, labels_of(data) if head else None)
+            for i, data in enumerate(problem.train)
+        ]
         self.setting = Setting(captured.axes, tuple(plan), len(self.participants), run.seed)
         self.overlap = State(run.overlap if self.method.overlap else 0.0)
         self.learner = Learner(
@@ -171,6 +176,7 @@ class Simulation:
             rounds=run.rounds,
             seed=run.seed,
             contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
+            head=head,
         )
         self.carried = Carried()
         self.attendance = attendance_of(run, exchange=self.method.evaluated != "own")
@@ -366,6 +372,25 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UserError(f"expected a device such as 'cpu' or 'cuda:0', got {name!r}") from None
+
+
+def head_of(captured: Capture, objective: Objective) -> dict[str, int]:
+    """Parameters with a dimension of classes; raises UserError where there are none."""
+    head = captured.head() if objective.classes else {}
+    if not head:
+        why = (
+            "no parameter is of the model's outputs alone" if objective.classes else "the loss is of its own"
+        )
+        raise UserError(f"expected a model with classes for mask_unseen, but {why}; leave mask_unseen off")
+    return head
+
+
+def labels_of(data: Dataset[Any]) -> Units:
+    """The labels in a dataset."""
+    seen: set[int] = set()
+    for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
+        seen.update(fetch(data, index, None)[1].flatten().tolist())
+    return runs_of(sorted(seen))
 
 
 def attendance_of(run: Run, *, exchange: bool) -> Attendance:
