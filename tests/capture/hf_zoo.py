@@ -221,7 +221,7 @@ HF_ROWS = [
         ("model.encoder.conv2.out", "model.decoder.embed_tokens.out"),
         speech,
         max_source_positions=10,
-        max_target_positions=16,
+        max_target_positions=32,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
