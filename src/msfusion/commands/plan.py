@@ -16,7 +16,7 @@ from msfusion.learn.cost import Cost, cost
 from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.models import build_without_values
-from msfusion.report.numbers import count, percent, si
+from msfusion.report.numbers import count, many, percent, si
 from msfusion.runtimes.simulation import Run, plan_of
 from msfusion.settings import validated
 
@@ -144,5 +144,7 @@ def _coverage(covered: list[Summary]) -> object:
     columns = ("rounds", "coverage", "least often", "mean", "variation")
     out = table(columns, rows)
     first = _first_full(covered)
-    out.caption = f"every parameter trained after {first} rounds" if first else "not covered in these rounds"
+    out.caption = (
+        f"every parameter trained after {many(first, 'round')}" if first else "not covered in these rounds"
+    )
     return out

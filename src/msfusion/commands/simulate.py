@@ -40,7 +40,7 @@ def run(
                 one(record)
 
         result = simulation.run(resume=resume, watch=watch_all)
-    emit(_summary(result, out), _text(config, result), json=json)
+    emit(_summary(result, out), _text(config, result, out), json=json)
 
 
 def _events(out: Path | None, wanted: bool) -> list[Callable[[records.Round], None]]:
@@ -60,10 +60,11 @@ def _summary(result: Result, out: Path | None) -> dict[str, Any]:
     }
 
 
-def _text(config: Config, result: Result) -> str:
+def _text(config: Config, result: Result, out: Path | None) -> str:
     score = result.evaluation
     accuracy = f"accuracy {percent(score.accuracy)}, " if score.accuracy is not None else ""
     return (
         f"{config.method} after {config.rounds} rounds: {accuracy}loss {score.loss:.4f}, "
-        f"coverage {percent(result.coverage.share)}"
+        f"coverage {percent(result.coverage.share)}; "
+        + (f"saved in {out}" if out else "nothing is saved without --out")
     )
