@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from msfusion.errors import UserError as UserError
     from msfusion.learn.local import Train as Train
     from msfusion.report import write_report as write_report
+    from msfusion.runtimes.run import Run as Run
     from msfusion.runtimes.simulation import Result as Result
-    from msfusion.runtimes.simulation import Run as Run
     from msfusion.runtimes.simulation import simulate as simulate
 
 _HOMES = {
     "Result": "msfusion.runtimes.simulation",
-    "Run": "msfusion.runtimes.simulation",
+    "Run": "msfusion.runtimes.run",
     "Train": "msfusion.learn.local",
     "UserError": "msfusion.errors",
     "axes": "msfusion.capture",

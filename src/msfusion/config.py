@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from msfusion.data import Data
 from msfusion.errors import UserError
-from msfusion.runtimes.simulation import Run
+from msfusion.runtimes.run import Run
 from msfusion.settings import validated
 
 

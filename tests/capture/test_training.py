@@ -18,7 +18,8 @@ from zoo import ROWS, Row
 from msfusion.capture import Capture, capture
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
-from msfusion.runtimes.simulation import Problem, Run, Simulation
+from msfusion.runtimes.run import Problem, Run
+from msfusion.runtimes.simulation import Simulation
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about itself
 

@@ -25,7 +25,8 @@ from msfusion.learn.methods import METHODS
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
-from msfusion.runtimes.simulation import Problem, Simulation
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.simulation import Simulation
 
 KINDS = ["msfusion", "random", "fjord", "fedavg", "fedavg-small", "standalone"]
 """One method for each kind of store, schedule and evaluation."""

@@ -97,7 +97,7 @@ def _run(number: int, task: Task, report: Report) -> None:
     data = _federation(config.data, config.participants, config.seed)
     model = f"{config.model} {config.data}"
     simulation = simulation_of(config, data, task.out, _captured.get(model))
-    _captured[model] = simulation.captured
+    _captured[model] = simulation.setup.captured
     resume = task.resume and (task.out / records.FILE_NAME).exists()
     simulation.run(resume=resume, watch=lambda record: report(number, record))
 

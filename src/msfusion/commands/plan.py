@@ -17,7 +17,8 @@ from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.models import build_without_values
 from msfusion.report.numbers import count, many, percent, si
-from msfusion.runtimes.simulation import Run, plan_of
+from msfusion.runtimes.run import Run
+from msfusion.runtimes.setup import plan_of
 from msfusion.settings import validated
 
 _UNITS = {"": 1, "B": 1} | {

@@ -17,7 +17,8 @@ from msfusion.data import load as load_data
 from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 from msfusion.models import build
-from msfusion.runtimes.simulation import Problem, Simulation
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.simulation import Simulation
 
 
 def federation_of(config: Config) -> Federation:

@@ -1,0 +1,59 @@
+"""Scores of what a run trains, as its method defines it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from msfusion.core.seeds import derive
+from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
+from msfusion.learn.methods import Evaluated
+from msfusion.learn.round import Learner, Participant
+from msfusion.learn.store import Store
+from msfusion.runtimes.run import Problem
+
+
+class Scores:
+    """Scores of a problem's model on its test set, with batch-norm statistics estimated anew.
+
+    what: whose score the method reports.
+    """
+
+    def __init__(self, problem: Problem, what: Evaluated, seed: int) -> None:
+        self._problem = problem
+        self._what = what
+        self._seed = seed
+
+    def evaluate(self, learner: Learner, participants: Sequence[Participant], store: Store) -> Evaluation:
+        """Score what the method trains."""
+        if self._what == "own":
+            return mean([self._small(learner, p, store, [p.data]) for p in participants])
+        if self._what == "small":
+            return self._small(learner, participants[0], store, self._problem.train)
+        return self._score(self._problem.model, self._problem.train)
+
+    def estimate(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> None:
+        """Estimate a model's batch-norm statistics from training data."""
+        estimate_batch_norm(module, data, derive(self._seed, "batch norm"))
+
+    def _small(
+        self, learner: Learner, participant: Participant, store: Store, data: Sequence[Dataset[Any]]
+    ) -> Evaluation:
+        windows = learner.windows(0, participant)
+        values = store.pull(participant.number, windows)
+        return self._score(learner.submodels.load(windows, values), data)
+
+    def _score(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> Evaluation:
+        self.estimate(module, data)
+        return evaluate(module, self._problem.test, self._problem.objective)
+
+
+def mean(scores: list[Evaluation]) -> Evaluation:
+    """Mean of several evaluations on one test set."""
+    accuracies = [s.accuracy for s in scores if s.accuracy is not None]
+    return Evaluation(
+        loss=sum(s.loss for s in scores) / len(scores),
+        accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
+        examples=scores[0].examples,
+    )

@@ -1,0 +1,147 @@
+"""What every runtime derives alike from the settings and the captured model; it looks at no values."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msfusion.capture import Capture
+from msfusion.core import widths
+from msfusion.core.axes import AxisMap, Units, runs_of
+from msfusion.core.overlap import Signal, State, advance
+from msfusion.core.windows import DoubleShift, Schedule
+from msfusion.data import fetch
+from msfusion.errors import UserError
+from msfusion.learn.attendance import Attendance
+from msfusion.learn.methods import Method, Setting, get_method
+from msfusion.learn.objective import Objective
+from msfusion.learn.round import Learner, Participant
+from msfusion.learn.submodels import SubModels
+from msfusion.runtimes.run import Run
+
+
+class Setup:
+    """Who trains which widths, by which method; the same for every participant of a run, wherever it runs.
+
+    parameters: names of the parameters, of which every width plan is a share.
+    participants: how many there are.
+    device: where sub-models train.
+    Raises UserError for settings that cannot work with this model.
+    """
+
+    def __init__(
+        self,
+        captured: Capture,
+        example: tuple[Tensor, ...],
+        objective: Objective,
+        run: Run,
+        *,
+        parameters: Iterable[str],
+        participants: int,
+        device: torch.device,
+    ) -> None:
+        self.run, self.captured, self.objective = run, captured, objective
+        self.method: Method = get_method(run.method)
+        self.parameters = list(parameters)
+        self.plan = plan_of(captured.axes, self.parameters, self.method, run)
+        self.head = head_of(captured, objective) if run.mask_unseen else {}
+        self.attendance = attendance_of(run, exchange=self.exchange)
+        self.submodels = SubModels(captured, example, device, self.method.scale_power)
+        self._setting = Setting(captured.axes, tuple(self.plan), participants, run.seed)
+
+    @property
+    def exchange(self) -> bool:
+        """Whether participants exchange anything."""
+        return self.method.evaluated != "own"
+
+    def participant(self, number: int, data: Dataset[Any]) -> Participant:
+        """An owner of ``data``, with the widths that the settings give it."""
+        return Participant(number, data, self.plan, labels_of(data) if self.head else None)
+
+    def learner(self, overlap: State) -> Learner:
+        """What all participants agree on while an overlap rate holds."""
+        run = self.run
+        return Learner(
+            schedule=self._schedule(overlap),
+            submodels=self.submodels,
+            objective=self.objective,
+            config=run.train,
+            rounds=run.rounds,
+            seed=run.seed,
+            contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
+            head=self.head,
+        )
+
+    def first_overlap(self) -> State:
+        """The overlap rate that a run begins with."""
+        return State(self.run.overlap if self.method.overlap else 0.0)
+
+    def next_overlap(self, overlap: State, round: int, shift: float | None) -> State:
+        """The overlap rate after a round.
+
+        shift: the model shift of the round, where it was measured.
+        """
+        schedule = self._schedule(overlap)
+        if not self.method.overlap or not isinstance(schedule, DoubleShift):
+            return overlap
+        rule = self.run.adapt.rule(self.run.overlap, self.run.rounds)
+        return advance(overlap, Signal(round, schedule.epoch(self.plan), shift), rule)
+
+    def _schedule(self, overlap: State) -> Schedule:
+        return self.method.schedule(
+            dataclasses.replace(self._setting, overlap=overlap.rate, since=overlap.since)
+        )
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name; raises UserError where it is not at hand."""
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"expected device 'cpu', as no GPU is at hand, got {name!r}")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"expected a device such as 'cpu' or 'cuda:0', got {name!r}") from None
+
+
+def head_of(captured: Capture, objective: Objective) -> dict[str, int]:
+    """Parameters with a dimension of classes; raises UserError where there are none."""
+    head = captured.head() if objective.classes else {}
+    if not head:
+        why = (
+            "no parameter is of the model's outputs alone" if objective.classes else "the loss is of its own"
+        )
+        raise UserError(f"expected a model with classes for mask_unseen, but {why}; leave mask_unseen off")
+    return head
+
+
+def labels_of(data: Dataset[Any]) -> Units:
+    """The labels in a dataset."""
+    seen: set[int] = set()
+    for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
+        seen.update(fetch(data, index, None)[1].flatten().tolist())
+    return runs_of(sorted(seen))
+
+
+def attendance_of(run: Run, *, exchange: bool) -> Attendance:
+    """Who takes part; without exchange nothing gets lost."""
+    if run.loss_rate + run.late_rate > 1:
+        raise UserError(
+            f"expected loss_rate and late_rate of 1 together at most, got {run.loss_rate} and {run.late_rate}"
+        )
+    return Attendance(run.seed, run.sample, *((run.loss_rate, run.late_rate) if exchange else (0.0, 0.0)))
+
+
+def plan_of(axes: AxisMap, parameters: Iterable[str], method: Method, run: Run) -> dict[str, int]:
+    """The width plan that the settings ask for."""
+    if method.cut is None:
+        return {}
+    if (run.width is None) == (run.share is None):
+        got = "neither" if run.width is None else f"width {run.width} and share {run.share}"
+        raise UserError(f"expected either a width or a share of the parameters, got {got}")
+    if run.width is not None:
+        return widths.at_width(axes, run.width, method.cut)
+    assert run.share is not None
+    return widths.for_share(axes, parameters, run.share, method.cut)
