@@ -1,5 +1,6 @@
 """What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,15 +8,29 @@ import torch
 from torch import Tensor, nn
 from torch._export.utils import _compiling_state_context
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from msfusion.capture.graph import copy_with, named_tensors, quiet
-from msfusion.learn.contrast import Contrast
-from msfusion.learn.local import Train
+from msfusion.learn.contrast import Compared, Contrast
+from msfusion.learn.live import LiveBytes
+from msfusion.learn.local import Train, make_optimizer, update
+from msfusion.learn.objective import Objective
 
-_STATES = {"sgd": 1, "adam": 2, "adamw": 2}  # optimizer tensors per parameter
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+
+_ATTENTION_ON_CPU = {  # torch knows the operations, but not what they cost
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +40,8 @@ class Cost:
     parameters: number of parameters.
     flops_per_step: floating-point operations of one optimizer step, forward and backward; matrix products,
     convolutions and attention, a multiply-add being two; the mean over a round's steps.
-    memory_bytes: parameters, gradients, optimizer state, and activations kept for the backward pass. What
-    lives for a moment only is left out: real peaks on a CPU were 1.1 to 1.7 times as high.
+    memory_bytes: the most bytes of tensors that are alive at once in a step: parameters, gradients, optimizer
+    state, activations, and what lives for a moment only. The workspace inside a kernel is not seen.
     bytes_per_round: parameters received and handed back.
     """
 
@@ -41,71 +56,97 @@ def cost(
 ) -> Cost:
     """Count the cost of training on batches of ``config.batch`` examples shaped like ``example``.
 
-    contrast: also count two more forward passes in the steps with the contrastive loss, and three more copies
-    of the values: as received, previous, and previous as kept between rounds.
+    A real optimizer step runs on tensors without values. Its loss is the cross-entropy of logits where the
+    module returns one tensor, else the sum of all that it returns.
+    contrast: also count the contrastive loss in the steps that have it, and the copies of the values that it
+    keeps: as received, previous, and previous as handed over.
     """
+
+    def attempt(device: str, *, training: bool = True) -> Cost:
+        return _Count(module, example, config, device, training=training).cost(contrast)
+
     with quiet():
-        try:
-            return _cost(module, example, config, contrast, "meta", training=True)
-        except RuntimeError:  # tensors made without a device, operations that meta does not know
-            pass
+        for device in ("cpu", "meta"):  # operations that one of them does not know
+            try:
+                return attempt(device)
+            except RuntimeError:
+                pass
         with _compiling_state_context():  # code that minds tensors without values asks for this state
             try:
-                return _cost(module, example, config, contrast, "cpu", training=True)
+                return attempt("cpu")
             except RuntimeError:  # layers that train mode leaves out by chance
-                return _cost(module, example, config, contrast, "cpu", training=False)
+                return attempt("cpu", training=False)
 
 
-def _cost(
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    config: Train,
-    contrast: Contrast | None,
-    device: str,
-    *,
-    training: bool,
-) -> Cost:
-    # Fake as well as on meta: code that looks at values where it can (masks in transformers) then does not.
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        own = named_tensors(module).values()
-        tensors = {id(t): torch.empty(t.shape, dtype=t.dtype, device=device) for t in own}
-        inputs = tree_map_only(Tensor, lambda t: _batch_of(t, config.batch, device), example)
-    meta = copy_with(module, tensors).train(training)
-    trainable = [p for p in meta.parameters() if p.requires_grad]
-    saved: dict[int, int] = {}
-    known = {p.untyped_storage()._cdata for p in trainable}
+class _Count:
+    """Optimizer steps of a module on fake tensors."""
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            saved[storage._cdata] = storage.nbytes()
-        return tensor
+    def __init__(
+        self, module: nn.Module, example: tuple[Tensor, ...], config: Train, device: str, *, training: bool
+    ) -> None:
+        # Fake also on meta: code that looks at values where it can (masks in transformers) then does not.
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._config = config
+        with self._mode:
+            own = {id(t): _empty(t.shape, t, device) for t in named_tensors(module).values()}
+            self._inputs, *more = [_empty((config.batch, *t.shape[1:]), t, device) for t in example]
+        self._module = copy_with(module, own).train(training)
+        if more:
+            self._module.register_forward_pre_hook(lambda _, inputs: (*inputs, *more))
 
-    with mode, FlopCounterMode(display=False) as flops, saved_tensors_hooks(keep, lambda t: t):
-        outputs = _tensors_of(meta(*inputs))
-        forward = flops.get_total_flops()
-        activations = sum(saved.values()) + sum(t.untyped_storage().nbytes() for t in outputs)
-        torch.autograd.backward(outputs, [torch.ones_like(t) for t in outputs])
-    states = _STATES[config.optimizer] if config.optimizer != "sgd" or config.momentum else 0
-    size = sum(p.numel() * p.element_size() for p in meta.parameters())
-    trained = sum(p.numel() * p.element_size() for p in trainable)
-    due = len(range(0, config.steps, contrast.every)) if contrast else 0
-    return Cost(
-        parameters=sum(p.numel() for p in meta.parameters()),
-        flops_per_step=flops.get_total_flops() + round(2 * forward * due / config.steps),
-        memory_bytes=size * (4 if contrast else 1) + trained * (1 + states) + activations,
-        bytes_per_round=2 * trained,
-    )
+    def cost(self, contrast: Contrast | None) -> Cost:
+        parameters = list(self._module.parameters())
+        trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        flops, memory = self._step(None)
+        if contrast:
+            due = len(range(0, self._config.steps, contrast.every)) / self._config.steps
+            with_contrast, memory = self._step(contrast)
+            flops = round(due * with_contrast + (1 - due) * flops)
+            memory += trained
+        return Cost(sum(p.numel() for p in parameters), flops, memory, bytes_per_round=2 * trained)
+
+    def _step(self, contrast: Contrast | None) -> tuple[int, int]:
+        """Operations of a step that is not the round's first, and the most bytes alive in it."""
+        live = LiveBytes()
+        with self._mode, live:
+            tensors = named_tensors(self._module)
+            live.add([*tensors.values(), self._inputs])
+            optimizer = make_optimizer(self._module, self._config, lr=1e-3)
+            if self._config.steps > 1:
+                _make_states(optimizer)
+            compared = None
+            if contrast:
+                merged, previous = ({n: t.detach().clone() for n, t in tensors.items()} for _ in range(2))
+                compared = Compared(contrast, merged, previous)
+            with FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) as flops:
+                update(
+                    self._module, optimizer, _OBJECTIVE, self._config, self._inputs, self._inputs, compared
+                )
+        return flops.get_total_flops(), live.peak
 
 
-def _tensors_of(output: Any) -> list[Tensor]:
-    """What a loss can be made of: a Hugging Face output's logits, or every tensor with a gradient."""
+def _empty(shape: Sequence[int], like: Tensor, device: str) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=device)
+
+
+def _make_states(optimizer: torch.optim.Optimizer) -> None:
+    """A step with any gradients."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+
+
+def _loss(output: Any, targets: Tensor) -> Tensor:
+    """Of a Hugging Face output its logits, else of every tensor with a gradient."""
     found = [getattr(output, "logits", None)]
     if found[0] is None:
         found = tree_leaves(output)
-    return [t for t in found if isinstance(t, Tensor) and t.requires_grad]
+    tensors = [t for t in found if isinstance(t, Tensor) and t.requires_grad]
+    if len(tensors) == 1 and tensors[0].ndim > 1:
+        logits = tensors[0].flatten(0, -2)
+        return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    return torch.stack([t.sum() for t in tensors]).sum()
 
 
-def _batch_of(tensor: Tensor, batch: int, device: str) -> Tensor:
-    return torch.empty([batch, *tensor.shape[1:]], dtype=tensor.dtype, device=device)
+_OBJECTIVE = Objective(_loss)

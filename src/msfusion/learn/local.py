@@ -73,18 +73,35 @@ def train(
     total = torch.zeros((), device=device)
     with seeded(seed, device):
         for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
-            if compared is not None and compared.due(step):
-                output, term = compared.forward(module, inputs.to(device))
-            else:
-                output, term = module(inputs.to(device)), None
-            loss = objective.loss(output, targets.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
-            if config.clip is not None:
-                nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-            optimizer.step()
-            total += loss.detach()
+            due = compared if compared is not None and compared.due(step) else None
+            total += update(module, optimizer, objective, config, inputs.to(device), targets.to(device), due)
     return float(total) / config.steps
+
+
+def update(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    config: Train,
+    inputs: Tensor,
+    targets: Tensor,
+    compared: Compared | None = None,
+) -> Tensor:
+    """One optimizer step; returns the loss of the task.
+
+    compared: adds the contrastive loss.
+    """
+    if compared is not None:
+        output, term = compared.forward(module, inputs)
+    else:
+        output, term = module(inputs), None
+    loss = objective.loss(output, targets)
+    optimizer.zero_grad(set_to_none=True)
+    (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
+    if config.clip is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+    optimizer.step()
+    return loss.detach()
 
 
 def batches(data: Dataset[Any], batch: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
