@@ -25,8 +25,13 @@ Axes = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, nothing else.")]
 Participants = Annotated[int | None, typer.Option(help="Number of participants.")]
-Width = Annotated[float | None, typer.Option(help="Share of each cut axis that a participant trains.")]
-Share = Annotated[float | None, typer.Option(help="Largest share of the parameters that it trains.")]
+Width = Annotated[
+    str | None,
+    typer.Option(help="Share of each cut axis that a participant trains; 0.5,0.25: by turns, as below."),
+]
+Share = Annotated[str | None, typer.Option(help="Largest share of the parameters that it trains.")]
+Memory = Annotated[str | None, typer.Option(help="Memory that it has for training: bytes, or 500MB, 2GiB.")]
+Flops = Annotated[str | None, typer.Option(help="FLOPs per optimizer step that it can afford.")]
 Rounds = Annotated[int | None, typer.Option(help="Number of rounds.")]
 DataPath = Annotated[Path | None, typer.Option(help="Where the data stands.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as key=value.")]
@@ -42,6 +47,8 @@ def simulate(
     participants: Participants = None,
     width: Width = None,
     share: Share = None,
+    memory: Memory = None,
+    flops: Flops = None,
     rounds: Rounds = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     data: DataPath = None,
@@ -55,7 +62,8 @@ def simulate(
     from msfusion.commands import simulate as command
 
     settings = _settings(
-        {"method": method, "participants": participants, "width": width, "share": share, "rounds": rounds},
+        {"method": method, "participants": participants, "rounds": rounds},
+        {"width": width, "share": share, "memory": memory, "flops": flops},
         {"seed": seed, "data.path": data and str(data)},
         set_,
     )
@@ -72,6 +80,8 @@ def compare(
     participants: Participants = None,
     width: Width = None,
     share: Share = None,
+    memory: Memory = None,
+    flops: Flops = None,
     rounds: Rounds = None,
     data: DataPath = None,
     out: Annotated[Path | None, typer.Option(help="Folder for all runs and report.html.")] = None,
@@ -85,7 +95,8 @@ def compare(
     from msfusion.commands.parallel import cores
 
     settings = _settings(
-        {"participants": participants, "width": width, "share": share, "rounds": rounds},
+        {"participants": participants, "rounds": rounds},
+        {"width": width, "share": share, "memory": memory, "flops": flops},
         {"data.path": data and str(data)},
         set_,
     )
@@ -104,37 +115,39 @@ def compare(
 @app.command()
 def plan(
     model: Model,
-    participants: Annotated[int, typer.Option(help="Number of participants.")],
+    participants: Annotated[int, typer.Option(help="Number of participants.")] = 10,
     width: Width = None,
     share: Share = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Memory of a participant: bytes, or 500MB, 2GiB.")
-    ] = None,
+    memory: Memory = None,
+    flops: Flops = None,
     rounds: Annotated[int, typer.Option(help="Rounds to count coverage over.")] = 20,
     method: Annotated[str, typer.Option(help="Method, or method:variant.")] = "msfusion",
     seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="What 4 to 256 participants pay, covering all in every round.")
+    ] = False,
     option: Option = None,
     axes: Axes = None,
     json: Json = False,
 ) -> None:
-    """Cost of a sub-model and coverage of the full model, without training."""
+    """Cost of sub-models and coverage of the full model, without training."""
     from msfusion.commands import plan as command
+    from msfusion.commands import scaling as scaling_command
+    from msfusion.runtimes.run import Run
+    from msfusion.settings import validated
 
-    command.run(
-        model,
-        _pairs(option),
-        axes,
-        participants=participants,
-        capacity=command.Capacity(width=width, share=share, memory=memory),
-        rounds=rounds,
-        method=method,
-        seed=seed,
-        batch=batch,
-        optimizer=optimizer,
-        json=json,
-    )
+    part = _given({"width": width, "share": share, "memory": memory, "flops": flops})
+    if scaling and part:
+        raise UserError(f"expected no --{next(iter(part))} with --scaling, which finds the width itself")
+    train = {"batch": batch, "optimizer": optimizer}
+    run = validated(Run, {"method": method, "seed": seed, "train": train, **part})
+    subject = command.Subject.load(model, _pairs(option), axes, run)
+    if scaling:
+        scaling_command.run(subject, json=json)
+    else:
+        command.run(subject, participants=participants, rounds=rounds, json=json)
 
 
 @app.command()
@@ -185,8 +198,22 @@ def export(
 def _settings(*parts: Any) -> dict[str, Any]:
     """Flags that were given, and ``--set`` over them."""
     *tables, assignments = parts
+    return {**_given(*tables), **_pairs(assignments)}
+
+
+def _given(*tables: dict[str, Any]) -> dict[str, Any]:
+    """Flags that are not left out; what a participant can afford may be several values with commas."""
+    from msfusion.runtimes.run import CAPACITIES
+
     given = {key: value for table in tables for key, value in table.items() if value is not None}
-    return {**given, **_pairs(assignments)}
+    return {k: _values(v) if k in CAPACITIES else v for k, v in given.items()}
+
+
+def _values(text: str) -> Any:
+    from msfusion.config import parse_value
+
+    values = tuple(parse_value(part.strip()) for part in text.split(","))
+    return values if len(values) > 1 else values[0]
 
 
 def _pairs(assignments: list[str] | None) -> dict[str, Any]:

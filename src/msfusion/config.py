@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from msfusion.data import Data
 from msfusion.errors import UserError
-from msfusion.runtimes.run import Run
+from msfusion.runtimes.run import CAPACITIES, Run
 from msfusion.settings import validated
 
 
@@ -43,10 +43,8 @@ class Config(Run):
 def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a preset's name or a TOML file, with dotted ``overrides`` (``{"train.lr": 0.1}``) over it."""
     table, flags = _read(source), overrides or {}
-    if "width" in flags and "share" not in flags:
-        table.pop("share", None)
-    if "share" in flags and "width" not in flags:
-        table.pop("width", None)
+    if any(name in flags for name in CAPACITIES):
+        table = {key: value for key, value in table.items() if key not in CAPACITIES}
     for key, value in flags.items():
         _put(table, key.split("."), value)
     _refuse_unknown(Config, table, "")
@@ -73,10 +71,15 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"expected a setting as key=value, got {text!r}")
+    return key.strip(), parse_value(value.strip())
+
+
+def parse_value(text: str) -> Any:
+    """A value as in TOML; what is none there is a string."""
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
+        return text
 
 
 def _read(source: str) -> dict[str, Any]:

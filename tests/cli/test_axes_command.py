@@ -153,7 +153,7 @@ def test_a_right_declaration_is_proved(run: Callable[..., Answer], models: Path,
         "plan", f"{models}:mysterious", "--axes", declared, "--participants", 4, "--width", 0.5, "--json"
     )
     assert code == 0
-    assert json.loads(out)["widths"] == {"h": [8, 16]}
+    assert json.loads(out)["plans"][0]["widths"] == {"h": [8, 16]}
 
 
 def test_a_wrong_declaration_is_caught(run: Callable[..., Answer], models: Path, declared: Path) -> None:

@@ -183,8 +183,8 @@ def test_runs_in_processes_of_their_own_end_with_the_same_bits(
 
 def test_plan_by_width(run: Callable[..., Answer]) -> None:
     value = one_object(run("plan", "mlp", "--participants", 4, "--width", 0.25, "--rounds", 8, "--json"))
-    assert value["widths"] == {"hidden.0.out": [16, 64], "hidden.1.out": [16, 64]}
-    full, own = value["full"], value["participant"]
+    assert value["plans"][0]["widths"] == {"hidden.0.out": [16, 64], "hidden.1.out": [16, 64]}
+    full, own = value["full"], value["plans"][0]["cost"]
     assert full["parameters"] == 64 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
     assert own["parameters"] == 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10
     assert own["bytes_per_round"] == 2 * 4 * own["parameters"]
@@ -195,15 +195,46 @@ def test_plan_by_width(run: Callable[..., Answer]) -> None:
 
 def test_plan_by_share(run: Callable[..., Answer]) -> None:
     value = one_object(run("plan", "cnn", "--participants", 4, "--share", 0.3, "--json"))
-    assert 0.25 < value["participant"]["parameters"] / value["full"]["parameters"] <= 0.3
+    assert 0.25 < value["plans"][0]["cost"]["parameters"] / value["full"]["parameters"] <= 0.3
 
 
 def test_plan_by_memory(run: Callable[..., Answer]) -> None:
     flags = ("--participants", 4, "--option", "hidden=[64]", "--json")
     value = one_object(run("plan", "mlp", "--memory", "40kB", *flags))
-    assert 36_000 < value["participant"]["memory_bytes"] <= 40_000
+    assert 36_000 < value["plans"][0]["cost"]["memory_bytes"] <= 40_000
     more = one_object(run("plan", "mlp", "--memory", 45_000, *flags))
-    assert more["participant"]["memory_bytes"] > value["participant"]["memory_bytes"]
+    assert more["plans"][0]["cost"]["memory_bytes"] > value["plans"][0]["cost"]["memory_bytes"]
+
+
+def test_plan_by_operations(run: Callable[..., Answer]) -> None:
+    value = one_object(run("plan", "mlp", "--flops", "300_000", "--json"))
+    assert 250_000 < value["plans"][0]["cost"]["flops_per_step"] <= 300_000
+
+
+def test_plan_of_participants_that_differ(run: Callable[..., Answer]) -> None:
+    value = one_object(run("plan", "mlp", "--participants", 5, "--width", "0.5,0.25", "--json"))
+    wide, slim = value["plans"]
+    assert (wide["participants"], slim["participants"]) == ([0, 2, 4], [1, 3])
+    assert (wide["widths"]["hidden.0.out"], slim["widths"]["hidden.0.out"]) == ([32, 64], [16, 64])
+    out = run("plan", "mlp", "--participants", 5, "--width", "0.5,0.25")[1]
+    assert "participants 0, 2, 4" in out
+
+
+def test_plan_finds_how_narrow_many_participants_may_be(run: Callable[..., Answer]) -> None:
+    """Two cut axes meet: k windows of each axis make k^2 pairs, one for each of N participants. In the
+    residual streams of a transformer none meet, so k windows suffice, but a head is not cut."""
+    value = one_object(run("plan", "mlp", "--scaling", "--json"))
+    assert [row["participants"] for row in value["scaling"]] == [4, 8, 16, 32, 64, 128, 256]
+    found = [round(1 / row["width"]) for row in value["scaling"]]
+    assert found[0] == 2
+    assert found[2] == 4
+    assert all(k * k <= row["participants"] for k, row in zip(found, value["scaling"], strict=True))
+    parameters = [row["cost"]["parameters"] for row in value["scaling"]]
+    assert parameters == sorted(parameters, reverse=True)
+    assert parameters[-1] < 0.1 * value["full"]["parameters"]
+    gpt = ("gpt", "--option", "layers=1", "--option", "embed=32", "--option", "heads=4")
+    value = one_object(run("plan", *gpt, "--scaling", "--json"))
+    assert [round(1 / row["width"]) for row in value["scaling"]][:3] == [4, 8, 16]
 
 
 def test_plan_as_a_table(run: Callable[..., Answer]) -> None:
@@ -229,8 +260,8 @@ def test_a_run_covers_the_model_when_the_plan_says(
     assert [r["coverage"] for r in rounds] == [c["share"] for c in planned["coverage"]]
     assert next(r["round"] + 1 for r in rounds if r["coverage"] == 1) == first
     costs = read(tmp_path / "r").header["participants"][0]
-    assert costs["parameters"] == planned["participant"]["parameters"]
-    assert costs["bytes_per_round"] == planned["participant"]["bytes_per_round"]
+    assert costs["parameters"] == planned["plans"][0]["cost"]["parameters"]
+    assert costs["bytes_per_round"] == planned["plans"][0]["cost"]["bytes_per_round"]
 
 
 # --- axes, report, export
@@ -352,12 +383,14 @@ def test_help_and_no_command(run: Callable[..., Answer]) -> None:
         (("plan", "mlp", "--participants", 2, "--width", 0.5, "--rounds", 0), ("rounds", "at least 1")),
         (("plan", "mlp", "--participants", 2, "--width", 0.5, "--batch", 0), ("batch", "above 0", "got 0")),
         (("plan", "mlp", "--participants", 2, "--width", -1), ("width", "(0, 1]", "got -1")),
-        (("plan", "mlp", "--participants", 2), ("--width, --share and --memory", "none")),
-        (("plan", "mlp", "--participants", 2, "--width", 1, "--memory", "1MB"), ("width, memory",)),
+        (("plan", "mlp", "--participants", 2), ("width, share, memory, flops", "none")),
+        (("plan", "mlp", "--participants", 2, "--width", 1, "--memory", "1MB"), ("width 1", "memory 1MB")),
+        (("plan", "mlp", "--scaling", "--width", 1), ("--width", "--scaling")),
+        (("plan", "mlp", "--scaling", "--method", "fedavg"), ("--scaling", "whole")),
+        (("plan", "mlp", "--width", "0.5,2"), ("width", "(0.5, 2)")),
         (("plan", "mlp", "--participants", 2, "--memory", "1.2.3"), ("'1.2.3'",)),
-        (("plan", "mlp", "--participants", 2, "--memory", "-5"), ("'-5'",)),
+        (("plan", "mlp", "--participants", 2, "--memory", "-5"), ("500MB", "-5")),
         (("plan", "mlp", "--participants", 2, "--memory", "10B"), ("10 bytes", "too little")),
-        (("plan", "mlp", "--participants", 2, "--memory", "1MB", "--method", "fedavg"), ("--memory",)),
         (("plan", "mpl", "--participants", 2, "--width", 1), ("'mpl'", "mlp")),
         (("axes", "nowhere.py:net"), ("'nowhere.py'",)),
         (("axes", "mlp", "--option", "hiden=3"), ("hiden", "hidden")),

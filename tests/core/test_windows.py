@@ -390,18 +390,26 @@ def test_every_participant_meets_every_unit_in_time(how: str) -> None:
             assert all(units == set(range(16)) for units in covered(selections, sizes).values())
 
 
-@pytest.mark.parametrize("ladder", [[8, 16], [6, 7, 8, 9, 8], [4, 8, 16, 32, 8]])
-def test_participants_of_different_widths_reach_every_entry_in_the_end(ladder: list[int]) -> None:
-    """No epoch is promised here: each width has a grid of its own."""
-    sizes = {"a": 64, "b": 64}
-    schedule = DoubleShift(sizes, 10, 0, {"a": 0, "b": 1})
-    met = np.zeros((64, 64), dtype=bool)
-    for participant in range(10):
-        widths = dict.fromkeys(sizes, ladder[participant % len(ladder)])
-        for round in range(50):
-            selection = schedule.windows(round, participant, widths)
-            met[np.ix_(sorted(members(selection["a"])), sorted(members(selection["b"])))] = True
-    assert met.all()
+@settings(max_examples=80, deadline=None)
+@given(cases(), overlaps, participants, st.data())
+def test_participants_of_different_widths_keep_the_promise_of_the_narrowest(
+    case: Case, overlap: float, n: int, data: st.DataObject
+) -> None:
+    sizes, least, colours = case
+    own = [
+        {axis: data.draw(st.integers(width, sizes[axis])) for axis, width in least.items()}
+        for _ in range(data.draw(st.integers(1, 3)))
+    ]
+    narrowest = {axis: min(widths[axis] for widths in own) for axis in least}
+    schedule = DoubleShift(sizes, n, 2, colours, overlap=overlap, narrowest=narrowest)
+    met = {(a, b): np.zeros((sizes[a], sizes[b]), dtype=bool) for a, b in combinations(sizes, 2)}
+    for round in range(schedule.epoch(narrowest)):
+        for participant in range(n):
+            selection = schedule.windows(round, participant, own[participant % len(own)])
+            units = {a: sorted(members(selection.get(a, ((0, size),)))) for a, size in sizes.items()}
+            for (a, b), table in met.items():
+                table[np.ix_(units[a], units[b])] = True
+    assert all(table.all() for (a, b), table in met.items() if colours[a] != colours[b])
 
 
 def test_windows_do_not_reach_all_of_a_tensor_that_follows_one_axis_twice() -> None:

@@ -181,12 +181,11 @@ def test_every_other_step() -> None:
 
 @pytest.mark.parametrize(("every", "due"), [(1, 4), (2, 2), (3, 2), (9, 1)])
 def test_two_more_forward_passes_are_counted(every: int, due: int) -> None:
-    """4 examples, 3 -> 5 -> 2: 120 + 80 operations forward, in ``due`` of four steps; 3 x 27 more values."""
+    """4 examples, 3 -> 5 -> 2: 120 + 80 operations forward, in ``due`` of four steps."""
     module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
     plain = cost(module, (torch.zeros(2, 3),), Train(batch=4, steps=4))
     got = cost(module, (torch.zeros(2, 3),), Train(batch=4, steps=4), Contrast(1.0, every=every))
     assert got.flops_per_step - plain.flops_per_step == 2 * 200 * due / 4
-    assert got.memory_bytes - plain.memory_bytes == 3 * 4 * (15 + 5 + 10 + 2)
     assert got.bytes_per_round == plain.bytes_per_round
 
 

@@ -452,7 +452,7 @@ def test_no_test_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (Run(), "either a width or a share of the parameters, got neither"),
+        (Run(), "one of width, share, memory, flops for a participant's part, got none"),
         (Run(width=0.5, share=0.5), "got width 0.5 and share 0.5"),
         (Run(width=0.0), "setting width"),
         (Run(width=1.5), "setting width"),

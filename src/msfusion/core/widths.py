@@ -33,6 +33,11 @@ def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
     return {axis: _units(width, size) for axis, size in sizes.items()}
 
 
+def clamped(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
+    """As ``at_width``, but with at least one unit of every axis."""
+    return _clamped(axes, _axes_to_cut(axes, cut), width)
+
+
 def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wanted: str) -> dict[str, int]:
     """The widest plan that fits: inner axes first, all axes alike only where that does not suffice.
 
@@ -67,6 +72,10 @@ def _units(width: float, size: int) -> int:
     return math.floor(width * size + 0.5)
 
 
+def _clamped(axes: AxisMap, names: Iterable[str], width: float) -> dict[str, int]:
+    return {name: max(1, _units(width, axes.axes[name].size)) for name in names}
+
+
 def parameter_count(axes: AxisMap, parameters: Iterable[str], widths: Widths) -> int:
     """Number of parameters of a sub-model."""
     return sum(math.prod(axes.shape(name, widths)) for name in parameters)
@@ -84,10 +93,10 @@ def _widest(
     axes: AxisMap, names: Iterable[str], fits: Callable[[dict[str, int]], bool], least: float
 ) -> dict[str, int] | None:
     """Bisection over one width for all the named axes; None where not even ``least`` fits."""
-    sizes = {name: axes.axes[name].size for name in names}
+    cut = list(names)
 
     def plan(width: float) -> dict[str, int]:
-        return {name: max(1, _units(width, size)) for name, size in sizes.items()}
+        return _clamped(axes, cut, width)
 
     if fits(plan(1.0)):
         return plan(1.0)

@@ -107,12 +107,13 @@ class DoubleShift:
     that meet in a tensor have different colours, so their relative offset runs through all its values and
     every pair of slots, hence every entry of a tensor of two axes, has been trained after about P^2 / N
     rounds, the least possible. Then each axis is turned by a random offset and the next such epoch begins.
-    The grid follows from a participant's own widths, so all this holds where widths and overlap are the same
-    for all and do not change; otherwise everything is still reached, but later. Where the overlap rate moves,
-    it has to be held for whole epochs, and they are counted from ``since``.
+    The grid is that of the narrowest windows: where participants differ, a wider window holds the narrowest
+    one of its slot and more, so all this still holds. Where the overlap rate moves, it has to be held for
+    whole epochs, and they are counted from ``since``.
 
     sizes: units of every axis.
     participants: N.
+    narrowest: least width of each axis among the participants; by default everyone's own.
     colours: axis -> colour, from ``colour_axes``; with starts "in-step" they are ignored.
     starts: "designed" as above; "in-step": the same slot for every axis; "independent": a random start per
     round, diagonal and axis, participants shifted from there.
@@ -127,6 +128,7 @@ class DoubleShift:
     starts: Starts = "designed"
     overlap: float = 0.0
     since: int = 0
+    narrowest: Widths = field(default_factory=dict)
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         slots = self.slots(widths)
@@ -145,7 +147,10 @@ class DoubleShift:
 
     def slots(self, widths: Widths) -> int:
         """P: the number of windows that it takes to go once around the finest-cut axis."""
-        steps = {axis: max(1.0, (1 - self.overlap) * width) for axis, width in self._cut(widths).items()}
+        steps = {
+            axis: max(1.0, (1 - self.overlap) * width)
+            for axis, width in self._cut(self.narrowest or widths).items()
+        }
         slots = max((math.ceil(self.sizes[axis] / step) for axis, step in steps.items()), default=1)
         differences = range(2, max(self.colours.values(), default=0) + 1)
         while any(math.gcd(slots, difference) > 1 for difference in differences):

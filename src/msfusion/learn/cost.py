@@ -62,27 +62,35 @@ def cost(
     keeps: as received, previous, and previous as handed over.
     """
 
-    def attempt(device: str, *, training: bool = True) -> Cost:
-        return _Count(module, example, config, device, training=training).cost(contrast)
-
+    attempts: list[tuple[str, bool, bool]] = [
+        ("cpu", True, False),
+        ("meta", True, False),  # operations that are unknown on tensors without values
+        ("cpu", True, True),
+        ("cpu", False, True),  # layers that train mode leaves out by chance
+    ]
     with quiet():
-        for device in ("cpu", "meta"):  # operations that one of them does not know
+        for device, training, compiling in attempts[:-1]:
             try:
-                return attempt(device)
+                return _Count(module, example, config, device, training, compiling).cost(contrast)
             except RuntimeError:
                 pass
-        with _compiling_state_context():  # code that minds tensors without values asks for this state
-            try:
-                return attempt("cpu")
-            except RuntimeError:  # layers that train mode leaves out by chance
-                return attempt("cpu", training=False)
+        return _Count(module, example, config, *attempts[-1]).cost(contrast)
 
 
 class _Count:
-    """Optimizer steps of a module on fake tensors."""
+    """Optimizer steps of a module on fake tensors.
+
+    compiling: the module believes that it is compiled; code that minds tensors without values asks for that.
+    """
 
     def __init__(
-        self, module: nn.Module, example: tuple[Tensor, ...], config: Train, device: str, *, training: bool
+        self,
+        module: nn.Module,
+        example: tuple[Tensor, ...],
+        config: Train,
+        device: str,
+        training: bool,
+        compiling: bool,
     ) -> None:
         # Fake also on meta: code that looks at values where it can (masks in transformers) then does not.
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -93,6 +101,8 @@ class _Count:
         self._module = copy_with(module, own).train(training)
         if more:
             self._module.register_forward_pre_hook(lambda _, inputs: (*inputs, *more))
+        if compiling:
+            self._module.forward = _compiling_state_context()(self._module.forward)
 
     def cost(self, contrast: Contrast | None) -> Cost:
         parameters = list(self._module.parameters())

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import AxisMap, Widths
 from msfusion.core.widths import Cut
 from msfusion.core.windows import (
     DoubleShift,
@@ -29,13 +29,13 @@ participant's own small model."""
 class Setting:
     """What a schedule is made from.
 
-    cut: the axes that at least one participant does not train whole.
+    narrowest: axis -> its least width among the participants, for every axis that is cut.
     overlap: overlap rate of windows that have one.
     since: round in which this rate began.
     """
 
     axes: AxisMap
-    cut: tuple[str, ...]
+    narrowest: Widths
     participants: int
     seed: int
     overlap: float = 0.0
@@ -74,7 +74,8 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
             sizes=setting.sizes,
             participants=setting.participants,
             seed=setting.seed,
-            colours=colour_axes(setting.cut, setting.axes.meetings()),
+            colours=colour_axes(setting.narrowest, setting.axes.meetings()),
+            narrowest=setting.narrowest,
             starts=starts,
             overlap=setting.overlap,
             since=setting.since,

@@ -1,8 +1,8 @@
 """Settings of a run, and what it trains on what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
@@ -10,23 +10,34 @@ from torch.utils.data import Dataset
 
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
+from msfusion.learn.capacity import Capacity, parse_bytes
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
 from msfusion.learn.steps import ServerStep
+
+Part = Annotated[float, Gt(0), Le(1)]
+Positive = Annotated[float, Gt(0)]
+Bytes = int | str
+T = TypeVar("T")
+
+CAPACITIES = tuple(field.name for field in fields(Capacity))
+"""The settings of which exactly one says what a participant can afford."""
 
 
 @dataclass(frozen=True)
 class Run:
     """Settings of a run, apart from model and data.
 
-    Each participant's part of the model is given by ``width`` (of every axis that the method cuts) or by
-    ``share`` (of the full model's parameters, at most); exactly one of them.
+    What a participant can afford is given by exactly one of ``width``, ``share``, ``memory`` and ``flops``:
+    one value for all, or several that participants take in turn (the first has the first, and so on).
     """
 
     method: str = "msfusion"
-    width: Annotated[float, Gt(0), Le(1)] | None = None
-    share: Annotated[float, Gt(0), Le(1)] | None = None
+    width: Part | tuple[Part, ...] | None = None  # of every axis that the method cuts
+    share: Part | tuple[Part, ...] | None = None  # of the full model's parameters, at most
+    memory: Bytes | tuple[Bytes, ...] | None = None  # bytes while training, such as 500MB, at most
+    flops: Positive | tuple[Positive, ...] | None = None  # per optimizer step, at most
     rounds: Annotated[int, Ge(1)] = 20
     seed: int = 0
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
@@ -42,6 +53,16 @@ class Run:
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only
     adapt: Adapt = field(default_factory=Adapt)  # msfusion only: how the overlap rate moves
+
+    def capacities(self) -> list[Capacity]:
+        """What participants can afford, in turn; UserError unless it is given in one way."""
+        values = {name: getattr(self, name) for name in CAPACITIES}
+        given = {name: as_tuple(value) for name, value in values.items() if value is not None}
+        if len(given) != 1 or not next(iter(given.values())):
+            got = " and ".join(f"{name} {values[name]}" for name in given) or "none"
+            raise UserError(f"expected one of {', '.join(CAPACITIES)} for a participant's part, got {got}")
+        (name, each), *_ = given.items()
+        return [Capacity(**{name: parse_bytes(v) if name == "memory" else v}) for v in each]
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_participants(self.train)
+
+
+def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
+    """Several values as they are, a single one alone."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 def check_participants(datasets: Sequence[Dataset[Any]]) -> None:

@@ -1,6 +1,6 @@
 """What the records say of a run: who trains what at which cost, and what happened in a round."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
 from msfusion import records
@@ -31,7 +31,7 @@ class Scribe:
         self._learner = learner
         self._participants = participants
         self._exchange = exchange
-        self._pictured = pictured(participants[0].widths)
+        self._pictured = pictured(dict.fromkeys(axis for p in participants for axis in p.widths))
 
     def facts(self, name: str, axes: AxisMap) -> Facts:
         """The full model and every participant's share and cost."""
@@ -109,7 +109,7 @@ class Scribe:
         }
 
 
-def pictured(plan: Mapping[str, int]) -> list[str]:
+def pictured(plan: Iterable[str]) -> list[str]:
     """At most three axes whose windows the records show: the first, the middle and the last that is cut."""
     axes = list(plan)
     return [axes[i] for i in sorted({0, len(axes) // 2, len(axes) - 1})] if axes else []

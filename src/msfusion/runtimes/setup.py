@@ -1,7 +1,7 @@
 """What every runtime derives alike from the settings and the captured model; it looks at no values."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,14 @@ from torch.utils.data import Dataset
 
 from msfusion.capture import Capture
 from msfusion.core import widths
-from msfusion.core.axes import AxisMap, Units, runs_of
+from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
+from msfusion.learn.capacity import Capacity
+from msfusion.learn.cost import Cost
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import Learner, Participant
@@ -29,6 +31,7 @@ class Setup:
     parameters: names of the parameters, of which every width plan is a share.
     participants: how many there are.
     device: where sub-models train.
+    capacities: what participants can afford, in turn, where the settings do not say it.
     Raises UserError for settings that cannot work with this model.
     """
 
@@ -42,15 +45,17 @@ class Setup:
         parameters: Iterable[str],
         participants: int,
         device: torch.device,
+        capacities: Sequence[Capacity] = (),
     ) -> None:
         self.run, self.captured, self.objective = run, captured, objective
         self.method: Method = get_method(run.method)
         self.parameters = list(parameters)
-        self.plan = plan_of(captured.axes, self.parameters, self.method, run)
+        self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
         self.attendance = attendance_of(run, exchange=self.exchange)
         self.submodels = SubModels(captured, example, device, self.method.scale_power)
-        self._setting = Setting(captured.axes, tuple(self.plan), participants, run.seed)
+        self._plans = self._plans_of(capacities or self._capacities())
+        self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
     @property
     def exchange(self) -> bool:
@@ -59,7 +64,11 @@ class Setup:
 
     def participant(self, number: int, data: Dataset[Any]) -> Participant:
         """An owner of ``data``, with the widths that the settings give it."""
-        return Participant(number, data, self.plan, labels_of(data) if self.head else None)
+        return Participant(number, data, self.widths(number), labels_of(data) if self.head else None)
+
+    def widths(self, participant: int) -> dict[str, int]:
+        """The width plan of a participant."""
+        return self._plans[participant % len(self._plans)]
 
     def learner(self, overlap: State) -> Learner:
         """What all participants agree on while an overlap rate holds."""
@@ -71,7 +80,7 @@ class Setup:
             config=run.train,
             rounds=run.rounds,
             seed=run.seed,
-            contrast=run.contrast if self.method.contrast and run.contrast.weight else None,
+            contrast=self.contrast,
             head=self.head,
         )
 
@@ -88,11 +97,28 @@ class Setup:
         if not self.method.overlap or not isinstance(schedule, DoubleShift):
             return overlap
         rule = self.run.adapt.rule(self.run.overlap, self.run.rounds)
-        return advance(overlap, Signal(round, schedule.epoch(self.plan), shift), rule)
+        return advance(overlap, Signal(round, schedule.epoch(self.setting.narrowest), shift), rule)
+
+    def _capacities(self) -> list[Capacity]:
+        return self.run.capacities() if self.method.cut else []
+
+    def _plans_of(self, capacities: Sequence[Capacity]) -> list[dict[str, int]]:
+        """The width plans that participants have in turn."""
+        cut = self.method.cut
+        if cut is None:
+            return [{}]
+        axes, names = self.captured.axes, self.parameters
+        plans = [capacity.plan(axes, names, cut, self._price) for capacity in capacities]
+        if self.method.evaluated == "small":  # one model that everybody can train
+            plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
+        return plans
+
+    def _price(self, plan: Widths) -> Cost:
+        return self.submodels.cost(plan, self.run.train, self.contrast)
 
     def _schedule(self, overlap: State) -> Schedule:
         return self.method.schedule(
-            dataclasses.replace(self._setting, overlap=overlap.rate, since=overlap.since)
+            dataclasses.replace(self.setting, overlap=overlap.rate, since=overlap.since)
         )
 
 
@@ -134,14 +160,7 @@ def attendance_of(run: Run, *, exchange: bool) -> Attendance:
     return Attendance(run.seed, run.sample, *((run.loss_rate, run.late_rate) if exchange else (0.0, 0.0)))
 
 
-def plan_of(axes: AxisMap, parameters: Iterable[str], method: Method, run: Run) -> dict[str, int]:
-    """The width plan that the settings ask for."""
-    if method.cut is None:
-        return {}
-    if (run.width is None) == (run.share is None):
-        got = "neither" if run.width is None else f"width {run.width} and share {run.share}"
-        raise UserError(f"expected either a width or a share of the parameters, got {got}")
-    if run.width is not None:
-        return widths.at_width(axes, run.width, method.cut)
-    assert run.share is not None
-    return widths.for_share(axes, parameters, run.share, method.cut)
+def narrowest(plans: Sequence[Widths], axes: AxisMap) -> dict[str, int]:
+    """The least width of each axis that one of the plans names."""
+    named = dict.fromkeys(axis for plan in plans for axis in plan)
+    return {axis: min(plan.get(axis, axes.axes[axis].size) for plan in plans) for axis in named}

@@ -121,7 +121,7 @@ class Simulation:
             self.store = MemoryStore(values, captured.axes, trained, measure=run.adapt.measures)
         else:
             self.store = OwnStore(values, captured.axes, trained)
-        self.coverage = Coverage(captured.axes, parameters, setup.plan)
+        self.coverage = Coverage(captured.axes, parameters, setup.setting.narrowest)
         self.scores = Scores(problem, setup.method.evaluated, run.seed)
         self.scribe = Scribe(self.learner, self.participants, exchange=setup.exchange)
         self._evaluation: Evaluation | None = None

@@ -1,0 +1,61 @@
+"""What a participant can afford, and the width plan that follows from it."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from msfusion.core import widths
+from msfusion.core.axes import AxisMap, Widths
+from msfusion.core.widths import Cut
+from msfusion.errors import UserError
+from msfusion.learn.cost import Cost
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("KMGT", start=1)
+    for unit, base in (("B", 1000), ("iB", 1024), ("", 1000))
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a participant can afford: exactly one of these.
+
+    width: of every axis that the method cuts.
+    share: of the full model's parameters.
+    memory: bytes while it trains, as ``cost`` counts them.
+    flops: floating-point operations per optimizer step.
+    """
+
+    width: float | None = None
+    share: float | None = None
+    memory: int | None = None
+    flops: float | None = None
+
+    def plan(
+        self, axes: AxisMap, parameters: Iterable[str], cut: Cut, price: Callable[[Widths], Cost]
+    ) -> dict[str, int]:
+        """The widest plan that fits, inner axes first; raises UserError where none does.
+
+        parameters: names of the full model's parameters.
+        price: what a sub-model of these widths costs the participant.
+        """
+        if self.width is not None:
+            return widths.at_width(axes, self.width, cut)
+        if self.share is not None:
+            return widths.for_share(axes, parameters, self.share, cut)
+        if self.memory is not None:
+            most, wanted = self.memory, f"{self.memory} bytes of memory"
+            return widths.largest(axes, lambda plan: price(plan).memory_bytes <= most, cut, wanted)
+        assert self.flops is not None
+        limit, wanted = self.flops, f"{self.flops:g} FLOPs per step"
+        return widths.largest(axes, lambda plan: price(plan).flops_per_step <= limit, cut, wanted)
+
+
+def parse_bytes(text: str | int) -> int:
+    """``500MB`` or ``2GiB`` or plain bytes."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kKMGT]?i?B?)\s*", str(text))
+    unit = match[2].replace("k", "K") if match else ""
+    if not match or unit not in _UNITS:
+        raise UserError(f"expected bytes such as 500000000, 500MB or 2GiB, got {text!r}")
+    return int(float(match[1]) * _UNITS[unit])

@@ -1,0 +1,90 @@
+"""Participants that can afford different parts of the model."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blobs import SIZES, TEST, net, play, same, settings, state
+from test_methods import ALL
+
+from msfusion.core.overlap import State
+from msfusion.core.windows import DoubleShift
+from msfusion.errors import UserError
+from msfusion.learn.capacity import Capacity, parse_bytes
+from msfusion.learn.methods import get_method
+from msfusion.records import read
+from msfusion.report import write_report
+
+MIXED = (1.0, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_every_method_takes_participants_that_differ(method: str, tmp_path: Path) -> None:
+    """FedAvg trains the full model everywhere; on a small model, all train the smallest."""
+    result = play(tmp_path, method=method, width=MIXED, rounds=2)
+    assert result.evaluation.examples == len(TEST)
+    shares = [p["share"] for p in read(tmp_path).header["participants"]]
+    assert len(shares) == len(SIZES)
+    assert shares[3] == shares[0]
+    alike = method in ("fedavg", "fedavg-small")
+    assert (len(set(shares)) == 1) == alike
+    if not alike:
+        assert shares[0] > shares[1] > shares[2]
+    write_report([tmp_path], tmp_path / "report.html")
+
+
+def test_a_run_of_participants_that_differ_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = state(play(width=MIXED, rounds=3))
+    play(tmp_path, width=MIXED, rounds=2)
+    assert same(state(play(tmp_path, width=MIXED, rounds=3, resume=True)), whole)
+
+
+def test_one_value_in_a_list_is_that_value() -> None:
+    assert same(state(play(width=(0.5,))), state(play(width=0.5)))
+
+
+@pytest.mark.parametrize("given", [{"memory": "5kB"}, {"flops": 6_000.0}])
+def test_each_fits_what_it_can_afford(given: dict[str, Any], tmp_path: Path) -> None:
+    play(tmp_path, width=None, rounds=1, **given)
+    header = read(tmp_path).header
+    for p in header["participants"]:
+        assert p["share"] < 1
+        assert p["memory_bytes"] <= 5_000 or "flops" in given
+        assert p["flops_per_step"] <= 6_000 or "memory" in given
+
+
+def test_a_setting_that_says_nothing_or_too_much() -> None:
+    for given in ({}, {"share": 0.5, "memory": "1MB"}, {"width": ()}):
+        with pytest.raises(UserError, match="one of width, share, memory, flops"):
+            settings(**{"width": None} | given).capacities()
+    assert settings(width=None, memory=("1kB", 2000)).capacities() == [
+        Capacity(memory=1000),
+        Capacity(memory=2000),
+    ]
+    with pytest.raises(UserError, match="500MB"):
+        parse_bytes("much")
+
+
+def test_the_grid_is_that_of_the_narrowest() -> None:
+    from blobs import participants
+
+    from msfusion.capture import capture
+    from msfusion.core.coverage import Coverage
+    from msfusion.runtimes.run import Problem
+    from msfusion.runtimes.simulation import Simulation
+
+    model = net()
+    example = (participants()[0][:2][0],)
+    problem = Problem(model, example, participants(), TEST)
+    setup = Simulation(problem, settings(width=MIXED), captured=capture(model, example)).setup
+    schedule = setup.learner(State(0.0)).schedule
+    assert isinstance(schedule, DoubleShift)
+    assert setup.setting.narrowest == setup.widths(2)
+    epoch = schedule.epoch(setup.widths(0))
+    assert epoch == schedule.epoch(setup.widths(2))
+    coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
+    for round in range(epoch):
+        for number in range(len(SIZES)):
+            coverage.add(schedule.windows(round, number, setup.widths(number)))
+    assert coverage.summary().share == 1
+    assert get_method("msfusion").cut == "inner"
