@@ -1,12 +1,13 @@
 """Models from the user's own file."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from msfusion.errors import UserError
-from msfusion.models import InputSpec, build
+from msfusion.models import InputSpec, build, build_without_values
 
 SOURCE = """
 from dataclasses import dataclass
@@ -104,3 +105,48 @@ def test_errors(
 def test_not_a_file_with_a_function(spec: str) -> None:
     with pytest.raises(UserError, match="expected"):
         build(spec, VECTOR)
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "error"),
+    [
+        ("def net(:\n    pass\n", 1, "SyntaxError: invalid syntax"),
+        ("\nimport nowhere_at_all\n", 2, "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("import torch\n\ndef net():\n    return torch.nn.Linear(3, wide)\n", 4, "NameError: name 'wide'"),
+        ("import torch\ndef net():\n    return torch.nn.Linear(3, 'a')\n", 3, "TypeError: "),
+        ("def net():\n    raise ValueError\n", 2, "ValueError: no message"),
+        ("def net():\n    raise ValueError('one\\ntwo')\n", 2, "ValueError: one;"),
+        ("import sys\nsys.exit(0)\n", 2, "SystemExit: 0"),
+    ],
+)
+@pytest.mark.parametrize("make", [build, build_without_values])
+def test_what_the_files_own_code_raises(
+    make: Callable[..., object], source: str, line: int, error: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(source)
+    with pytest.raises(UserError) as raised:
+        make(f"{path}:net", VECTOR)
+    assert f"got at {path}:{line} {error}" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_import_of_a_broken_file_names_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helper_of_mine.py").write_text("x = \n")
+    (tmp_path / "net.py").write_text("import helper_of_mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"got at \S*helper_of_mine\.py:1 SyntaxError"):
+        build(f"{tmp_path / 'net.py'}:net", VECTOR)
+
+
+def test_code_that_looks_at_values_is_built_with_values(tmp_path: Path) -> None:
+    path = tmp_path / "looks.py"
+    path.write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    layer = nn.Linear(4, 3)\n"
+        "    assert float(layer.weight.sum()) is not None\n"
+        "    return layer\n"
+    )
+    module, _ = build_without_values(f"{path}:net", VECTOR)
+    assert not next(module.parameters()).is_meta

@@ -64,8 +64,8 @@ def build_without_values(
     try:
         with parameters_on_meta():
             return build(spec, inputs, options)
-    except (RuntimeError, NotImplementedError) as error:
-        if "meta" not in str(error):
+    except (RuntimeError, NotImplementedError, UserError) as error:
+        if "meta" not in str(error.__cause__ or error):
             raise
         return build(spec, inputs, options)
 

@@ -3,7 +3,9 @@
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +25,12 @@ def build_from_file(spec: str, inputs: InputSpec | None, options: Mapping[str, o
     """Calls ``function(**options)`` of the file that ``spec`` names.
 
     The function returns a module, or a module and its example inputs (a tensor or a tuple of tensors).
-    ``UserError`` where the file, the function or an option does not exist or the result is something else."""
+    ``UserError`` where the file, the function or an option does not exist, the result is something else, or
+    the file's own code fails."""
     function = _function(spec)
     _check_options(spec, function, options)
-    result = function(**options)
+    with _explained(Path(spec.rpartition(":")[0])):
+        result = function(**options)
     if isinstance(result, nn.Module):
         return result, (_example(spec, inputs),)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module):
@@ -58,8 +62,34 @@ def _import(path: Path) -> ModuleType:
     assert module_spec.loader is not None, path
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module  # dataclasses and pickle look their module up there
-    module_spec.loader.exec_module(module)
+    with _explained(path):
+        module_spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Runs code of a user's file: what it raises becomes a ``UserError`` that names file, line and error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        first = said.strip().splitlines()[0] if said.strip() else "no message"
+        raise UserError(
+            f"expected {path} to build a model, got at {_place(path, error)} "
+            f"{type(error).__name__}: {first}; mend that line"
+        ) from error
+
+
+def _place(path: Path, error: BaseException) -> str:
+    """``file:line`` of a syntax error, else of the innermost line of the file that was running."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return f"{path}:{own[-1]}" if own else str(path)
 
 
 def _check_options(spec: str, function: Callable[..., object], options: Mapping[str, object]) -> None:
