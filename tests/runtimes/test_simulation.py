@@ -501,9 +501,49 @@ def test_divergence_is_one_sentence_and_keeps_the_rounds_before(tmp_path: Path) 
 
 
 def test_a_huge_learning_rate_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="training diverged"):
+    with pytest.raises(UserError, match=r"participant \d.*train\.lr"):
         play(tmp_path, rounds=30, train={"lr": 1e9}, model=net(norm=False))
     assert all(t.isfinite().all() for t in tensors(tmp_path).values())
+
+
+def test_a_training_loss_that_is_no_number_names_round_and_participant(tmp_path: Path) -> None:
+    """The gradients stay finite, and so do the parameters."""
+    play(tmp_path / "good", rounds=2)
+    steps = 0
+
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal steps
+        steps += output.requires_grad
+        late = steps > 3 * (2 * 4 + 1)  # three steps of four participants in two rounds, and of one
+        return nn.functional.cross_entropy(output, targets) + (math.inf if late else 0.0)
+
+    with pytest.raises(UserError, match=r"round 2, participant 1: .*NaN or infinity.*train\.lr"):
+        msfusion.simulate(net(), participants(), TEST, settings(rounds=9), loss=loss, out=tmp_path / "bad")
+    saved, facts = checkpoint.load(tmp_path / "bad")
+    assert facts["rounds_done"] == 2
+    assert same(saved, tensors(tmp_path / "good"))
+
+
+@pytest.mark.parametrize("method", ["msfusion", "fedavg-small", "standalone"])
+def test_a_score_that_is_no_number_ends_the_run_behind_its_round(method: str, tmp_path: Path) -> None:
+    scores = 0
+
+    def loss(output: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal scores
+        scores += not output.requires_grad
+        bad = scores > (4 if method == "standalone" else 1) and not output.requires_grad
+        return nn.functional.cross_entropy(output, targets) + (math.nan if bad else 0.0)
+
+    def play_on(resume: bool) -> None:
+        run = settings(method=method, rounds=2)
+        msfusion.simulate(net(), participants(), TEST, run, loss=loss, out=tmp_path, resume=resume)
+
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"round 1: .*finite loss.*got nan.*train\.lr"):
+            play_on(resume)
+        assert checkpoint.load(tmp_path)[1]["rounds_done"] == 2
+        rounds = read(tmp_path).rounds
+        assert [r["evaluation"] and r["evaluation"]["loss"] is None for r in rounds] == [False, True]
 
 
 # --- few participants, few examples

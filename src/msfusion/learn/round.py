@@ -1,5 +1,6 @@
 """One round of training together, whatever carries the values."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -83,6 +84,7 @@ class Learner:
 
         previous: what the participant handed over when it last trained. Where there is none, there is nothing
         to turn away from: the contrastive loss would be log 1 for any model, and is left out.
+        Raises UserError where the loss is not finite.
         """
         module = self.submodels.load(windows, values)
         compared = self._compared(windows, values, previous)
@@ -90,6 +92,11 @@ class Learner:
         seed = derive(self.seed, "local training", round, participant.number)
         with self._batch_norm_explained(participant):
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
+                "or infinity; lower train.lr, set train.clip, or look for such values in its data"
+            )
         trained = self.submodels.unload(windows, module)
         seen = participant.seen
         only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}

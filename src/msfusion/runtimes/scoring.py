@@ -1,5 +1,6 @@
 """Scores of what a run trains, as its method defines it."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
+from msfusion.errors import UserError
 from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
 from msfusion.learn.methods import Evaluated
 from msfusion.learn.round import Learner, Participant
@@ -57,3 +59,15 @@ def mean(scores: list[Evaluation]) -> Evaluation:
         accuracy=sum(accuracies) / len(accuracies) if accuracies else None,
         examples=scores[0].examples,
     )
+
+
+def check_finite(score: Evaluation, done: int) -> None:
+    """Raise UserError where a model diverged although each of its parameters is finite: its loss is not.
+
+    done: rounds that the model has been trained for.
+    """
+    if not math.isfinite(score.loss):
+        raise UserError(
+            f"round {done - 1}: expected a finite loss of the trained model on the test set, got "
+            f"{score.loss}; lower train.lr, set train.clip, or look for NaN or infinity in the test data"
+        )

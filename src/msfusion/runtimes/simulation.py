@@ -1,6 +1,7 @@
 """All participants in this process."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.run import Problem, Run, check_participants
-from msfusion.runtimes.scoring import Scores
+from msfusion.runtimes.scoring import Scores, check_finite
 from msfusion.runtimes.scribe import Scribe
 from msfusion.runtimes.setup import Setup, device_of
 from msfusion.settings import validated
@@ -134,7 +135,8 @@ class Simulation:
         """Play all rounds (with ``resume``, those that are left) and return what came of it.
 
         watch: called with every record. Ctrl-C ends the run behind a participant, saves the last finished
-        round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint.
+        round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint. A loss
+        that is not finite ends it with UserError; what is saved is the last round that was merged.
         """
         with torch_threads(self.config.threads):
             done = self._resume() if resume else 0
@@ -143,6 +145,7 @@ class Simulation:
                     self._save(0)  # from here on the run can be resumed, whatever happens
                 history = self._rounds(done, watch)
             evaluation = self._evaluation or self.evaluate()
+            check_finite(evaluation, self.config.rounds)
         return Result(self.model.eval(), evaluation, self.coverage.summary(), history)
 
     def _rounds(self, done: int, watch: Callable[[records.Round], None]) -> list[records.Round]:
@@ -152,9 +155,13 @@ class Simulation:
                 history.append(self._round(round, check))
                 done = round + 1
                 self.journal.round(history[-1])
-                if done % self.config.checkpoint_every == 0 or done == self.config.rounds:
+                score = self._evaluation
+                diverged = score is not None and not math.isfinite(score.loss)
+                if done % self.config.checkpoint_every == 0 or done == self.config.rounds or diverged:
                     self._save(done)
                 watch(history[-1])
+                if score is not None:
+                    check_finite(score, done)
         return history
 
     def evaluate(self) -> Evaluation:
