@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msfusion.config import Config, Model, load, parse_setting, presets
+from msfusion.config import Config, Model, load, load_axes, parse_setting, presets
 from msfusion.data import Data
 from msfusion.errors import UserError
 from msfusion.learn.local import Train
@@ -231,3 +231,11 @@ def test_ranges_in_words(key: str, value: float, words: str) -> None:
 def test_a_setting_without_a_range() -> None:
     with pytest.raises(UserError, match=r"setting free: expected a valid number.*, got 'x'"):
         validated(Ranges, {"free": "x"})
+
+
+@pytest.mark.parametrize("text", ["", "[model]\nname = 'mlp'\n", "[model]\nname = 'mlp'\n[model.axes]\n"])
+def test_a_file_of_axes_without_axes_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "axes.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"expected a table \[model.axes\] in \S*axes.toml, found none"):
+        load_axes(path)

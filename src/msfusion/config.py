@@ -52,12 +52,16 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
 
 def load_axes(file: Path | None) -> dict[str, list[str]]:
-    """The table ``[model.axes]`` of a TOML file, or all of one without ``[model]``; empty for None."""
+    """The table ``[model.axes]`` of a TOML file, or all of one without ``[model]``; empty for None.
+
+    UserError for a file that declares no axes."""
     if file is None:
         return {}
     table = _read(str(file))
     own = table["model"] if isinstance(table.get("model"), dict) else {"axes": table}
-    return validated(Model, {"axes": own.get("axes", {})}).axes
+    if not own.get("axes"):
+        raise UserError(f"expected a table [model.axes] in {file}, found none; declare axes in it")
+    return validated(Model, {"axes": own["axes"]}).axes
 
 
 def presets() -> list[str]:

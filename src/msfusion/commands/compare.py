@@ -30,6 +30,9 @@ def run(
 ) -> None:
     """Run every method with every seed; print one table and, into ``out``, write one report."""
     require_positive(seeds=seeds)
+    _refuse_own(settings)
+    if out is None and resume:
+        raise UserError("expected the folder of the runs (--out DIR) for --resume, got none")
     for method in methods:
         get_method(method)
     if len(set(methods)) < len(methods):
@@ -51,6 +54,15 @@ def run(
     emit({"methods": rows}, _table(rows), json=json)
     if out is not None and not json:
         emit({}, f"report: {out / 'report.html'}", json=False)
+
+
+def _refuse_own(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that a comparison gives each of its runs itself."""
+    for key, option in (("method", "--methods a,b,c"), ("seed", "--seeds K")):
+        if key in settings:
+            raise UserError(
+                f"expected {option} for a comparison, got --set {key}={settings[key]}; use {option} instead"
+            )
 
 
 def _train(tasks: Sequence[Task], jobs: int) -> None:
