@@ -9,7 +9,7 @@ from msfusion.data.partition import partition
 from msfusion.errors import UserError
 
 LABELS = np.arange(200) % 5
-KINDS: list[Partition] = ["iid", "dirichlet", "pathological", "blocks"]
+KINDS: list[Partition] = ["iid", "dirichlet", "pathological"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -25,18 +25,13 @@ def test_the_seed_decides(kind: Partition) -> None:
         [part.tolist() for part in partition(LABELS, Data(partition=kind), 4, seed)] for seed in (0, 0, 1)
     )
     assert first == again
-    assert (first == other) == (kind == "blocks")
+    assert first != other
 
 
 def test_iid_is_even_and_shuffled() -> None:
     parts = partition(LABELS, Data(partition="iid"), 3, seed=0)
     assert [len(part) for part in parts] == [67, 67, 66]
     assert not np.array_equal(parts[0], np.sort(parts[0]))
-
-
-def test_blocks_are_contiguous() -> None:
-    parts = partition(np.zeros(5), Data(partition="blocks"), 2, seed=0)
-    assert [part.tolist() for part in parts] == [[0, 1, 2], [3, 4]]
 
 
 def test_pathological_gives_each_participant_its_number_of_classes() -> None:
@@ -96,7 +91,7 @@ def test_the_global_generator_is_left_alone() -> None:
             "got 150 participants with 5 classes",
         ),
         (Data(partition="iid", min_examples=10), 30, "at least 10 examples per participant, got 6"),
-        (Data(partition="blocks", min_examples=10), 30, "got 6 for participant 20 with partition 'blocks'"),
+        (Data(partition="blocks"), 2, "'iid', 'dirichlet' or 'pathological' for images, got 'blocks'"),
     ],
 )
 def test_errors(config: Data, participants: int, message: str) -> None:

@@ -18,10 +18,10 @@ _TRIES = 20
 
 
 def partition(labels: Indices, config: Data, participants: int, seed: int) -> list[Indices]:
-    """The rows of each participant, in random order ("blocks": ascending). The same for the same seed.
+    """The rows of each participant, in random order. The same for the same seed.
 
-    ``UserError`` where there are more participants than examples, or where one would get fewer than
-    ``config.min_examples``."""
+    ``UserError`` where there are more participants than examples, where one would get fewer than
+    ``config.min_examples``, or for "blocks", which divide text."""
     if participants > len(labels):
         raise UserError(
             f"expected at most one participant per example, got {participants} participants for "
@@ -29,9 +29,11 @@ def partition(labels: Indices, config: Data, participants: int, seed: int) -> li
         )
     kind = config.partition or "dirichlet"
     if kind == "blocks":
-        parts = np.array_split(np.arange(len(labels)), participants)
-    else:
-        parts = _with_flower(kind, labels, config, participants, seed)
+        raise UserError(
+            "expected data.partition 'iid', 'dirichlet' or 'pathological' for images, got 'blocks', which is "
+            "for text: set one of them"
+        )
+    parts = _with_flower(kind, labels, config, participants, seed)
     _check_sizes(parts, kind, config)
     return parts
 
