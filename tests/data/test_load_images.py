@@ -116,6 +116,44 @@ def test_columns_can_be_named_and_be_plain_binary(tmp_path: Path) -> None:
         load(config(path), participants=1, seed=0)
 
 
+def named(path: Path, labels: list[str] | list[int], **more: list[str]) -> None:
+    pq.write_table(
+        pa.table({"image": [encoded(i) for i in range(len(labels))], "kind": labels, **more}), path
+    )
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_names_are_numbered_in_order(coded: bool, tmp_path: Path) -> None:
+    for part, labels in (("train-0", ["owl", "cat"]), ("train-1", ["emu", "cat"]), ("test", ["owl", "emu"])):
+        named(tmp_path / f"{part}.parquet", labels)
+        if coded:
+            table = pq.read_table(tmp_path / f"{part}.parquet")
+            coded_column = table["kind"].dictionary_encode()
+            pq.write_table(table.set_column(1, "kind", coded_column), tmp_path / f"{part}.parquet")
+    federation = load(config(tmp_path, partition="iid"), participants=1, seed=0)
+    assert federation.inputs.classes == 3
+    train = images(federation.train[0])
+    by_place = sorted(zip(train.indices.tolist(), train.labels[train.indices].tolist(), strict=True))
+    assert [label for _, label in by_place] == [2, 0, 1, 0]
+    assert images(federation.test).labels.tolist() == [2, 1]
+
+
+def test_a_column_of_names_is_taken_where_it_is_named_or_nothing_else_fits(tmp_path: Path) -> None:
+    named(tmp_path / "train.parquet", [0, 1, 2, 3] * 5, word=["a", "b"] * 10)
+    assert load(config(tmp_path), participants=1, seed=0).inputs.classes == 4
+    assert load(config(tmp_path, label_column="word"), participants=1, seed=0).inputs.classes == 2
+
+
+def test_labels_that_the_training_files_lack(tmp_path: Path) -> None:
+    named(tmp_path / "train.parquet", ["cat", "owl"] * 5)
+    named(tmp_path / "test.parquet", ["cat", "dog"])
+    with pytest.raises(UserError, match=r"expected the labels cat, owl .*test\.parquet, got 'dog'"):
+        load(config(tmp_path), participants=1, seed=0)
+    named(tmp_path / "train.parquet", [0, 1] * 5)
+    with pytest.raises(UserError, match=r"expected integer labels in \S*test\.parquet.*got names"):
+        load(config(tmp_path), participants=1, seed=0)
+
+
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0, 1] * 5, [encoded(7, mode="L")] * 10)
     assert load(config(tmp_path), participants=1, seed=0).inputs.shape == (1, 4, 4)
@@ -196,8 +234,8 @@ def test_parquet_without_images(tmp_path: Path) -> None:
 
 
 def test_parquet_without_labels(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"img": [encoded(0)], "label": ["cat"]}), tmp_path / "train.parquet")
-    expect("one column of integer labels", config(tmp_path))
+    pq.write_table(pa.table({"img": [encoded(0)], "label": [0.5]}), tmp_path / "train.parquet")
+    expect("one column of labels", config(tmp_path))
 
 
 def test_named_column_of_the_wrong_kind(folder: Path) -> None:

@@ -30,4 +30,4 @@ class Data:
     # None: 0.2, or 0.1 for text
     test_share: Annotated[float, Gt(0), Lt(1)] | None = None
     image_column: str | None = None  # parquet; None: the one column of encoded images
-    label_column: str | None = None  # parquet; None: the one column of integers
+    label_column: str | None = None  # parquet; None: the one column of integers, else of names

@@ -1,10 +1,11 @@
-"""Labelled images in parquet files: one column of encoded images, one of integer labels.
+"""Labelled images in parquet files: one column of encoded images, one of integer labels or of names.
 
 The layout is that of image datasets on the Hugging Face hub: an image is a struct with a field ``bytes`` (or
 plain binary), and the files of a folder are called ``train*.parquet`` and ``test*.parquet``."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 
 from msfusion.data.config import Data
 from msfusion.data.images import Encoded, decode_source
-from msfusion.data.source import Source
+from msfusion.data.source import Indices, Source
 from msfusion.errors import UserError
 
 _TEST = ("test", "validation", "valid", "val")
@@ -24,7 +25,8 @@ _TEST = ("test", "validation", "valid", "val")
 def load_parquet(config: Data, seed: int) -> Source:
     """One file, or a folder with train*.parquet and, optionally, test*.parquet (else validation*.parquet).
 
-    The number of classes is what the files say of themselves, else the largest training label plus one."""
+    The number of classes is what the files say of themselves, else the largest training label plus one. Names
+    are numbered in the order of the alphabet."""
     return _load(config, seed, classes=None)
 
 
@@ -35,9 +37,11 @@ def load_cifar10(config: Data, seed: int) -> Source:
 
 def _load(config: Data, seed: int, classes: int | None) -> Source:
     train_files, test_files = _files(config)
-    train = _read(train_files, config)
-    test = _read(test_files, config) if test_files else None
-    classes = classes or _declared_classes(train_files[0], config) or int(train.labels.max(initial=0)) + 1
+    names = _names(train_files, config)
+    train = _read(train_files, config, names)
+    test = _read(test_files, config, names) if test_files else None
+    classes = classes or _declared_classes(train_files[0], config)
+    classes = classes or (int(train.labels.max(initial=0)) + 1 if names is None else len(names))
     return decode_source(train, test, classes, config, seed)
 
 
@@ -64,9 +68,11 @@ def _files(config: Data) -> tuple[list[Path], list[Path]]:
 def _columns(path: Path, config: Data) -> tuple[str, str]:
     """Names of the image and the label column."""
     schema = _reading(path, pq.read_schema)
+    numbered = any(pa.types.is_integer(field.type) for field in schema)
+    holds = pa.types.is_integer if numbered and config.label_column is None else _holds_labels
     return (
         _column(schema, config.image_column, _holds_images, path, "image_column", "encoded images"),
-        _column(schema, config.label_column, _holds_labels, path, "label_column", "integer labels"),
+        _column(schema, config.label_column, holds, path, "label_column", "labels"),
     )
 
 
@@ -77,7 +83,12 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _holds_labels(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind))
+    return bool(pa.types.is_integer(kind)) or _holds_names(kind)
+
+
+def _holds_names(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _column(
@@ -100,14 +111,48 @@ def _column(
     )
 
 
-def _read(paths: list[Path], config: Data) -> Encoded:
+def _names(paths: list[Path], config: Data) -> list[str] | None:
+    """The names among the training labels, sorted; None for labels that are numbers."""
+    found: set[str] = set()
+    for path in paths:
+        _, column = _columns(path, config)
+        label = _reading(path, partial(pq.read_table, columns=[column]))[column]
+        if not _holds_names(label.type):
+            return None
+        found.update(label.cast(pa.string()).drop_null().unique().to_pylist())
+    return sorted(found)
+
+
+def _numbers(label: pa.ChunkedArray, names: list[str] | None, path: Path) -> Indices:
+    """Labels as numbers. UserError for a name that ``names`` lack, and for names where they are None."""
+    if names is None:
+        if _holds_names(label.type):
+            raise UserError(
+                f"expected integer labels in {path}, as in the first training file, got names: "
+                "take labels of one kind"
+            )
+        return label.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    text = label.cast(pa.string())
+    numbers = pc.index_in(text, value_set=pa.array(names, pa.string()))
+    if numbers.null_count:
+        unknown = text.filter(numbers.is_null())[0].as_py()
+        raise UserError(
+            f"expected the labels {', '.join(names)} of the training files in {path}, got {unknown!r}: "
+            "mend the labels"
+        )
+    return numbers.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _read(paths: list[Path], config: Data, names: list[str] | None) -> Encoded:
     tables = [_read_one(path, config) for path in paths]
     images = pa.chunked_array(
         [chunk for table in tables for chunk in table["image"].chunks], pa.large_binary()
     )
     name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
     return Encoded(
-        labels=np.concatenate([table["label"].to_numpy() for table in tables]).astype(np.int64),
+        labels=np.concatenate(
+            [_numbers(table["label"], names, path) for table, path in zip(tables, paths, strict=True)]
+        ),
         read=lambda row: images[row].as_py() or b"",
         where=lambda row: f"row {row} of {name}",
         name=name,
@@ -117,7 +162,7 @@ def _read(paths: list[Path], config: Data) -> Encoded:
 def _read_one(path: Path, config: Data) -> pa.Table:
     """The columns ``image`` (encoded) and ``label`` of one file."""
     columns = list(_columns(path, config))
-    table = _reading(path, lambda p: pq.read_table(p, columns=columns))
+    table = _reading(path, partial(pq.read_table, columns=columns))
     image, label = (table[column] for column in columns)
     if label.null_count:
         raise UserError(f"expected a label in every row of {path}, got rows without: remove them")
