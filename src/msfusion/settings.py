@@ -1,5 +1,6 @@
 """Checks settings against the types and bounds that their dataclass states beside each field."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -66,3 +67,14 @@ def _bounds(hint: Any) -> str:
         return f"in {low}, {high}"
     words = {"(": "above ", "[": "of at least ", ")": "below ", "]": "of at most "}
     return words[low[0]] + low[1:] if low else words[high[-1]] + high[:-1] if high else ""
+
+
+def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names: {"train": {"lr": 0.1}} -> {"train.lr": "0.1"}."""
+    out: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return out

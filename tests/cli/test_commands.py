@@ -430,7 +430,20 @@ def test_a_directory_that_holds_a_run(run: Callable[..., Answer], preset: Path, 
     )
     other = ("--set", "model.options.hidden=[12, 9]")
     refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", *other), "of this model")
+    changes = ("--set", "model.options.dropout=0.1", "--set", "train.batch=8")
+    refused(
+        run("simulate", preset, "--out", tmp_path / "run", "--resume", *changes),
+        "got model.options.dropout = 0.1 where the run has none, train.batch = 8 where the run has 16",
+    )
     assert contents(tmp_path) == before
+
+
+def test_a_folder_of_runs_is_no_run(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "c"
+    flags = ("--methods", "msfusion:in-step,fedavg", "--rounds", 1, "--jobs", 1)
+    one_object(run("compare", preset, *flags, "--out", folder, "--json"))
+    runs = f"{folder / 'fedavg' / 'seed-0'}, {folder / 'msfusion-in-step' / 'seed-0'}"
+    refused(run("export", folder, tmp_path / "x.safetensors"), f"name one of the runs in it: {runs}")
 
 
 def test_broken_checkpoints(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:

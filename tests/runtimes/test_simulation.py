@@ -343,10 +343,14 @@ def test_a_directory_with_a_run_is_refused(run: Path) -> None:
     ("change", "words"),
     [
         ({"seed": 1}, "seed = 1 where the run has 0"),
-        ({"method": "fedrolex"}, "method = 'fedrolex' where the run has 'msfusion'"),
+        ({"method": "fedrolex"}, "method = fedrolex where the run has msfusion"),
         ({"width": 0.25}, "width = 0.25 where the run has 0.5"),
+        (
+            {"width": None, "share": 0.4},
+            "share = 0.4 where the run has none, width = none where the run has 0.5",
+        ),
+        ({"train": {"lr": 0.2}}, r"got train\.lr = 0\.2 where the run has 0.1; resume"),
         ({"overlap": 0.5}, "overlap = 0.5"),
-        ({"train": {"lr": 0.2}}, "train = .*'lr': 0.2"),
         ({"rounds": 2}, "at least the 3 rounds that the run has done, got 2"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from msfusion.errors import UserError
 from msfusion.records import FILE_NAME, Run, read
 from msfusion.report.numbers import Metric
+from msfusion.settings import flat
 
 # Settings that say where or how often a run was made, not what was run: they never tell two groups apart.
 _INCIDENTAL = frozenset({"seed", "device", "checkpoint_every", "method"})
@@ -106,14 +107,3 @@ def _labels(bundles: Sequence[tuple[Run, ...]]) -> Iterator[str]:
 def rank(label: str) -> tuple[bool, str]:
     """The order of methods wherever they are not ranked by result: msfusion and its variants first."""
     return not label.startswith("msfusion"), label
-
-
-def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted names: {"train": {"lr": 0.1}} -> {"train.lr": "0.1"}."""
-    out: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return out

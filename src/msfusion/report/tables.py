@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from msfusion.records import Header, ParticipantFacts, Run
 from msfusion.report.numbers import NOTHING, Metric, count, many, mean_max, percent, si, span, spread
-from msfusion.report.runs import Group, flat
+from msfusion.report.runs import Group
 from msfusion.report.series import field, last, metric
+from msfusion.settings import flat
 
 Facts = list[tuple[str, str]]
 COSTS = (

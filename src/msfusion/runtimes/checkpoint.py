@@ -52,7 +52,9 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of the checkpoint in ``directory``; raises UserError where there is none."""
     path = directory / FILE_NAME
     if not path.exists():
-        raise UserError(f"expected a checkpoint in {directory}, found no {FILE_NAME}; start the run first")
+        below = sorted(str(file.parent) for file in directory.rglob(FILE_NAME))
+        todo = f"name one of the runs in it: {', '.join(below)}" if below else "start the run first"
+        raise UserError(f"expected a checkpoint in {directory}, found no {FILE_NAME}; {todo}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

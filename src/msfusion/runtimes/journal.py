@@ -12,6 +12,7 @@ from msfusion import records
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
+from msfusion.settings import flat
 
 
 class Journal:
@@ -69,7 +70,7 @@ class Journal:
     def load(self, free: Collection[str]) -> tuple[int, dict[str, Tensor]]:
         """Rounds done and tensors of the checkpoint; raises UserError where it is not one of this run.
 
-        free: settings that may differ from those of the saved run.
+        free: settings, as ``train.lr``, that may differ from those of the saved run.
         """
         if self._directory is None:
             raise UserError("expected a run directory to resume from, got none; name the one of the run")
@@ -79,14 +80,11 @@ class Journal:
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
                 "use the run's own model or another directory"
             )
-        before = facts["settings"]
-        for key in sorted(before.keys() | self.settings.keys()):
-            if key not in free and before.get(key) != self.settings.get(key):
-                raise UserError(
-                    f"expected the settings of the run in {self._directory}, got {key} = "
-                    f"{self.settings.get(key)!r} where the run has {before.get(key)!r}; "
-                    "resume with the same settings or use another directory"
-                )
+        if differ := _differences(flat(facts["settings"]), flat(self.settings), free):
+            raise UserError(
+                f"expected the settings of the run in {self._directory}, got {differ}; "
+                "resume with the same settings or use another directory"
+            )
         if facts["examples"] != self._examples:
             raise UserError(
                 f"expected the data of the run in {self._directory}, whose participants have "
@@ -94,3 +92,18 @@ class Journal:
                 "resume with the same data or use another directory"
             )
         return int(facts["rounds_done"]), tensors
+
+
+def _differences(before: Mapping[str, str], now: Mapping[str, str], free: Collection[str]) -> str:
+    """What differs between settings by their dotted names, in words; empty where nothing does."""
+    keys = sorted((before.keys() | now.keys()) - set(free))
+    pairs = {key: (now.get(key), before.get(key)) for key in keys}
+    return ", ".join(
+        f"{key} = {_said(new)} where the run has {_said(old)}"
+        for key, (new, old) in pairs.items()
+        if new != old and {new, old} != {None, "{}"}  # of a table that is empty on one side, its keys tell
+    )
+
+
+def _said(value: str | None) -> str:
+    return "none" if value in (None, "null") else value
