@@ -1,6 +1,7 @@
 """The command line. Every command is a few calls into the library and one table or one JSON object."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,18 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train one PyTorch model together, each participant only a slice of its width.",
 )
 
-Preset = Annotated[str, typer.Argument(help="Name of a preset, or a TOML file.")]
+# Written out, as help does not wait for torch; a test holds them to what there is.
+METHODS = "msfusion, fedrolex, heterofl, fjord, random, fedavg, fedavg-small, standalone"
+VARIANTS = "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap"
+PRESETS = "cifar10, demo, shakespeare, wikitext2"
+MODELS = "cnn, gpt, mlp, resnet18, vit"
+
+Preset = Annotated[str, typer.Argument(help=f"A preset ({PRESETS}), or a TOML file.")]
+Method = typer.Option(help=f"Method: {METHODS}; or a variant: {VARIANTS}.")
 Model = Annotated[
-    str, typer.Argument(help="A shipped model, path/to/file.py:function, hf:PATH or timm:NAME.")
+    str, typer.Argument(help=f"A shipped model ({MODELS}), path/to/file.py:function, hf:PATH or timm:NAME.")
 ]
 Axes = Annotated[
     Path | None, typer.Option("--axes", help="TOML file that declares axes by hand, as [model.axes] does.")
@@ -34,16 +41,44 @@ Memory = Annotated[str | None, typer.Option(help="Memory that it has for trainin
 Flops = Annotated[str | None, typer.Option(help="FLOPs per optimizer step that it can afford.")]
 Rounds = Annotated[int | None, typer.Option(help="Number of rounds.")]
 DataPath = Annotated[Path | None, typer.Option(help="Where the data stands.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any other setting, as key=value.")]
-Option = Annotated[
-    list[str] | None, typer.Option("--option", help="Keyword argument of the model's builder, as key=value.")
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Any setting, e.g. train.lr=0.1, its value as in TOML; may be repeated.",
+    ),
 ]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        metavar="KEY=VALUE",
+        help="Keyword argument of the model's builder, its value as in TOML; may be repeated.",
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"msfusion {version('msfusion')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Train one PyTorch model together, each participant only a slice of its width."""
 
 
 @app.command()
 def simulate(
     preset: Preset,
-    method: Annotated[str | None, typer.Option(help="Method, or method:variant.")] = None,
+    method: Annotated[str | None, Method] = None,
     participants: Participants = None,
     width: Width = None,
     share: Share = None,
@@ -73,9 +108,9 @@ def simulate(
 @app.command()
 def compare(
     preset: Preset,
-    methods: Annotated[str, typer.Option(help="Methods, with commas between them.")] = (
-        "msfusion,fedrolex,heterofl,fedavg,fedavg-small"
-    ),
+    methods: Annotated[
+        str, typer.Option(help=f"Methods, with commas between them: {METHODS}; or variants: {VARIANTS}.")
+    ] = ("msfusion,fedrolex,heterofl,fedavg,fedavg-small"),
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
     participants: Participants = None,
     width: Width = None,
@@ -121,7 +156,7 @@ def plan(
     memory: Memory = None,
     flops: Flops = None,
     rounds: Annotated[int, typer.Option(help="Rounds to count coverage over.")] = 20,
-    method: Annotated[str, typer.Option(help="Method, or method:variant.")] = "msfusion",
+    method: Annotated[str, Method] = "msfusion",
     seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
     optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, load_model
 
 from msfusion import cli
+from msfusion.config import presets
 from msfusion.data import load as load_data
-from msfusion.models import build
+from msfusion.learn.methods import METHODS
+from msfusion.models import MODELS, build
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
 
@@ -351,6 +354,28 @@ def test_help_and_no_command(run: Callable[..., Answer]) -> None:
         assert run(command, "--help")[0] == 0
 
 
+def test_help_names_what_there_is(run: Callable[..., Answer]) -> None:
+    listed = {text: text.replace(" :", " msfusion:").split(", ") for text in (cli.METHODS, cli.VARIANTS)}
+    assert listed[cli.METHODS] == list(METHODS)
+    assert listed[cli.VARIANTS] == [f"msfusion:{name}" for name in METHODS["msfusion"].variants]
+    assert all(not method.variants for name, method in METHODS.items() if name != "msfusion")
+    assert cli.PRESETS.split(", ") == presets()
+    assert cli.MODELS.split(", ") == sorted(MODELS)
+    for command in ("simulate", "compare"):
+        said = " ".join(run(command, "--help")[1].split())
+        assert cli.PRESETS in said
+        assert cli.METHODS in said
+        assert "may be repeated" in said
+
+
+def test_version(run: Callable[..., Answer]) -> None:
+    assert run("--version") == (0, f"msfusion {version('msfusion')}\n", "")
+
+
+def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> None:
+    assert run("simulate", preset, "--rounds", 1)[1].startswith("msfusion after 1 round: ")
+
+
 # --- bad input
 
 
@@ -426,7 +451,9 @@ def test_a_directory_that_holds_a_run(run: Callable[..., Answer], preset: Path, 
     refused(run("simulate", preset, "--out", tmp_path / "run", "--seed", 1), "without a run")
     refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", "--seed", 1), "seed")
     refused(
-        run("simulate", preset, "--out", tmp_path / "run", "--resume", "--rounds", 1), "2 rounds", "got 1"
+        run("simulate", preset, "--out", tmp_path / "run", "--resume", "--rounds", 1),
+        "rounds of at least 2",
+        "got 1",
     )
     other = ("--set", "model.options.hidden=[12, 9]")
     refused(run("simulate", preset, "--out", tmp_path / "run", "--resume", *other), "of this model")

@@ -351,7 +351,7 @@ def test_a_directory_with_a_run_is_refused(run: Path) -> None:
         ),
         ({"train": {"lr": 0.2}}, r"got train\.lr = 0\.2 where the run has 0.1; resume"),
         ({"overlap": 0.5}, "overlap = 0.5"),
-        ({"rounds": 2}, "at least the 3 rounds that the run has done, got 2"),
+        ({"rounds": 2}, "rounds of at least 3, which the run has done, got 2"),
     ],
 )
 def test_other_settings_are_refused(run: Path, change: dict[str, Any], words: str) -> None:

@@ -9,7 +9,7 @@ from msfusion.commands.output import emit, progress
 from msfusion.commands.training import federation_of, note, simulation_of, stoppable
 from msfusion.config import Config, load
 from msfusion.errors import UserError
-from msfusion.report.numbers import percent
+from msfusion.report.numbers import many, percent
 from msfusion.runtimes.simulation import Result
 
 
@@ -64,7 +64,7 @@ def _text(config: Config, result: Result, out: Path | None) -> str:
     score = result.evaluation
     accuracy = f"accuracy {percent(score.accuracy)}, " if score.accuracy is not None else ""
     return (
-        f"{config.method} after {config.rounds} rounds: {accuracy}loss {score.loss:.4f}, "
+        f"{config.method} after {many(config.rounds, 'round')}: {accuracy}loss {score.loss:.4f}, "
         f"coverage {percent(result.coverage.share)}; "
         + (f"saved in {out}" if out else "nothing is saved without --out")
     )

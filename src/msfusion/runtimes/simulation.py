@@ -234,7 +234,7 @@ class Simulation:
         done, tensors = self.journal.load(free)
         if done > self.config.rounds:
             raise UserError(
-                f"expected at least the {done} rounds that the run has done, got {self.config.rounds}; "
+                f"expected rounds of at least {done}, which the run has done, got {self.config.rounds}; "
                 "resume with more rounds or use another directory"
             )
         self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
