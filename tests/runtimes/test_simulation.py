@@ -398,6 +398,42 @@ def test_a_truncated_checkpoint_is_refused(run: Path, keep: int) -> None:
     refused(run, "it cannot be read", resume=True)
 
 
+@pytest.mark.parametrize("bit", [0, 3, 7])
+def test_a_checkpoint_with_one_wrong_bit_is_refused(run: Path, bit: int) -> None:
+    path = run / checkpoint.FILE_NAME
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 41):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << bit
+        path.write_bytes(broken)
+        with pytest.raises(UserError) as caught:
+            checkpoint.load(run)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    assert checkpoint.load(run)[1]["rounds_done"] == 3
+
+
+def test_changed_values_and_facts_are_refused(run: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = run / checkpoint.FILE_NAME
+    tensors, facts = checkpoint.load(run)
+    names = sorted(name for name in tensors if name.startswith("model/"))
+    said = json.dumps(facts)
+    digest = checkpoint.digest(tensors, said)
+    fresh = {name: tensor.clone() for name, tensor in tensors.items()}
+    for changed, text in (
+        ({**fresh, names[0]: -fresh[names[0]]}, said),
+        (fresh, json.dumps({**facts, "rounds_done": 2})),
+        ({name: tensor for name, tensor in fresh.items() if name != names[0]}, said),
+    ):
+        save_file(changed, path, metadata={"facts": text, "digest": digest})
+        refused(run, "its digest tells that it has changed", resume=True)
+    save_file(fresh, path, metadata={"facts": said})
+    refused(run, "its digest", resume=True)
+
+
 @pytest.mark.parametrize("content", [b"not a checkpoint", b"\x00" * 500, b"\xff" * 500])
 def test_a_file_that_is_no_checkpoint_is_refused(run: Path, content: bytes) -> None:
     (run / checkpoint.FILE_NAME).write_bytes(content)

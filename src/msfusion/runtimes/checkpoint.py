@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,7 +26,18 @@ def fingerprint(text: str) -> str:
 
 def save(directory: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write the checkpoint of ``directory``; a crash at any moment leaves the old one or the new one."""
-    write(directory / FILE_NAME, tensors, {"facts": json.dumps(facts)})
+    said = json.dumps(facts)
+    write(directory / FILE_NAME, tensors, {"facts": said, "digest": digest(tensors, said)})
+
+
+def digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """BLAKE2b over the facts and every tensor: its name, type, shape and bytes."""
+    hasher = hashlib.blake2b(facts.encode(), digest_size=32)
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -49,7 +61,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
 
 
 def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of the checkpoint in ``directory``; raises UserError where there is none."""
+    """Tensors and facts of the checkpoint in ``directory``; raises UserError where there is none, or where it
+    is not as it was written."""
     path = directory / FILE_NAME
     if not path.exists():
         below = sorted(str(file.parent) for file in directory.rglob(FILE_NAME))
@@ -59,11 +72,17 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-            facts = json.loads(metadata.get("facts", "{}"))
+            said = metadata.get("facts", "{}")
+            facts = json.loads(said)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
             f"expected {path} to be a checkpoint of msfusion, but it cannot be read: {error}"
         ) from None
     if not isinstance(facts, dict) or not facts.keys() >= FACTS:
         raise UserError(f"expected {path} to be a checkpoint of msfusion, it is another safetensors file")
+    if metadata.get("digest") != digest(tensors, said):
+        raise UserError(
+            f"expected the checkpoint {path} as it was written, but its digest tells that it has changed; "
+            "take a copy that has not, or start the run again in another directory"
+        )
     return tensors, facts
