@@ -108,7 +108,11 @@ def test_what_cannot_be_resumed(
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-LINE = json.dumps(a_header()).encode() + b"\n"
+def line(**changes: Any) -> bytes:
+    return json.dumps(a_header(**changes)).encode() + b"\n"
+
+
+LINE = line()
 
 
 @pytest.mark.parametrize(
@@ -125,6 +129,13 @@ LINE = json.dumps(a_header()).encode() + b"\n"
         (b'{"kind":"header","format":1}\n', "line 1 lacks commit, config"),
         (LINE + b"nonsense\n" + LINE, "line 2 is not JSON"),
         (LINE + b'{"kind":"round","round":0}\n', "line 2 lacks bytes"),
+        (line(participants=[{"participant": 0}]), r"line 1 lacks participants\.0\.bytes_per_round, part"),
+        (line(model={"name": "mlp", "parameters": 1, "axes": 3}), r"line 1 has 3 for model\.axes"),
+        (LINE + json.dumps(a_round(0) | {"coverage": "x"}).encode() + b"\n", "line 2 has 'x' for coverage"),
+        (
+            LINE + json.dumps(a_round(0) | {"windows": {"a": {"0": [[1]]}}}).encode() + b"\n",
+            r"line 2 has \[1\] for windows\.a\.0\.0",
+        ),
         (LINE + 2 * (json.dumps(a_round(0)).encode() + b"\n"), "line 3 is not a round after round 0"),
     ],
 )

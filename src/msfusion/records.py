@@ -11,14 +11,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, TypedDict, cast
+from typing import Annotated, Any, Literal, Self, cast
+
+from annotated_types import Len
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
 
 from msfusion.errors import UserError
 
 FILE_NAME = "records.jsonl"
 FORMAT = 1
 
-Ranges = list[list[int]]  # half-open [first, end) ranges of units; wrapped, it is two: [[0, 4], [28, 32]]
+Ranges = list[
+    Annotated[list[int], Len(2, 2)]
+]  # half-open [first, end) ranges of units; wrapped, it is two: [[0, 4], [28, 32]]
 
 
 class ModelFacts(TypedDict):
@@ -199,7 +205,7 @@ def _header(path: Path, line: bytes) -> Header:
             f"expected records of format {FORMAT} in {path}, got format {header.get('format')}: "
             "read them with the version of msfusion that wrote them"
         )
-    _require(path, 1, header, Header.__required_keys__)
+    _require(path, 1, header, _HEADER)
     return cast(Header, header)
 
 
@@ -207,7 +213,7 @@ def _rounds(path: Path, lines: list[bytes]) -> Iterator[Round]:
     last = -1
     for number, line in enumerate(lines, start=2):
         record = _object(path, number, line)
-        _require(path, number, record, Round.__required_keys__)
+        _require(path, number, record, _ROUND)
         if record["kind"] != "round" or not isinstance(record["round"], int) or record["round"] <= last:
             raise _foreign(path, number, f"is not a round after round {last}")
         last = record["round"]
@@ -224,9 +230,19 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return value
 
 
-def _require(path: Path, number: int, record: Mapping[str, object], keys: frozenset[str]) -> None:
-    if missing := sorted(keys - record.keys()):
-        raise _foreign(path, number, f"lacks {', '.join(missing)}")
+_HEADER: TypeAdapter[Header] = TypeAdapter(Header)
+_ROUND: TypeAdapter[Round] = TypeAdapter(Round)
+
+
+def _require(path: Path, number: int, record: Mapping[str, object], kind: TypeAdapter[Any]) -> None:
+    try:
+        kind.validate_python(record)
+    except ValidationError as error:
+        found = [(".".join(map(str, e["loc"])), e["type"], e["input"]) for e in error.errors()]
+        missing = sorted(place for place, kind_of, _ in found if kind_of == "missing")
+        place, _, value = found[0]
+        what = f"lacks {', '.join(missing)}" if missing else f"has {value!r} for {place}"
+        raise _foreign(path, number, what) from None
 
 
 def _foreign(path: Path, number: int, what: str) -> UserError:
