@@ -216,6 +216,19 @@ def report(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    data: Annotated[Path | None, typer.Option(help="Where the run's data stand now.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
+    json: Json = False,
+) -> None:
+    """Score the saved model of a run on the run's test set."""
+    from msfusion.commands import evaluate as command
+
+    command.run(run, data=data, device=device, json=json)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     out: Annotated[

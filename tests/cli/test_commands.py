@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
+from torch.utils.data import TensorDataset
 
+import msfusion
 from msfusion import cli
 from msfusion.config import presets
 from msfusion.data import load as load_data
 from msfusion.learn.methods import METHODS
 from msfusion.models import MODELS, build
 from msfusion.records import read
+from msfusion.report.numbers import percent
 from msfusion.runtimes import checkpoint
 
 Answer = tuple[int, str, str]
@@ -346,10 +349,53 @@ def test_tied_weights_are_exported_once_and_load(run: Callable[..., Answer], tmp
     assert names == {"first.weight", "first.bias", "second.bias", "head.weight", "head.bias"}
 
 
+@pytest.mark.parametrize("method", ["msfusion", "fedavg-small", "standalone"])
+def test_evaluate_gives_the_score_of_the_run(
+    method: str, run: Callable[..., Answer], tmp_path: Path, preset: Path
+) -> None:
+    preset.write_text(SMALL.replace('"mlp"', '"cnn"').replace("hidden = [12, 8]", "width = 8, depth = 2"))
+    made = one_object(run("simulate", preset, "--method", method, "--out", tmp_path / "run", "--json"))
+    before = contents(tmp_path)
+    value = one_object(run("evaluate", tmp_path / "run", "--json"))
+    scores = {"accuracy": made["accuracy"], "loss": made["loss"]}
+    assert value == {"method": method, "rounds": 2, **scores, "examples": 100}
+    code, out, err = run("evaluate", tmp_path / "run", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert out == (
+        f"{method} after 2 rounds: accuracy {percent(made['accuracy'])}, loss {made['loss']:.4f} "
+        "on 100 test examples\n"
+    )
+    assert contents(tmp_path) == before
+
+
+def test_evaluate_with_data_that_have_moved(run: Callable[..., Answer], tmp_path: Path, preset: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 60)
+    preset.write_text(
+        f"participants = 2\nwidth = 0.5\nrounds = 1\n"
+        f"[model]\nname = 'gpt'\noptions = {{ layers = 1, heads = 2, embed = 8 }}\n"
+        f"[data]\nname = 'text'\npath = '{text}'\nblock = 8\n[train]\nsteps = 1\n"
+    )
+    made = one_object(run("simulate", preset, "--out", tmp_path / "run", "--json"))
+    text.rename(tmp_path / "moved.txt")
+    refused(run("evaluate", tmp_path / "run"), "text.txt")
+    moved = one_object(run("evaluate", tmp_path / "run", "--data", tmp_path / "moved.txt", "--json"))
+    assert moved["loss"] == made["loss"]
+    (tmp_path / "other.txt").write_text("to be or not to be, that is the question. " * 50)
+    refused(run("evaluate", tmp_path / "run", "--data", tmp_path / "other.txt"), "examples")
+
+
+def test_a_run_from_python_is_not_evaluated(run: Callable[..., Answer], tmp_path: Path) -> None:
+    data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    msfusion.simulate(model, [data], data, msfusion.Run(width=0.5, rounds=1), out=tmp_path / "run")
+    refused(run("evaluate", tmp_path / "run"), "from Python", "resume=True")
+
+
 def test_help_and_no_command(run: Callable[..., Answer]) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("simulate", "compare", "plan", "axes", "report", "export"):
+    for command in ("simulate", "compare", "plan", "axes", "report", "evaluate", "export"):
         assert command in out
         assert run(command, "--help")[0] == 0
 
@@ -425,6 +471,7 @@ def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> Non
         (("axes", "mlp", "--option", "hiden=3"), ("hiden", "hidden")),
         (("axes", "mlp", "--option", "hidden"), ("key=value",)),
         (("report", "nowhere"), ("nowhere",)),
+        (("evaluate", "nowhere"), ("checkpoint", "nowhere")),
         (("export", "nowhere", "x.safetensors"), ("checkpoint", "nowhere")),
     ],
 )

@@ -6,10 +6,10 @@ from typing import Any
 
 from msfusion import records
 from msfusion.commands.output import emit, progress
-from msfusion.commands.training import federation_of, note, simulation_of, stoppable
+from msfusion.commands.training import federation_of, note, scored, simulation_of, stoppable
 from msfusion.config import Config, load
 from msfusion.errors import UserError
-from msfusion.report.numbers import many, percent
+from msfusion.report.numbers import percent
 from msfusion.runtimes.simulation import Result
 
 
@@ -61,10 +61,6 @@ def _summary(result: Result, out: Path | None) -> dict[str, Any]:
 
 
 def _text(config: Config, result: Result, out: Path | None) -> str:
-    score = result.evaluation
-    accuracy = f"accuracy {percent(score.accuracy)}, " if score.accuracy is not None else ""
-    return (
-        f"{config.method} after {many(config.rounds, 'round')}: {accuracy}loss {score.loss:.4f}, "
-        f"coverage {percent(result.coverage.share)}; "
-        + (f"saved in {out}" if out else "nothing is saved without --out")
-    )
+    kept = f"saved in {out}" if out else "nothing is saved without --out"
+    score = scored(config.method, config.rounds, result.evaluation)
+    return f"{score}, coverage {percent(result.coverage.share)}; {kept}"

@@ -14,9 +14,10 @@ from msfusion.config import Config
 from msfusion.core.seeds import derive
 from msfusion.data import Federation
 from msfusion.data import load as load_data
-from msfusion.learn.local import seeded
+from msfusion.learn.local import Evaluation, seeded
 from msfusion.learn.objective import Objective
 from msfusion.models import build
+from msfusion.report.numbers import many, percent
 from msfusion.runtimes.run import Problem
 from msfusion.runtimes.simulation import Simulation
 
@@ -58,3 +59,9 @@ def note(record: records.Round) -> str:
     if score and score["accuracy"] is not None:
         parts.append(f"accuracy {score['accuracy']:.1%}")
     return ", ".join(parts)
+
+
+def scored(method: str, rounds: int, score: Evaluation) -> str:
+    """What came of a run, in words."""
+    accuracy = f"accuracy {percent(score.accuracy)}, " if score.accuracy is not None else ""
+    return f"{method} after {many(rounds, 'round')}: {accuracy}loss {score.loss:.4f}"

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,14 +229,25 @@ class Simulation:
         overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
         self.journal.save(done, {**model, **tables, **self.carried.state(), "overlap": overlap})
 
+    def score_saved(self) -> tuple[int, Evaluation]:
+        """Rounds that the model in the run directory has been trained for, and its score on the test set; the
+        data and the device may be elsewhere than those of the run."""
+        with torch_threads(self.config.threads):
+            done = self._restore(["data.path", "device"])
+            return done, self.evaluate()
+
     def _resume(self) -> int:
-        free = ["rounds"] if self._rounds_may_change() else []
-        done, tensors = self.journal.load(free)
+        done = self._restore(["rounds"] if self._rounds_may_change() else [])
         if done > self.config.rounds:
             raise UserError(
                 f"expected rounds of at least {done}, which the run has done, got {self.config.rounds}; "
                 "resume with more rounds or use another directory"
             )
+        return done
+
+    def _restore(self, free: Collection[str]) -> int:
+        """Take up the checkpoint; ``free`` settings may differ from its own. Returns the rounds done."""
+        done, tensors = self.journal.load(free)
         self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
         self.carried = Carried.restored(tensors, next(self.model.parameters()).device)
         rate, since, total, measured = tensors["overlap"].tolist()
