@@ -11,7 +11,8 @@ import pytest
 from msfusion.errors import UserError
 from msfusion.records import Writer, read
 from msfusion.report import write_report
-from msfusion.report.charts import styles
+from msfusion.report.charts import chart, styles
+from msfusion.report.series import Line
 from test_report import AXES, Page, a_header, a_round, pixels, write
 
 
@@ -120,6 +121,25 @@ def test_of_many_participants_the_first_are_shown(tmp_path: Path) -> None:
 def test_many_methods_keep_their_own_looks() -> None:
     looks = styles([f"method {n}" for n in range(21)])
     assert len(set(looks.values())) == 21
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_equal_lines_the_one_with_gaps_lies_on_top(order: tuple[int, int]) -> None:
+    first, second = styles(["a", "b"]).values()
+    assert (first.dashes, bool(second.dashes)) == ("", True)
+    line = Line((0, 1), (0.3, 0.4), (0.3, 0.4), (0.3, 0.4))
+    lines = [((first, second)[i], line) for i in order]
+    svg = str(chart("Coverage over rounds", "round", "share", lines).svg)
+    assert svg.rindex(f"stroke: {second.colour}") > svg.rindex(f"stroke: {first.colour}")
+
+
+def test_windows_and_participants_come_in_the_order_of_the_table(tmp_path: Path) -> None:
+    names = ["msfusion", "fedavg", "random", "heterofl"]
+    page = one(tmp_path, *(write(tmp_path / m, a_header(m, 0, metric="loss"), 3) for m in names))
+    ranked = [row[0] for row in page.rows[1 : 1 + len(names)]]
+    assert ranked != names
+    titles = re.findall(r"<summary><span.*?</svg>(.*?)</span>", page.source)
+    assert titles[: 2 * len(names)] == 2 * ranked
 
 
 def _bad(tmp_path: Path) -> Iterator[tuple[list[Path], str]]:

@@ -22,7 +22,8 @@ YUnit = Literal["share", "number"]
 # Okabe and Ito's colours, told apart with any colour vision; without yellow, which white drowns, and
 # with grey for black, so that one palette serves light and dark pages.
 _COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#808080"]
-_DASHES = ["", "5 2", "1.5 1.5"]
+# From bottom to top: through the gaps of a line one sees those that it runs over.
+_DASHES = ["", "5 2", "5 2 1.5 2", "1.5 1.5"]
 _THEME = {"#010203": "var(--ink)", "#040506": "var(--rule)"}  # drawn colour -> what the page makes of it
 _INK, _RULE = _THEME
 _FEW = 25  # up to so many points are marked
@@ -51,9 +52,9 @@ class Chart:
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """A style per label, in their order; colours repeat with other dashes."""
-    n = len(_COLOURS)
-    return {label: Style(_COLOURS[i % n], _DASHES[i // n % len(_DASHES)]) for i, label in enumerate(labels)}
+    """A style per label, in their order; neighbours differ in colour and dashes."""
+    n, m = len(_COLOURS), len(_DASHES)  # without a common factor: n x m styles
+    return {label: Style(_COLOURS[i % n], _DASHES[i % m]) for i, label in enumerate(labels)}
 
 
 def chart(title: str, x: XUnit, y: YUnit, lines: Sequence[tuple[Style, Line]], number: int = 0) -> Chart:
@@ -64,7 +65,7 @@ def chart(title: str, x: XUnit, y: YUnit, lines: Sequence[tuple[Style, Line]], n
     matplotlib, figure = _figure()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
         axes = figure.add_subplot()
-        for style, points in reversed(lines):  # the first ends up on top
+        for style, points in sorted(lines, key=lambda line: _DASHES.index(line[0].dashes)):
             _draw(axes, style, points)
         _dress(axes)
         _scale_x(axes, x, [points for _, points in lines])

@@ -94,13 +94,15 @@ def _render(sections: Sequence[Section], looks: dict[str, Style], counted: str) 
 
 
 def _section(task: Task, looks: dict[str, Style], number: int) -> Section:
+    rows = tables.summary(task.groups, task.metric)
+    groups = {group.label: group for group in task.groups}
     return Section(
         task.title,
         task.metric,
         count(task.groups[0].first.header["model"]["parameters"]),
-        tables.summary(task.groups, task.metric),
+        rows,
         [_figure(task.groups, looks, plan, number) for plan in _plans(task)],
-        [_method(group, looks[group.label]) for group in task.groups],
+        [_method(groups[row.label], looks[row.label]) for row in rows],
         sum(len(r["dropped"]) for group in task.groups for run in group.runs for r in run.rounds),
     )
 
