@@ -112,6 +112,13 @@ def compare(
         str, typer.Option(help=f"Methods, with commas between them: {METHODS}; or variants: {VARIANTS}.")
     ] = ("msfusion,fedrolex,heterofl,fedavg,fedavg-small"),
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help='Values that every method is tried with on one more seed, as "train.lr=[0.02, 0.05]"; '
+            "each takes its best."
+        ),
+    ] = None,
     participants: Participants = None,
     width: Width = None,
     share: Share = None,
@@ -128,6 +135,7 @@ def compare(
     """Run several methods over several seeds: one table, one report."""
     from msfusion.commands import compare as command
     from msfusion.commands.parallel import cores
+    from msfusion.commands.tuning import Grid
 
     settings = _settings(
         {"participants": participants, "rounds": rounds},
@@ -135,16 +143,9 @@ def compare(
         {"data.path": data and str(data)},
         set_,
     )
-    command.run(
-        preset,
-        settings,
-        [name.strip() for name in methods.split(",")],
-        seeds,
-        out=out,
-        resume=resume,
-        jobs=jobs or cores(),
-        json=json,
-    )
+    names = [name.strip() for name in methods.split(",")]
+    comparison = command.Comparison(preset, settings, names, seeds, Grid.parse(tune) if tune else None)
+    command.run(comparison, out=out, resume=resume, jobs=jobs or cores(), json=json)
 
 
 @app.command()

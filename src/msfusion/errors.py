@@ -5,3 +5,7 @@ traceback."""
 
 class UserError(ValueError):
     """Bad input, configuration or data, explained in one sentence."""
+
+
+class Diverged(UserError):
+    """Training led to values that are not finite."""

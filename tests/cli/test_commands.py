@@ -167,6 +167,30 @@ def test_compare_writes_one_table_and_one_report(
     assert "report.html" in again[1]
 
 
+def test_compare_tries_a_setting_and_takes_the_best_of_each_method(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    """On a seed that is not compared. One rate makes the loss infinite: that run is no error."""
+    out = tmp_path / "c"
+    tune = ("--tune", "train.lr=[1e-9, 0.05, 1e30]")
+    flags = ("--methods", "msfusion,fedavg", "--seeds", 1, "--out", out, "--jobs", 1, *tune)
+    value = one_object(run("compare", preset, *flags, "--json"))
+    for row in value["methods"]:
+        assert row["tuned"] == {"train.lr": 0.05}
+        assert read(out / row["method"] / "seed-0").header["config"]["train"]["lr"] == 0.05
+    found = json.loads((out / "tuning.json").read_text())
+    assert (found["setting"], found["values"], found["seed"]) == ("train.lr", [1e-9, 0.05, 1e30], 1)
+    assert found["chosen"] == {"msfusion": 0.05, "fedavg": 0.05}
+    for method, (slow, right, diverged) in found["scores"].items():
+        assert slow < right
+        assert diverged is None
+        folder = out / "tuning" / method / "train.lr=0.05"
+        assert read(folder).header["seed"] == 1
+        assert (read(folder).rounds[-1]["evaluation"] or {})["accuracy"] == right
+    assert run("compare", preset, *flags, "--resume")[0] == 0
+    assert "train.lr" in run("compare", preset, *flags, "--resume")[1]
+
+
 def test_compare_without_a_directory_prints_the_table(run: Callable[..., Answer], preset: Path) -> None:
     code, out, err = run("compare", preset, "--methods", "fedavg", "--jobs", 1, "--rounds", 1)
     assert (code, err) == (0, "")
@@ -454,6 +478,15 @@ def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> Non
         (("compare", "demo", "--set", "seed=3"), ("--seeds", "seed=3")),
         (("compare", "demo", "--set", "method=fedavg"), ("--methods", "method=fedavg")),
         (("compare", "demo", "--seeds", 0), ("--seeds", "at least 1", "got 0")),
+        (("compare", "demo", "--tune", "train.lr=0.1"), ("train.lr=[0.02, 0.05]", "'train.lr=0.1'")),
+        (
+            ("compare", "demo", "--tune", "train.lr=[0.1, 1]", "--set", "train.lr=1"),
+            ("--tune", "train.lr=1"),
+        ),
+        (
+            ("compare", "demo", "--tune", "train.lr=[1e30, 1e31]", "--methods", "fedavg", "--jobs", 1),
+            ("train.lr = [1e+30, 1e+31]", "diverged"),
+        ),
         (("plan", "mlp", "--participants", 0, "--width", 0.5), ("participants", "at least 1", "got 0")),
         (("plan", "mlp", "--participants", 2, "--width", 0.5, "--rounds", 0), ("rounds", "at least 1")),
         (("plan", "mlp", "--participants", 2, "--width", 0.5, "--batch", 0), ("batch", "above 0", "got 0")),

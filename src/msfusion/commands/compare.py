@@ -2,53 +2,76 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from json import dumps as json_text
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from msfusion import records
+from msfusion.commands import tuning
 from msfusion.commands.output import emit, progress, require_positive, table
 from msfusion.commands.parallel import Task, run_all
 from msfusion.commands.training import note, stoppable
-from msfusion.config import load
+from msfusion.commands.tuning import Grid
+from msfusion.config import Config, load
 from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
 from msfusion.report import write_report
 from msfusion.report.numbers import percent, si, spread
 
 
-def run(
-    preset: str,
-    settings: Mapping[str, Any],
-    methods: Sequence[str],
-    seeds: int,
-    *,
-    out: Path | None,
-    resume: bool,
-    jobs: int,
-    json: bool,
-) -> None:
+@dataclass(frozen=True)
+class Comparison:
+    """Methods and seeds that are compared under the same settings.
+
+    tune: values that every method is tried with, by a run of one more seed each; its best is then taken.
+    """
+
+    preset: str
+    settings: Mapping[str, Any]
+    methods: Sequence[str]
+    seeds: int
+    tune: Grid | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(seeds=self.seeds)
+        own = {"method": "--methods a,b,c", "seed": "--seeds K"}
+        for key, option in (own | ({self.tune.key: "--tune"} if self.tune else {})).items():
+            if key in self.settings:
+                raise UserError(
+                    f"expected {option} for a comparison, got --set {key}={self.settings[key]}; use {option} "
+                    "instead"
+                )
+        for method in self.methods:
+            get_method(method)
+        if len(set(self.methods)) < len(self.methods):
+            raise UserError(f"expected every method once, got {', '.join(self.methods)}")
+
+    def config(self, method: str, seed: int, more: Mapping[str, Any]) -> Config:
+        """Of one run; ``more`` settings over those of all."""
+        return load(self.preset, {**self.settings, **more, "method": method, "seed": seed})
+
+
+def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, json: bool) -> None:
     """Run every method with every seed; print one table and, into ``out``, write one report."""
-    require_positive(seeds=seeds)
-    _refuse_own(settings)
     if out is None and resume:
         raise UserError("expected the folder of the runs (--out DIR) for --resume, got none")
-    for method in methods:
-        get_method(method)
-    if len(set(methods)) < len(methods):
-        raise UserError(f"expected every method once, got {', '.join(methods)}")
     keep = nullcontext(out) if out is not None else TemporaryDirectory()
-    with stoppable(out), keep as folder:
+    with stoppable(out), keep as kept:
+        folder = Path(kept)
+        tuned = _tune(comparison, folder, resume, jobs)
         folders = {
-            method: [_folder(Path(folder), method, seed) for seed in range(seeds)] for method in methods
+            method: [_folder(folder, method, seed) for seed in range(comparison.seeds)]
+            for method in comparison.methods
         }
         tasks = [
-            Task(load(preset, {**settings, "method": method, "seed": seed}), folders[method][seed], resume)
-            for seed in range(seeds)
-            for method in methods
+            Task(comparison.config(method, seed, tuned[method]), folders[method][seed], resume)
+            for seed in range(comparison.seeds)
+            for method in comparison.methods
         ]
         _train(tasks, jobs)
-        rows = [_row(method, folders[method]) for method in methods]
+        rows = [{**_row(method, own), "tuned": tuned[method]} for method, own in folders.items()]
         if out is not None:
             write_report([folder for own in folders.values() for folder in own], out / "report.html")
     emit({"methods": rows}, _table(rows), json=json)
@@ -56,13 +79,31 @@ def run(
         emit({}, f"report: {out / 'report.html'}", json=False)
 
 
-def _refuse_own(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that a comparison gives each of its runs itself."""
-    for key, option in (("method", "--methods a,b,c"), ("seed", "--seeds K")):
-        if key in settings:
-            raise UserError(
-                f"expected {option} for a comparison, got --set {key}={settings[key]}; use {option} instead"
-            )
+def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[str, dict[str, Any]]:
+    """The settings that are each method's own, and ``tuning.json`` about how they were found."""
+    grid, seed = comparison.tune, comparison.seeds
+    if grid is None:
+        return {method: {} for method in comparison.methods}
+    tasks = [
+        Task(comparison.config(method, seed, {grid.key: value}), folder, resume, may_diverge=True)
+        for method in comparison.methods
+        for value, folder in zip(grid.values, grid.folders(_tuning(out, method)), strict=True)
+    ]
+    _train(tasks, jobs)
+    metric = records.read(tasks[0].out).header["metric"]
+    rounds = tasks[0].config.rounds
+    scores = {
+        method: [tuning.score(folder, rounds) for folder in grid.folders(_tuning(out, method))]
+        for method in comparison.methods
+    }
+    chosen = {method: grid.best(own, metric=metric) for method, own in scores.items()}
+    text = json_text(tuning.facts(grid, seed, scores, chosen), indent=2)
+    (out / "tuning.json").write_text(text + "\n")
+    return {method: {grid.key: value} for method, value in chosen.items()}
+
+
+def _tuning(out: Path, method: str) -> Path:
+    return out / "tuning" / folder_name(method)
 
 
 def _train(tasks: Sequence[Task], jobs: int) -> None:
@@ -109,7 +150,8 @@ def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> object:
     metric = rows[0]["metric"]
-    columns = ("method", "share of model", "FLOP per step", "bytes per round", "coverage", metric)
+    tuned = list(rows[0]["tuned"])
+    columns = ("method", "share of model", "FLOP per step", "bytes per round", "coverage", *tuned, metric)
     body = [
         (
             row["method"],
@@ -117,6 +159,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> object:
             si(row["flops_per_step"], "FLOP"),
             si(row["bytes_per_round"], "B"),
             percent(row["coverage"]),
+            *map(str, row["tuned"].values()),
             spread(row["scores"], metric),
         )
         for row in rows

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
@@ -18,6 +19,7 @@ from msfusion.capture import Capture
 from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
+from msfusion.errors import Diverged
 
 Report = Callable[[int, records.Round], None]
 """Called with the number of a task and the record of a round."""
@@ -27,11 +29,16 @@ Reports: TypeAlias = "SimpleQueue[tuple[int, records.Round]]"
 
 @dataclass(frozen=True)
 class Task:
-    """One run: a configuration and its directory; ``resume`` continues it where it has been started."""
+    """One run: a configuration and its directory.
+
+    resume: continue it where it has been started.
+    may_diverge: a run whose values are no longer finite is no error; its last rounds are missing.
+    """
 
     config: Config
     out: Path
     resume: bool
+    may_diverge: bool = False
 
 
 def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> None:
@@ -99,7 +106,8 @@ def _run(number: int, task: Task, report: Report) -> None:
     simulation = simulation_of(config, data, task.out, _captured.get(model))
     _captured[model] = simulation.setup.captured
     resume = task.resume and (task.out / records.FILE_NAME).exists()
-    simulation.run(resume=resume, watch=lambda record: report(number, record))
+    with suppress(Diverged) if task.may_diverge else nullcontext():
+        simulation.run(resume=resume, watch=lambda record: report(number, record))
 
 
 _captured: dict[str, Capture] = {}  # of this process: the runs of a comparison share their model's graph

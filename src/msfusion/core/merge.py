@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, count, positions
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 
 Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
 
@@ -233,7 +233,7 @@ class Merge:
             if tuple(part.shape) != want:
                 raise UserError(f"{who}: expected {name} of shape {want}, got {tuple(part.shape)}")
             if not torch.isfinite(part.to(self._values[name].dtype)).all():
-                raise UserError(
+                raise Diverged(
                     f"{who}: expected finite values, got NaN or infinity in {name}; "
                     "training diverged, so lower the learning rate (train.lr) or clip gradients (train.clip)"
                 )

@@ -13,7 +13,7 @@ from msfusion.core.axes import Selection, Units, Widths
 from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
 from msfusion.core.windows import Schedule
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 from msfusion.learn.attendance import Fate
 from msfusion.learn.carried import Carried
 from msfusion.learn.contrast import Compared, Contrast
@@ -84,7 +84,7 @@ class Learner:
 
         previous: what the participant handed over when it last trained. Where there is none, there is nothing
         to turn away from: the contrastive loss would be log 1 for any model, and is left out.
-        Raises UserError where the loss is not finite.
+        Raises Diverged where the loss is not finite.
         """
         module = self.submodels.load(windows, values)
         compared = self._compared(windows, values, previous)
@@ -93,7 +93,7 @@ class Learner:
         with self._batch_norm_explained(participant):
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
         if not math.isfinite(loss):
-            raise UserError(
+            raise Diverged(
                 f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
                 "or infinity; lower train.lr, set train.clip, or look for such values in its data"
             )

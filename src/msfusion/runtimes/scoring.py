@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
-from msfusion.errors import UserError
+from msfusion.errors import Diverged
 from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
 from msfusion.learn.methods import Evaluated
 from msfusion.learn.round import Learner, Participant
@@ -62,12 +62,12 @@ def mean(scores: list[Evaluation]) -> Evaluation:
 
 
 def check_finite(score: Evaluation, done: int) -> None:
-    """Raise UserError where a model diverged although each of its parameters is finite: its loss is not.
+    """Raise Diverged where a model diverged although each of its parameters is finite: its loss is not.
 
     done: rounds that the model has been trained for.
     """
     if not math.isfinite(score.loss):
-        raise UserError(
+        raise Diverged(
             f"round {done - 1}: expected a finite loss of the trained model on the test set, got "
             f"{score.loss}; lower train.lr, set train.clip, or look for NaN or infinity in the test data"
         )
