@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # Ten participants train one model on handwritten digits; the report is runs/demo/report.html.
 demo: .venv/package
@@ -16,6 +16,11 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The tables of docs/settings.md, from the code.
+docs: .venv/package
+	sed -i '/^## Settings$$/,$$d' docs/settings.md
+	$(BIN)/msfusion settings >> docs/settings.md
 
 .venv/package: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

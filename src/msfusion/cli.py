@@ -46,7 +46,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Any setting, e.g. train.lr=0.1, its value as in TOML; may be repeated.",
+        help="Any setting, e.g. train.lr=0.1, its value as in TOML; may be repeated. See: msfusion settings.",
     ),
 ]
 Option = Annotated[
@@ -200,6 +200,14 @@ def axes(
     from msfusion.commands import axes as command
 
     command.run(model, _pairs(option), axes, check=check, json=json)
+
+
+@app.command()
+def settings(json: Json = False) -> None:
+    """Every setting with its type, default and meaning, and the options of the shipped models."""
+    from msfusion.commands import settings as command
+
+    command.run(json=json)
 
 
 @app.command()

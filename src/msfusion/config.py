@@ -35,7 +35,7 @@ class Model:
 class Config(Run):
     """Everything that a simulation is a function of."""
 
-    participants: Annotated[int, Ge(1)] = 10
+    participants: Annotated[int, Ge(1)] = 10  # how many, among whom the data are divided
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
 

@@ -24,9 +24,9 @@ def validated(owner: type[T], table: Mapping[str, Any]) -> T:
 def _sentence(owner: type, error: ValidationError) -> str:
     first = error.errors()[0]
     names, hint = _setting(owner, first["loc"])
-    bounds = _bounds(hint)
-    if bounds and first["type"].startswith(("greater_than", "less_than")):
-        what = f"expected a value {bounds}"
+    limits = bounds(hint)
+    if limits and first["type"].startswith(("greater_than", "less_than")):
+        what = f"expected a value {limits}"
     else:
         what = first["msg"].replace("\n", " ").replace("Input should be", "expected")
     return f"setting {'.'.join(names)}: {what}, got {first['input']!r}"
@@ -49,7 +49,7 @@ def _setting(owner: type, place: tuple[int | str, ...]) -> tuple[list[str], Any]
     return names, hint
 
 
-def _bounds(hint: Any) -> str:
+def bounds(hint: Any) -> str:
     """The range of an annotation such as ``Annotated[float, Gt(0), Le(1)] | None``: ``in (0, 1]``."""
     annotated = next((h for h in (hint, *get_args(hint)) if get_origin(h) is Annotated), None)
     low, high = "", ""

@@ -23,12 +23,12 @@ from msfusion.learn.objective import Objective
 class Train:
     """Local training of one participant in one round."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[float, Gt(0)] = 0.05
-    momentum: Annotated[float, Ge(0)] = 0.9  # sgd only
-    weight_decay: Annotated[float, Ge(0)] = 0.0
-    batch: Annotated[int, Gt(0)] = 32  # examples per step; fewer where a participant has fewer
-    steps: Annotated[int, Gt(0)] = 10  # optimizer steps per round
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # made anew in each round
+    lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
+    momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
+    weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
+    batch: Annotated[int, Gt(0)] = 32  # per step; fewer where a participant has fewer
+    steps: Annotated[int, Gt(0)] = 10  # of the optimizer, per participant and round
     clip: Annotated[float, Gt(0)] | None = None  # largest norm of the gradient
     lr_schedule: Literal["constant", "cosine"] = "constant"  # over the rounds; cosine ends at a tenth
 

@@ -33,22 +33,22 @@ class Run:
     one value for all, or several that participants take in turn (the first has the first, and so on).
     """
 
-    method: str = "msfusion"
-    width: Part | tuple[Part, ...] | None = None  # of every axis that the method cuts
-    share: Part | tuple[Part, ...] | None = None  # of the full model's parameters, at most
-    memory: Bytes | tuple[Bytes, ...] | None = None  # bytes while training, such as 500MB, at most
-    flops: Positive | tuple[Positive, ...] | None = None  # per optimizer step, at most
-    rounds: Annotated[int, Ge(1)] = 20
-    seed: int = 0
+    method: str = "msfusion"  # or a variant, as msfusion:in-step
+    width: Part | tuple[Part, ...] | None = None  # share of every axis that the method cuts
+    share: Part | tuple[Part, ...] | None = None  # largest share of the full model's parameters
+    memory: Bytes | tuple[Bytes, ...] | None = None  # most that training takes, such as 500MB
+    flops: Positive | tuple[Positive, ...] | None = None  # most per optimizer step
+    rounds: Annotated[int, Ge(1)] = 20  # in all; a resumed run counts those that it has done
+    seed: int = 0  # of every random choice
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
-    server_step: ServerStep = "constant"
+    server_step: ServerStep = "constant"  # how much of the merged change is applied: all, or ever less
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
     sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
     loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
     late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
     mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
-    device: str = "cpu"
+    device: str = "cpu"  # or cuda, cuda:1: where to compute
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only
