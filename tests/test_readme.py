@@ -25,9 +25,15 @@ def test_the_example_trains_a_model_of_ones_own(tmp_path, monkeypatch, capsys):
 
 def test_the_example_is_short():
     example = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    assert len(example.splitlines()) < 15
+    assert len(example.splitlines()) <= 10
 
 
 @pytest.mark.parametrize("name", [*METHODS, *presets(), *MODELS])
 def test_every_method_preset_and_model_is_named(name):
     assert f"`{name}`" in README
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert "docs/settings.md" in targets
+    assert all((Path(__file__).parents[1] / target).exists() for target in targets)
