@@ -575,6 +575,15 @@ def test_divergence(run: Callable[..., Answer], preset: Path, tmp_path: Path) ->
     one_object(run("export", tmp_path / "run", tmp_path / "x.safetensors", "--json"))
 
 
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_comparison_says_which_run_failed(
+    jobs: int, run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = ("--methods", "fedavg", "--seeds", 2, "--jobs", jobs, "--set", "train.lr=1e18")
+    said = run("compare", preset, *flags, "--out", tmp_path / "c")
+    refused(said, "fedavg with seed ", "round 0", "train.lr")
+
+
 def test_a_label_outside_the_classes(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
     """A user's model with 8 outputs on ten digits."""
     source = tmp_path / "mine.py"

@@ -5,9 +5,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
@@ -19,7 +19,7 @@ from msfusion.capture import Capture
 from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
-from msfusion.errors import Diverged
+from msfusion.errors import Diverged, UserError
 
 Report = Callable[[int, records.Round], None]
 """Called with the number of a task and the record of a round."""
@@ -106,8 +106,18 @@ def _run(number: int, task: Task, report: Report) -> None:
     simulation = simulation_of(config, data, task.out, _captured.get(model))
     _captured[model] = simulation.setup.captured
     resume = task.resume and (task.out / records.FILE_NAME).exists()
-    with suppress(Diverged) if task.may_diverge else nullcontext():
+    allowed = suppress(Diverged) if task.may_diverge else nullcontext()
+    with allowed, _named(config):
         simulation.run(resume=resume, watch=lambda record: report(number, record))
+
+
+@contextmanager
+def _named(config: Config) -> Iterator[None]:
+    """Says of an error which run it is of."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{config.method} with seed {config.seed}: {error}") from error
 
 
 _captured: dict[str, Capture] = {}  # of this process: the runs of a comparison share their model's graph

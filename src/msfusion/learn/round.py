@@ -95,7 +95,8 @@ class Learner:
         if not math.isfinite(loss):
             raise Diverged(
                 f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
-                "or infinity; lower train.lr, set train.clip, or look for such values in its data"
+                "or infinity; start again with a lower train.lr or with train.clip, or look for such values "
+                "in its data"
             )
         trained = self.submodels.unload(windows, module)
         seen = participant.seen

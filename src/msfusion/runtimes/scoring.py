@@ -69,5 +69,6 @@ def check_finite(score: Evaluation, done: int) -> None:
     if not math.isfinite(score.loss):
         raise Diverged(
             f"round {done - 1}: expected a finite loss of the trained model on the test set, got "
-            f"{score.loss}; lower train.lr, set train.clip, or look for NaN or infinity in the test data"
+            f"{score.loss}; start again with a lower train.lr or with train.clip, or look for NaN or "
+            "infinity in the test data"
         )
