@@ -1,5 +1,6 @@
 """Configuration: frozen dataclasses beside their owners, filled from a TOML file and from flags over it."""
 
+import copy
 import dataclasses
 import difflib
 import tomllib
@@ -7,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 from annotated_types import Ge
 
@@ -15,6 +17,8 @@ from msfusion.data import Data
 from msfusion.errors import UserError
 from msfusion.runtimes.run import CAPACITIES, Run
 from msfusion.settings import validated
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,16 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
     table, flags = _read(source), overrides or {}
     if any(name in flags for name in CAPACITIES):
         table = {key: value for key, value in table.items() if key not in CAPACITIES}
-    for key, value in flags.items():
-        _put(table, key.split("."), value)
-    _refuse_unknown(Config, table, "")
-    return validated(Config, table)
+    return filled(Config, flags, table)
+
+
+def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any] = MappingProxyType({})) -> T:
+    """An ``owner`` made from dotted ``settings`` over a table of settings; UserError for an unknown one."""
+    filled_in = copy.deepcopy(dict(table))
+    for key, value in settings.items():
+        _put(filled_in, key.split("."), value)
+    _refuse_unknown(owner, filled_in, owner, "")
+    return validated(owner, filled_in)
 
 
 def load_axes(file: Path | None) -> dict[str, list[str]]:
@@ -110,19 +120,20 @@ def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
     table[path[-1]] = value
 
 
-def _refuse_unknown(owner: type, table: Mapping[str, Any], prefix: str) -> None:
+def _refuse_unknown(owner: type, table: Mapping[str, Any], root: type, prefix: str) -> None:
     hints = get_type_hints(owner)
     for key, value in table.items():
         if key not in hints:
             raise UserError(
-                f"expected a known setting, got {prefix + key!r}; did you mean {_nearest(prefix + key)!r}?"
+                f"expected a known setting, got {prefix + key!r}; "
+                f"did you mean {_nearest(root, prefix + key)!r}?"
             )
         if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _refuse_unknown(hints[key], value, f"{prefix}{key}.")
+            _refuse_unknown(hints[key], value, root, f"{prefix}{key}.")
 
 
-def _nearest(key: str) -> str:
-    known = list(_keys(Config, ""))
+def _nearest(root: type, key: str) -> str:
+    known = list(_keys(root, ""))
     by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.0)

@@ -1,6 +1,7 @@
 """The store on disk: the same bits as the one in memory, and whole checkpoints whatever happens."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from msfusion.capture import capture
 from msfusion.core.axes import AxisMap, Selection, count, positions
-from msfusion.core.merge import Contribution
+from msfusion.core.merge import Contribution, Shift
 from msfusion.core.seeds import derive
 from msfusion.errors import UserError
 from msfusion.learn import disk_store
@@ -135,6 +136,41 @@ def test_a_crash_in_a_commit_leaves_the_model_before_it(
     again.push(contribution(axes, names, 1, {}))
     again.commit(1.0)
     assert sorted(p.name for p in (tmp_path / "store").iterdir()) == ["000001", "CURRENT"]
+
+
+def test_what_is_sealed_into_a_commit_counts_if_the_commit_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, disk, axes, names = stores("gpt", tmp_path)
+
+    def seal(text: str) -> Callable[[Path, object], None]:
+        return lambda folder, shift: (folder / "note").write_text(text) and None
+
+    disk.push(contribution(axes, names, 1, {}))
+    disk.commit(1.0, seal("first"))
+    disk.commit(1.0, seal("nothing was pushed"))
+    assert (disk.path / "note").read_text() == "nothing was pushed"
+    disk.push(contribution(axes, names, 1, {}))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(DiskStore, "_point_to", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        disk.commit(1.0, seal("second"))
+    again = DiskStore(tmp_path / "source", tmp_path / "store", axes, names)
+    assert (again.commits, (again.path / "note").read_text()) == (1, "nothing was pushed")
+
+
+def test_the_shift_is_that_of_the_store_in_memory(tmp_path: Path) -> None:
+    module, axes = model_of("gpt")
+    names = frozenset(n for n, _ in module.named_parameters())
+    source = write(tmp_path / "source", values_of(module), 4000)
+    disk = DiskStore(source, tmp_path / "store", axes, names, measure=True)
+    memory = MemoryStore(values_of(module), axes, names, measure=True)
+    for number, selection in enumerate(selections(axes)):
+        for store in (memory, disk):
+            store.push(contribution(axes, names, number, selection))
+    shift = memory.commit(1.0)
+    assert shift is not None
+    assert disk.commit(1.0) == shift
+    assert disk.commit(1.0) == Shift(0.0, 0.0)
 
 
 def test_discard_and_refused_contributions_leave_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The full model on disk: pulls read slices, a commit writes the next checkpoint beside the last."""
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.core.merge import Contribution, Merge, Rows, row_blocks, take
+from msfusion.core.merge import Contribution, Merge, Rows, Shift, row_blocks, take
 from msfusion.errors import UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 
@@ -32,6 +32,7 @@ class DiskStore:
     parameters: which tensors participants train.
     names: parameter or buffer name -> its name in the checkpoint, where the two differ.
     buffers: values of buffers that the checkpoint does not hold; they stay in memory.
+    measure: whether the model shift is measured.
     """
 
     def __init__(
@@ -44,7 +45,9 @@ class DiskStore:
         names: Mapping[str, str] | None = None,
         buffers: Mapping[str, Tensor] | None = None,
         shard_bytes: int = SHARD_BYTES,
+        measure: bool = False,
     ) -> None:
+        self._measure = measure
         self._directory = directory
         self._axes = axes
         self._parameters = sorted(parameters)
@@ -72,15 +75,27 @@ class DiskStore:
             self._merge.add(replace(contribution, values={name: value}))
             self._release()
 
-    def commit(self, step: float) -> None:
+    def commit(
+        self, step: float, seal: Callable[[Path, Shift | None], None] = lambda folder, shift: None
+    ) -> Shift | None:
+        """Merge what was pushed since the last commit into the next checkpoint.
+
+        seal: called with the folder of the complete checkpoint (the last one, where nothing was pushed) and
+        the model shift, before the folder takes the last one's place: files that it puts there count if and
+        only if the merge does.
+        """
+        shift = self._merge.shift()
         if self._maps:
-            self._write(self._merged(step))
+            self._write(self._merged(step), lambda folder: seal(folder, shift))
+        else:
+            seal(self.path, shift)
         self.discard()
+        return shift
 
     def discard(self) -> None:
         self._maps: list[mmap] = []
         trained = {name: self._full(name) for name in self._parameters}
-        self._merge = Merge(trained, self._axes, zeros=self._zeros)
+        self._merge = Merge(trained, self._axes, zeros=self._zeros, measure=self._measure)
 
     def state(self) -> Mapping[str, Tensor]:
         return {name: self._full(name) for name in self._axes.tensors}
@@ -126,7 +141,11 @@ class DiskStore:
         for name, rows, new in self._merge.moved(step):
             yield self._stored(name), rows, new
 
-    def _write(self, changes: Iterator[tuple[str, Rows, Tensor]]) -> None:
+    def _write(
+        self,
+        changes: Iterator[tuple[str, Rows, Tensor]],
+        seal: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
         """The next checkpoint: this one with ``changes``, (stored name, rows, values) in blocks."""
         following = self._directory / f"{self.commits + 1:06d}"
         self._remove_all_but(self.path)
@@ -147,6 +166,7 @@ class DiskStore:
             if (self.path / name).is_file():
                 shutil.copyfile(self.path / name, following / name)
         new.sync()
+        seal(following)
         self._point_to(following)
         self.path, self.commits, self._shards = following, self.commits + 1, Shards(following)
         self._remove_all_but(following)

@@ -59,22 +59,23 @@ class Journal:
         if self._writer:
             self._writer.round(record)
 
-    def save(self, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Save the state after ``done`` rounds."""
+    def save(self, done: int, tensors: Mapping[str, Tensor], folder: Path | None = None) -> None:
+        """Save the state after ``done`` rounds; by default in the run directory."""
         if self._directory and self._writer:
             self._writer.sync()
             facts = {"rounds_done": done, "settings": self.settings}
             same = {"axes": self._fingerprint, "examples": self._examples}
-            checkpoint.save(self._directory, tensors, facts | same)
+            checkpoint.save(folder or self._directory, tensors, facts | same)
 
-    def load(self, free: Collection[str]) -> tuple[int, dict[str, Tensor]]:
+    def load(self, free: Collection[str], folder: Path | None = None) -> tuple[int, dict[str, Tensor]]:
         """Rounds done and tensors of the checkpoint; raises UserError where it is not one of this run.
 
         free: settings, as ``train.lr``, that may differ from those of the saved run.
+        folder: where it lies, if not in the run directory.
         """
         if self._directory is None:
             raise UserError("expected a run directory to resume from, got none; name the one of the run")
-        tensors, facts = checkpoint.load(self._directory)
+        tensors, facts = checkpoint.load(folder or self._directory)
         if facts["axes"] != self._fingerprint:
             raise UserError(
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "

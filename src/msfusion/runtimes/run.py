@@ -64,6 +64,14 @@ class Run:
         (name, each), *_ = given.items()
         return [Capacity(**{name: parse_bytes(v) if name == "memory" else v}) for v in each]
 
+    @property
+    def rounds_may_change(self) -> bool:
+        """Whether a run can go on with another number of rounds: nothing is scheduled over them."""
+        return self.server_step == self.train.lr_schedule == "constant" and self.adapt.kind in (
+            "constant",
+            "feedback",
+        )
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -56,8 +56,12 @@ class Scribe:
         shift: float | None,
         evaluation: Evaluation | None,
         seconds: float,
+        dropped: Sequence[records.Dropped] = (),
     ) -> records.Round:
-        """The record of one round."""
+        """The record of one round.
+
+        dropped: who did not finish it, beside those whose fate says so.
+        """
         costs = [
             self._learner.cost(one.participant, widths_of(one.windows), first=one.first) for one in trained
         ]
@@ -67,12 +71,10 @@ class Scribe:
             "kind": "round",
             "round": round,
             "participants": [one.participant.number for one in arrived],
-            "dropped": [
-                {"participant": one.participant.number, "reason": _REASONS[one.fate]}
-                for one in trained
-                if one.fate != "on time"
-            ],
-            "train_loss": sum(one.loss * one.participant.examples for one in trained) / examples,
+            "dropped": [*(dropped_of(one) for one in trained if one.fate != "on time"), *dropped],
+            "train_loss": sum(one.loss * one.participant.examples for one in trained) / examples
+            if trained
+            else None,
             "flops": sum(cost.flops_per_step for cost in costs) * self._learner.config.steps,
             "bytes": sum(self._bytes(cost) for cost in costs),
             "coverage": coverage,
@@ -107,6 +109,11 @@ class Scribe:
             }
             for axis in self._pictured
         }
+
+
+def dropped_of(one: Trained) -> records.Dropped:
+    """The entry of a participant whose contribution was not merged in its round."""
+    return {"participant": one.participant.number, "reason": _REASONS[one.fate]}
 
 
 def pictured(plan: Iterable[str]) -> list[str]:

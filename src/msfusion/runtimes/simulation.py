@@ -237,7 +237,7 @@ class Simulation:
             return done, self.evaluate()
 
     def _resume(self) -> int:
-        done = self._restore(["rounds"] if self._rounds_may_change() else [])
+        done = self._restore(["rounds"] if self.config.rounds_may_change else [])
         if done > self.config.rounds:
             raise UserError(
                 f"expected rounds of at least {done}, which the run has done, got {self.config.rounds}; "
@@ -254,12 +254,6 @@ class Simulation:
         self._set_overlap(State(rate, int(since), total, int(measured)))
         self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
         return done
-
-    def _rounds_may_change(self) -> bool:
-        return (
-            self.config.server_step == self.config.train.lr_schedule == "constant"
-            and self.config.adapt.kind in ("constant", "feedback")
-        )
 
 
 @contextmanager
