@@ -151,8 +151,12 @@ def test_what_is_sealed_into_a_commit_counts_if_the_commit_does(
     disk.commit(1.0, seal("nothing was pushed"))
     assert (disk.path / "note").read_text() == "nothing was pushed"
     disk.push(contribution(axes, names, 1, {}))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(DiskStore, "_point_to", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DiskStore, "_point_to", crash)
+    with pytest.raises(KeyboardInterrupt):
         disk.commit(1.0, seal("second"))
     again = DiskStore(tmp_path / "source", tmp_path / "store", axes, names)
     assert (again.commits, (again.path / "note").read_text()) == (1, "nothing was pushed")

@@ -4,7 +4,15 @@ Nothing here knows about windows or widths: a model is cut by reading what it co
 """
 
 from msfusion.models.inputs import InputSpec, example
-from msfusion.models.meta import parameters_on_meta
+from msfusion.models.meta import made_without_values, parameters_on_meta
 from msfusion.models.registry import MODELS, build, build_without_values
 
-__all__ = ["MODELS", "InputSpec", "build", "build_without_values", "example", "parameters_on_meta"]
+__all__ = [
+    "MODELS",
+    "InputSpec",
+    "build",
+    "build_without_values",
+    "example",
+    "made_without_values",
+    "parameters_on_meta",
+]

@@ -8,9 +8,14 @@ where the module is made, so they keep their values.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from msfusion.errors import UserError
+
+T = TypeVar("T")
 
 _active: ContextVar[bool] = ContextVar("parameters_on_meta", default=False)
 
@@ -28,6 +33,18 @@ def parameters_on_meta() -> Iterator[None]:
             yield
     finally:
         _active.reset(token)
+
+
+def made_without_values(make: Callable[[], T]) -> T:
+    """What ``make`` returns, with the parameters on the meta device; with values where the model's code looks
+    at those of its parameters while it makes them."""
+    try:
+        with parameters_on_meta():
+            return make()
+    except (RuntimeError, NotImplementedError, UserError) as error:
+        if "meta" not in str(error.__cause__ or error):
+            raise
+        return make()
 
 
 def without_values() -> bool:

@@ -12,7 +12,7 @@ from msfusion.models.cnn import cnn
 from msfusion.models.gpt import gpt
 from msfusion.models.hugging_face import PREFIX, TIMM, build_from_hugging_face, build_from_timm
 from msfusion.models.inputs import InputSpec, example
-from msfusion.models.meta import parameters_on_meta
+from msfusion.models.meta import made_without_values
 from msfusion.models.mlp import mlp
 from msfusion.models.options import call, check_names, nearest, option_names
 from msfusion.models.resnet import resnet18
@@ -61,13 +61,7 @@ def build_without_values(
 ) -> Built:
     """``build`` with the parameters on the meta device: for reading the model, at any size. Where the model's
     code looks at values of its parameters while it makes them, they are made."""
-    try:
-        with parameters_on_meta():
-            return build(spec, inputs, options)
-    except (RuntimeError, NotImplementedError, UserError) as error:
-        if "meta" not in str(error.__cause__ or error):
-            raise
-        return build(spec, inputs, options)
+    return made_without_values(lambda: build(spec, inputs, options))
 
 
 def _inputs_from_options(name: str, options: Mapping[str, object]) -> InputSpec:

@@ -61,8 +61,9 @@ class Journal:
 
     def save(self, done: int, tensors: Mapping[str, Tensor], folder: Path | None = None) -> None:
         """Save the state after ``done`` rounds; by default in the run directory."""
-        if self._directory and self._writer:
-            self._writer.sync()
+        if self._directory:
+            if self._writer:
+                self._writer.sync()
             facts = {"rounds_done": done, "settings": self.settings}
             same = {"axes": self._fingerprint, "examples": self._examples}
             checkpoint.save(folder or self._directory, tensors, facts | same)

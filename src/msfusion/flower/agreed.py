@@ -1,0 +1,57 @@
+"""What the server side and every participant derive alike from the task and the settings."""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import torch
+from torch import Tensor
+
+from msfusion.capture import capture
+from msfusion.core.seeds import derive
+from msfusion.flower.task import Settings, Task, settings_of
+from msfusion.learn.local import seeded
+from msfusion.models import made_without_values
+from msfusion.runtimes.checkpoint import fingerprint
+from msfusion.runtimes.setup import Setup
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """The model without values, and who trains what of it.
+
+    buffers: of the full model, with their values.
+    key: the same at both sides if versions, model and settings are.
+    """
+
+    settings: Settings
+    setup: Setup
+    buffers: Mapping[str, Tensor]
+    key: str
+
+
+def agree(task: Task, run_config: Mapping[str, object], device: torch.device) -> Agreed:
+    """Read the model; a process that answers several messages reads it once."""
+    return _agree(task, json.dumps(dict(run_config), sort_keys=True), device)
+
+
+@functools.lru_cache(maxsize=1)
+def _agree(task: Task, run_config: str, device: torch.device) -> Agreed:
+    settings = settings_of(json.loads(run_config))
+    with seeded(derive(settings.seed, "model"), torch.device("cpu")):
+        model, example = made_without_values(lambda: task.model(settings))
+    captured = capture(model, example)
+    setup = Setup(
+        captured,
+        example,
+        task.objective,
+        settings,
+        parameters=[name for name, _ in model.named_parameters()],
+        participants=settings.participants,
+        device=device,
+    )
+    facts = [version("msfusion"), settings.training, captured.axes.to_json()]
+    key = fingerprint(json.dumps(facts, sort_keys=True))
+    return Agreed(settings, setup, dict(model.named_buffers()), key)

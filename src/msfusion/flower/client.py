@@ -1,0 +1,134 @@
+"""A participant: trains its sub-model where its data lie.
+
+Flower starts a new process for every message, so what it keeps between rounds lies on disk.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
+
+from msfusion.core.merge import Contribution
+from msfusion.errors import UserError
+from msfusion.flower.agreed import Agreed, agree
+from msfusion.flower.task import Task, settings_of
+from msfusion.flower.wire import Answer, Hello, Order, refusal
+from msfusion.learn.carried import Carried
+from msfusion.runtimes import checkpoint
+from msfusion.runtimes.run import check_participants
+from msfusion.runtimes.setup import device_of
+from msfusion.runtimes.simulation import torch_threads
+
+_KEPT = 2  # rounds: the server side may have to do the last one again
+
+
+def client_app(task: Task) -> ClientApp:
+    """The app that a SuperNode runs. Its node configuration says which participant it is (``partition-id``),
+    and may name its ``device`` and the folder where it keeps ``state``."""
+    app = ClientApp()
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        return _answered(message, context, lambda: _hello(task, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answered(message, context, lambda: _train(task, message.content, context))
+
+    return app
+
+
+def _answered(message: Message, context: Context, answer: Callable[[], RecordDict]) -> Message:
+    try:
+        content = answer()
+    except UserError as error:
+        number = context.node_config.get("partition-id")
+        content = refusal(error, number if isinstance(number, int) else None)
+    return Message(content, reply_to=message)
+
+
+def _hello(task: Task, context: Context) -> RecordDict:
+    number = number_of(context.node_config)
+    data = task.data(settings_of(context.run_config), number, context.node_config)
+    check_participants([data])
+    return Hello(number, len(data)).record()  # type: ignore[arg-type]
+
+
+def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
+    number, node = number_of(context.node_config), context.node_config
+    order, values = Order.read(content)
+    settings = settings_of(context.run_config)
+    device = device_of(str(node.get("device", settings.device)))
+    agreed = agree(task, context.run_config, device)
+    _check(agreed, order)
+    setup = agreed.setup
+    learner = setup.learner(order.overlap)
+    participant = setup.participant(number, task.data(settings, number, node))
+    check_participants([participant.data])
+    windows = learner.windows(order.round, participant)
+    kept = Kept(state_folder(node) / order.run, number) if learner.contrast else None
+    previous = kept.before(order.round, device) if kept else None
+    values = {name: value.to(device) for name, value in values.items()}
+    with torch_threads(settings.threads):
+        contribution, loss = learner.train(order.round, participant, windows, values, previous)
+    if kept:
+        kept.keep(order.round, contribution)
+    answer = Answer(participant.examples, loss, previous is None, participant.seen)
+    return answer.record(contribution.values)
+
+
+def number_of(node: Mapping[str, Any]) -> int:
+    """Which participant a SuperNode is."""
+    number = node.get("partition-id")
+    if not isinstance(number, int) or number < 0:
+        raise UserError(
+            f"expected the participant's number as partition-id in the node configuration, got {number!r}: "
+            "start the SuperNode with --node-config 'partition-id=0'"
+        )
+    return number
+
+
+def _check(agreed: Agreed, order: Order) -> None:
+    if agreed.key != order.key:
+        raise UserError(
+            "expected the server side's model and settings, got others from the same app: "
+            "install the same versions of msfusion and torch at both sides"
+        )
+
+
+def state_folder(node: Mapping[str, Any]) -> Path:
+    """Where a SuperNode keeps what lasts from one message to the next."""
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    return Path(str(node.get("state") or home / "msfusion"))
+
+
+class Kept:
+    """What one participant handed over in the last rounds that it trained, on disk."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self._folder, self._number = folder / f"participant-{number}", number
+
+    def before(self, round: int, device: torch.device) -> Contribution | None:
+        """The last one before a round."""
+        rounds = [kept for kept in self._rounds() if kept < round]
+        if not rounds:
+            return None
+        tensors = load_file(self._file(max(rounds)))
+        return Carried.restored(tensors, device).previous[self._number]
+
+    def keep(self, round: int, contribution: Contribution) -> None:
+        """Write one, and remove all but the last few."""
+        checkpoint.write(self._file(round), Carried({self._number: contribution}).state(), {})
+        for old in sorted(self._rounds())[:-_KEPT]:
+            self._file(old).unlink()
+
+    def _rounds(self) -> list[int]:
+        return [int(path.stem) for path in self._folder.glob("*.safetensors")]
+
+    def _file(self, round: int) -> Path:
+        return self._folder / f"{round:06d}.safetensors"

@@ -1,0 +1,195 @@
+"""The server side: sends everybody its windows' values, merges what comes back; it never sees data, and never
+runs the model."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, MessageType
+from flwr.serverapp import Grid, ServerApp
+from torch import Tensor
+
+from msfusion import records
+from msfusion.core.axes import Selection, Units
+from msfusion.core.merge import Contribution
+from msfusion.errors import UserError
+from msfusion.flower.agreed import agree
+from msfusion.flower.exchange import Job, ask, logger
+from msfusion.flower.home import Home
+from msfusion.flower.roll import Elsewhere, Member, Roll
+from msfusion.flower.task import Task
+from msfusion.flower.wire import Answer, Order, unpacked
+from msfusion.learn.round import Learner, Trained
+from msfusion.runtimes.facts import run_facts
+from msfusion.runtimes.scribe import Scribe
+
+
+def server_app(task: Task) -> ServerApp:
+    """The app that a SuperLink runs. Started again with the same run directory, it goes on."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        Hub(task, grid, context.run_config).run()
+
+    return app
+
+
+class Hub:
+    """A run of one method, seen from the server side."""
+
+    def __init__(self, task: Task, grid: Grid, run_config: Mapping[str, object]) -> None:
+        self.agreed = agree(task, run_config, torch.device("cpu"))
+        self.settings, self.setup = self.agreed.settings, self.agreed.setup
+        self.task, self.grid = task, grid
+        self.home = Home(task, self.agreed)
+        self.roll = Roll(grid, self.setup, self.settings.participants, self.settings.waiting)
+        self._inbox = self.home.out / "answers"
+
+    def run(self) -> None:
+        """Play the rounds that are left."""
+        logger.info("run directory: %s, %d rounds done", self.home.out, self.home.done)
+        members = self.roll.first()
+        learner = self.setup.learner(self.home.overlap)
+        scribe = Scribe(learner, [member.participant for member in members.values()], exchange=True)
+        with self.home.writing(self._header(scribe)):
+            while self.home.done < self.settings.rounds:
+                record = self._round(self.home.done)
+                logger.info(_line(record, self.settings.rounds))
+
+    def _round(self, round: int) -> records.Round:
+        start = time.perf_counter()
+        learner = self.setup.learner(self.home.overlap)
+        members = self.roll.present()
+        called = self.setup.attendance.present(round, range(self.settings.participants))
+        dropped = [*self.roll.doubles(), *(self.roll.absent(n) for n in called if n not in members)]
+        there = {number: members[number] for number in called if number in members}
+        windows = {number: learner.windows(round, m.participant) for number, m in there.items()}
+        answers = self._answers(round, windows, there, dropped)
+        trained = self._push(learner, windows, there, answers, dropped)
+        scribe = Scribe(learner, [m.participant for m in members.values()], exchange=True)
+        record = scribe.round(
+            round,
+            trained,
+            coverage=0.0,
+            overlap=self.home.overlap.rate,
+            shift=None,
+            evaluation=None,
+            seconds=0.0,
+            dropped=sorted(dropped, key=lambda entry: entry["participant"]),
+        )
+        return self.home.commit([one.windows for one in trained], record, start)
+
+    def _answers(
+        self,
+        round: int,
+        windows: Mapping[int, Selection],
+        there: Mapping[int, Member],
+        dropped: list[records.Dropped],
+    ) -> dict[int, Answer]:
+        """Ask for the round; what comes back waits on disk until all of it can be merged in order."""
+        shutil.rmtree(self._inbox, ignore_errors=True)
+        self._inbox.mkdir()
+        order = Order(self.home.run, self.agreed.key, round, self.home.overlap)
+        store = self.home.store
+        jobs = {
+            n: Job(member.connection, lambda n=n: order.record(store.pull(n, windows[n])))  # type: ignore[misc]
+            for n, member in there.items()
+        }
+        answers: dict[int, Answer] = {}
+        for n, message in ask(
+            self.grid, MessageType.TRAIN, jobs, self.settings.waiting.deadline, f"{round + 1}"
+        ):
+            try:
+                answer, values = _opened(message)
+                if n in answers:
+                    raise UserError("answered twice: the first answer counts")
+                answers[n] = answer
+                self._file(n).write_bytes(values)
+            except UserError as error:
+                dropped.append({"participant": n, "reason": str(error)})
+        return answers
+
+    def _push(
+        self,
+        learner: Learner,
+        windows: Mapping[int, Selection],
+        there: Mapping[int, Member],
+        answers: Mapping[int, Answer],
+        dropped: list[records.Dropped],
+    ) -> list[Trained]:
+        """Push ascending by participant: sums of the same numbers in the same order are equal to the bit."""
+        trained = []
+        for n, answer in sorted(answers.items()):
+            participant = dataclasses.replace(there[n].participant, data=Elsewhere(answer.examples))
+            try:
+                values = unpacked(self._file(n).read_bytes())
+                self._check(values)
+                only = self._only(learner.head, answer.seen)
+                contribution = Contribution(n, windows[n], values, answer.examples, only)
+                self.home.store.push(contribution)
+            except UserError as error:
+                dropped.append({"participant": n, "reason": str(error)})
+            else:
+                trained.append(Trained(participant, windows[n], answer.loss, answer.first))
+            self._file(n).unlink()
+        return trained
+
+    def _check(self, values: Mapping[str, Tensor]) -> None:
+        """What the merge leaves open: that nothing is missing, and types."""
+        if lacking := sorted(set(self.setup.parameters) - values.keys()):
+            raise UserError(f"expected all parameters of the sub-model, got none named {lacking[0]!r}")
+        full = self.home.store.state()
+        for name, value in values.items():
+            if name in full and value.dtype != full[name].dtype:
+                raise UserError(f"expected {name} of type {full[name].dtype}, got {value.dtype}")
+
+    def _only(self, head: Mapping[str, int], seen: Units | None) -> dict[str, tuple[int, Units]]:
+        """Rows of the head that count, where those for labels that a participant has not seen do not."""
+        if not head:
+            return {}
+        axes = self.setup.captured.axes
+        classes = min(axes.shape(name, {})[dimension] for name, dimension in head.items())
+        places = [place for run in seen or () for place in run]
+        if not places or places[0] < 0 or places[-1] > classes or places != sorted(set(places)):
+            raise UserError(f"expected the labels seen, as runs from 0 to {classes}, got {seen}")
+        return {name: (dimension, tuple(seen or ())) for name, dimension in head.items()}
+
+    def _file(self, number: int) -> Path:
+        return self._inbox / f"{number}.safetensors"
+
+    def _header(self, scribe: Scribe) -> records.Header:
+        return {
+            "kind": "header",
+            "format": records.FORMAT,
+            "method": self.settings.method,
+            "seed": self.settings.seed,
+            "config": self.home.journal.settings,
+            **run_facts(),
+            "metric": self.task.objective.metric,
+            **scribe.facts(self.task.name, self.setup.captured.axes),
+        }
+
+
+def _opened(message: Message | str) -> tuple[Answer, bytes]:
+    """What a participant answered; UserError where it did not, or not what it was asked."""
+    if isinstance(message, str):
+        raise UserError(message)
+    if message.has_error():
+        raise UserError(f"error {message.error.code}: {message.error.reason}")
+    return Answer.read(message.content)
+
+
+def _line(record: records.Round, rounds: int) -> str:
+    loss = record["train_loss"]
+    parts = [
+        f"round {record['round'] + 1} of {rounds}: {len(record['participants'])} participants",
+        "nobody trained" if loss is None else f"loss {loss:.4f}",
+        f"coverage {record['coverage']:.0%}",
+        f"{record['seconds']:.1f} s",
+        *(f"without {one['participant']} ({one['reason']})" for one in record["dropped"]),
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,78 @@
+"""What a Flower app is made from: the user's model and data, and the settings of its run configuration."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from msfusion.config import filled
+from msfusion.errors import UserError
+from msfusion.learn.methods import get_method
+from msfusion.learn.objective import Objective
+from msfusion.runtimes.run import Run
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long the server side waits for participants."""
+
+    patience: Annotated[float, Ge(0)] = 60.0  # seconds: for all of them, before the first round
+    quorum: Annotated[float, Gt(0), Le(1)] = 0.5  # share of them without which no round begins
+    deadline: Annotated[float, Gt(0)] = 600.0  # seconds: for the answers in a round
+
+
+@dataclass(frozen=True)
+class Settings(Run):
+    """The run configuration of an app, ``[tool.flwr.app.config]``.
+
+    out: run directory at the server side; relative to the working directory of its process.
+    task: the user's own settings.
+    """
+
+    participants: Annotated[int, Ge(1)] = 10
+    out: str = "runs/flower"
+    waiting: Waiting = field(default_factory=Waiting)
+    task: dict[str, int | float | str | bool] = field(default_factory=dict)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The settings that decide what is trained; the others may change when a run goes on."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "waiting")}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained on what. Every process of a run makes it from the same code.
+
+    model: settings -> the full model and example inputs of it, a batch of two or more. At participants its
+    parameters get no memory; at the server side they are written straight to disk, under the run's seed.
+    data: (settings, participant, node configuration) -> the training examples of one participant, a dataset
+    of (input, target) pairs. It is called where the data lie, and nowhere else.
+    objective: the loss; by default cross-entropy of logits (..., classes).
+    name: of the model, in the records.
+    """
+
+    model: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]]
+    data: Callable[[Settings, int, Mapping[str, Any]], Dataset[Any]]
+    objective: Objective = field(default_factory=Objective)
+    name: str = "model"
+
+
+def settings_of(run_config: Mapping[str, Any]) -> Settings:
+    """The settings of a run configuration, whose keys are dotted; UserError where they cannot work."""
+    settings = filled(Settings, run_config)
+    if get_method(settings.method).evaluated == "own":
+        raise UserError(
+            f"expected a method whose participants exchange something, got {settings.method!r}: "
+            "train on your own without Flower"
+        )
+    for name in ("loss_rate", "late_rate"):
+        if getattr(settings, name):
+            raise UserError(
+                f"expected {name} of 0, as the network is a real one, got {getattr(settings, name)}"
+            )
+    return settings
