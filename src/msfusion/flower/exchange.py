@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 POLL = 0.25  # seconds
 _LOOK = 2.0  # seconds between looks at who is connected
+_GRACE = 30.0  # seconds that a message outlives the wait for its answer, so that the wait ends first
 
 logger = logging.getLogger("flwr")  # what Flower shows of a run
 
@@ -48,9 +49,11 @@ class Sent:
 
     def send(self, to: int, node: int, content: RecordDict) -> None:
         """Send one message; nothing of it stays in memory."""
-        message = Message(content, node, self._kind, ttl=self._seconds, group_id=self._group)
+        ttl = self._seconds + _GRACE
+        message = Message(content, node, self._kind, ttl=ttl, group_id=self._group)
         for number in self._grid.push_messages([message]):
-            self._to[number] = to
+            if number:  # else the SuperLink did not take it: the SuperNode has just gone
+                self._to[number] = to
 
     def forget(self, to: int) -> None:
         """Wait no longer for an answer."""
@@ -88,7 +91,7 @@ def ask(
     at = {number: job.connection for number, job in jobs.items()}
     for number, job in jobs.items():
         sent.send(number, job.connection.node, job.content())
-    gone: dict[int, str] = {}
+    gone = dict.fromkeys(jobs.keys() - set(sent.waiting), "gone before it could be asked")
     end = time.monotonic() + seconds
     looked = time.monotonic()
     while sent.waiting and time.monotonic() < end:

@@ -126,8 +126,7 @@ class Hub:
         for n, answer in sorted(answers.items()):
             participant = dataclasses.replace(there[n].participant, data=Elsewhere(answer.examples))
             try:
-                values = unpacked(self._file(n).read_bytes())
-                self._check(values)
+                values = self._checked(unpacked(self._file(n).read_bytes()))
                 only = self._only(learner.head, answer.seen)
                 contribution = Contribution(n, windows[n], values, answer.examples, only)
                 self.home.store.push(contribution)
@@ -138,14 +137,19 @@ class Hub:
             self._file(n).unlink()
         return trained
 
-    def _check(self, values: Mapping[str, Tensor]) -> None:
-        """What the merge leaves open: that nothing is missing, and types."""
-        if lacking := sorted(set(self.setup.parameters) - values.keys()):
+    def _checked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values in the model's order; checks what the merge leaves open: that nothing is missing, and
+        types."""
+        names = self.setup.parameters
+        if lacking := sorted(set(names) - values.keys()):
             raise UserError(f"expected all parameters of the sub-model, got none named {lacking[0]!r}")
+        if unknown := sorted(values.keys() - set(names)):
+            raise UserError(f"expected parameters of the model, got an unknown one, {unknown[0]!r}")
         full = self.home.store.state()
-        for name, value in values.items():
-            if name in full and value.dtype != full[name].dtype:
-                raise UserError(f"expected {name} of type {full[name].dtype}, got {value.dtype}")
+        for name in names:
+            if values[name].dtype != full[name].dtype:
+                raise UserError(f"expected {name} of type {full[name].dtype}, got {values[name].dtype}")
+        return {name: values[name] for name in names}
 
     def _only(self, head: Mapping[str, int], seen: Units | None) -> dict[str, tuple[int, Units]]:
         """Rows of the head that count, where those for labels that a participant has not seen do not."""

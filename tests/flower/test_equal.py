@@ -1,0 +1,58 @@
+"""Rounds under Flower end with the parameters of the project's own simulation, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inline import nodes_of, play
+from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
+
+from msfusion.flower.wire import Order
+from msfusion.learn.submodels import widths_of
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "msfusion": {},
+    "sampled": {"sample": 0.7, "rounds": 4},
+    "contrast": {"contrast.weight": 1.0, "contrast.every": 2},
+    "contrast, sampled": {"contrast.weight": 1.0, "sample": 0.7, "rounds": 4},
+    "feedback": {"adapt.kind": "feedback", "adapt.target": 0.1, "width": 0.3, "rounds": 8},
+    "steps": {"server_step": "cosine", "train.lr_schedule": "cosine"},
+    "unseen labels": {"mask_unseen": True},
+    "fedrolex": {"method": "fedrolex"},
+    "random": {"method": "random"},
+    "fedavg": {"method": "fedavg"},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_parameters_are_those_of_the_simulation(option: str, tmp_path: Path) -> None:
+    config = {**CONFIG, **OPTIONS[option]}
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "out": str(tmp_path / "run")})
+    assert same(stored(tmp_path / "run"), parameters(simulated(**config)))
+
+
+def test_the_records_are_those_of_the_simulation_but_for_scores(tmp_path: Path) -> None:
+    config = {**CONFIG, **OPTIONS["feedback"]}
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "out": str(tmp_path / "run")})
+    other = ("evaluation", "seconds")
+    expected = simulated(**config).history
+    found = rounds(tmp_path / "run")
+    assert [{k: v for k, v in r.items() if k not in other} for r in found] == [
+        {k: v for k, v in r.items() if k not in other} for r in expected
+    ]
+    assert len({r["overlap"] for r in found}) > 1
+    assert found[0]["shift"] is not None
+
+
+def test_only_the_sub_model_travels(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    hub = play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    learner = hub.setup.learner(hub.setup.first_overlap())
+    for member, node in zip(hub.roll.present().values(), nodes.nodes, strict=True):
+        orders = [Order.read(message.content) for message in node.asked[1:]]
+        assert [order.round for order, _ in orders] == [0, 1, 2]
+        for order, values in orders:
+            windows = learner.windows(order.round, member.participant)
+            shapes = {name: hub.setup.captured.axes.shape(name, widths_of(windows)) for name in values}
+            assert {name: tuple(value.shape) for name, value in values.items()} == shapes
+            assert values["second.weight"].shape == (4, 6)
