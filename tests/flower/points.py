@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from msfusion import records
+from msfusion.capture import capture
 from msfusion.core.seeds import derive
 from msfusion.flower import Settings, Task
 from msfusion.flower.task import settings_of
+from msfusion.learn.carried import Carried
 from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
+from msfusion.learn.round import play as round_of
+from msfusion.learn.store import MemoryStore
 from msfusion.runtimes.run import Problem, Run
-from msfusion.runtimes.simulation import Result, Simulation
+from msfusion.runtimes.setup import Setup
+from msfusion.runtimes.simulation import Result, Simulation, values_of
 
 CLASSES, FEATURES = 3, 5
 SIZES = (40, 9, 25)
@@ -77,6 +82,30 @@ def simulated(**config: Any) -> Result:
 
 def parameters(result: Result) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in result.model.named_parameters()}
+
+
+def alone(present: list[set[int]], **config: Any) -> dict[str, Tensor]:
+    """The parameters after rounds with these participants only, from the parts of every runtime."""
+    settings = settings_of({**CONFIG, **config})
+    with seeded(derive(settings.seed, "model"), torch.device("cpu")):
+        net, example = model(settings)
+    captured = capture(net, example)
+    names = [name for name, _ in net.named_parameters()]
+    setup = Setup(
+        captured,
+        example,
+        Objective(),
+        settings,
+        parameters=names,
+        participants=settings.participants,
+        device=torch.device("cpu"),
+    )
+    store = MemoryStore(values_of(net), captured.axes, frozenset(names))
+    learner = setup.learner(setup.first_overlap())
+    for number, there in enumerate(present):
+        those = [setup.participant(i, data(settings, i, {})) for i in sorted(there)]
+        round_of(number, those, learner, store, 1.0, Carried())
+    return {name: store.state()[name] for name in names}
 
 
 def stored(out: Path) -> dict[str, Tensor]:

@@ -24,13 +24,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(
+    "option", ["msfusion", *(pytest.param(o, marks=pytest.mark.slow) for o in list(OPTIONS)[1:])]
+)
 def test_the_parameters_are_those_of_the_simulation(option: str, tmp_path: Path) -> None:
     config = {**CONFIG, **OPTIONS[option]}
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "out": str(tmp_path / "run")})
     assert same(stored(tmp_path / "run"), parameters(simulated(**config)))
 
 
+@pytest.mark.slow
 def test_the_records_are_those_of_the_simulation_but_for_scores(tmp_path: Path) -> None:
     config = {**CONFIG, **OPTIONS["feedback"]}
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "out": str(tmp_path / "run")})

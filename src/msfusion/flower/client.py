@@ -53,16 +53,17 @@ def _answered(message: Message, context: Context, answer: Callable[[], RecordDic
 
 
 def _hello(task: Task, context: Context) -> RecordDict:
-    number = number_of(context.node_config)
-    data = task.data(settings_of(context.run_config), number, context.node_config)
+    settings = settings_of(context.run_config)
+    number = number_of(context.node_config, settings.participants)
+    data = task.data(settings, number, context.node_config)
     check_participants([data])
     return Hello(number, len(data)).record()  # type: ignore[arg-type]
 
 
 def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
-    number, node = number_of(context.node_config), context.node_config
+    settings, node = settings_of(context.run_config), context.node_config
+    number = number_of(node, settings.participants)
     order, values = Order.read(content)
-    settings = settings_of(context.run_config)
     device = device_of(str(node.get("device", settings.device)))
     agreed = agree(task, context.run_config, device)
     _check(agreed, order)
@@ -82,13 +83,13 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     return answer.record(contribution.values)
 
 
-def number_of(node: Mapping[str, Any]) -> int:
+def number_of(node: Mapping[str, Any], participants: int) -> int:
     """Which participant a SuperNode is."""
     number = node.get("partition-id")
-    if not isinstance(number, int) or number < 0:
+    if not isinstance(number, int) or not 0 <= number < participants:
         raise UserError(
-            f"expected the participant's number as partition-id in the node configuration, got {number!r}: "
-            "start the SuperNode with --node-config 'partition-id=0'"
+            f"expected the participant's number, 0 to {participants - 1}, as partition-id in the node "
+            f"configuration, got {number!r}: start the SuperNode with --node-config 'partition-id=0'"
         )
     return number
 

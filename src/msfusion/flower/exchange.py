@@ -9,7 +9,7 @@ from flwr.app import Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-POLL = 0.25  # seconds
+POLL = 0.1  # seconds
 _LOOK = 2.0  # seconds between looks at who is connected
 _GRACE = 30.0  # seconds that a message outlives the wait for its answer, so that the wait ends first
 

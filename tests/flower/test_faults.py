@@ -1,0 +1,236 @@
+"""Whatever a participant does, the round goes on with the others, and the record says who and why."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from inline import Behaviour, Node, Nodes, honest, nodes_of, play
+from points import CONFIG, TASK, alone, rounds, same, stored
+from torch import Tensor
+
+from msfusion.errors import UserError
+from msfusion.flower import client_app
+from msfusion.flower.wire import packed, unpacked
+
+SLOW = {"waiting.deadline": 2.0, "waiting.patience": 1.0}
+FAULTY, ROUND = 1, 1
+"""The participant and the round that faults happen in."""
+
+
+def in_the_round(message: Message) -> bool:
+    order = message.content.config_records.get("order")
+    return order is not None and order["round"] == ROUND
+
+
+def changed(change: Callable[[RecordDict], None]) -> Behaviour:
+    """Answers with a changed content."""
+
+    def behave(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        replies = honest(message, context, app)
+        if in_the_round(message):
+            change(replies[0].content)
+        return replies
+
+    return behave
+
+
+def other_values(change: Callable[[dict[str, Tensor]], None]) -> Behaviour:
+    def swap(content: RecordDict) -> None:
+        values = unpacked(content.array_records["contribution"]["values"].data)
+        change(values)
+        content["contribution"] = packed(values)
+
+    return changed(swap)
+
+
+def raises(message: Message, context: Context, app: ClientApp) -> list[Message]:
+    def broken(*_: Any) -> Message:
+        raise ZeroDivisionError("out of luck")
+
+    return honest(message, context, broken if in_the_round(message) else app)  # type: ignore[arg-type]
+
+
+def silent(message: Message, context: Context, app: ClientApp) -> list[Message]:
+    return [] if in_the_round(message) else honest(message, context, app)
+
+
+def garbage(content: RecordDict) -> None:
+    content["contribution"] = ArrayRecord({"values": Array("uint8", (3,), "safetensors", b"\x80\x04.")})
+
+
+def pickled(content: RecordDict) -> None:
+    content["contribution"] = ArrayRecord({"values": Array("uint8", (3,), "pickle", b"\x80\x04.")})
+
+
+FAULTS: dict[str, tuple[Behaviour, str]] = {
+    "an exception": (raises, "out of luck"),
+    "no answer": (silent, "no answer within 2 s"),
+    "NaN": (other_values(lambda v: v["head.bias"].fill_(torch.nan)), "NaN or infinity in head.bias"),
+    "another shape": (
+        other_values(lambda v: v.update({"first.weight": v["first.weight"][:2].clone()})),
+        "expected first.weight of shape",
+    ),
+    "another type": (
+        other_values(lambda v: v.update({"head.bias": v["head.bias"].double()})),
+        "expected head.bias of type torch.float32, got torch.float64",
+    ),
+    "a tensor too few": (other_values(lambda v: v.pop("head.bias")), "none named 'head.bias'"),
+    "a tensor too many": (
+        other_values(lambda v: v.update({"more": torch.zeros(1)})),
+        "got an unknown one, 'more'",
+    ),
+    "garbage": (changed(garbage), "cannot read them"),
+    "another format": (changed(pickled), "found none"),
+    "nothing": (changed(lambda content: content.clear()), "expected 'answer' in the answer, got nothing"),
+    "no examples": (
+        changed(lambda content: content["metrics"].update({"num-examples": 0})),
+        "expected num-examples of at least 1 in the answer, got 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_round_goes_on_without_the_faulty_answer(fault: str, tmp_path: Path) -> None:
+    behaviour, reason = FAULTS[fault]
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: behaviour})
+    play(TASK, nodes, {**CONFIG, **SLOW, "out": str(tmp_path / "run")})
+    first, second, third = rounds(tmp_path / "run")
+    assert first["participants"] == third["participants"] == [0, 1, 2]
+    assert first["dropped"] == third["dropped"] == []
+    assert second["participants"] == [0, 2]
+    assert [one["participant"] for one in second["dropped"]] == [FAULTY]
+    assert reason in second["dropped"][0]["reason"]
+    assert same(stored(tmp_path / "run"), alone([{0, 1, 2}, {0, 2}, {0, 1, 2}]))
+
+
+def test_the_second_of_two_answers_is_refused(tmp_path: Path) -> None:
+    def twice(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        return [reply for _ in range(2) for reply in honest(message, context, app)]
+
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: twice})
+    play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    assert all(r["participants"] == [0, 1, 2] for r in rounds(tmp_path / "run"))
+    assert same(stored(tmp_path / "run"), alone([{0, 1, 2}] * 3))
+
+
+def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
+    nodes = [Node({"partition-id": i}) for i in (0, 1, 1, 2)]
+    play(TASK, Nodes(client_app(TASK), nodes), {**CONFIG, "out": str(tmp_path / "run")})
+    dropped = [one for r in rounds(tmp_path / "run") for one in r["dropped"]]
+    assert [one["participant"] for one in dropped] == [1]
+    assert "a second SuperNode" in dropped[0]["reason"]
+    assert same(stored(tmp_path / "run"), alone([{0, 1, 2}] * 3))
+
+
+def lies(message: Message, context: Context, app: ClientApp) -> list[Message]:
+    replies = honest(message, context, app)
+    replies[0].content["hello"]["participant"] = 3  # type: ignore[index]
+    return replies
+
+
+@pytest.mark.parametrize(
+    ("node", "reason"),
+    [
+        (Node({"partition-id": 3}), "expected the participant's number, 0 to 2, as partition-id"),
+        (Node({}), "expected the participant's number, 0 to 2, as partition-id"),
+        (Node({"partition-id": 2}, lies), "expected a partition-id below 3, got 3"),
+    ],
+)
+def test_strangers_take_no_part(node: Node, reason: str, tmp_path: Path, caplog: Any) -> None:
+    nodes = [Node({"partition-id": 0}), Node({"partition-id": 1}), node]
+    play(TASK, Nodes(client_app(TASK), nodes), {**CONFIG, **SLOW, "out": str(tmp_path / "run")})
+    assert reason in caplog.text
+    assert all(r["participants"] == [0, 1] for r in rounds(tmp_path / "run"))
+    assert rounds(tmp_path / "run")[0]["dropped"] == [{"participant": 2, "reason": "not connected"}]
+
+
+def test_other_settings_at_a_participant_are_refused(tmp_path: Path) -> None:
+    def other(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message):
+            context.run_config = {**context.run_config, "train.lr": 0.2}
+        return honest(message, context, app)
+
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: other})
+    play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    (dropped,) = rounds(tmp_path / "run")[ROUND]["dropped"]
+    assert "install the same versions" in dropped["reason"]
+
+
+def test_a_node_that_goes_down_in_mid_round_and_comes_back_is_asked_again(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    told = []
+
+    def falls(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message) and not told:
+            told.append(message)
+            nodes.down(nodes.nodes[FAULTY])
+            return []
+        return honest(message, context, app)
+
+    def holds_up(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message):
+            nodes.up(nodes.nodes[FAULTY])
+            threading.Event().wait(3)
+        return honest(message, context, app)
+
+    nodes.nodes[FAULTY].behaviour, nodes.nodes[2].behaviour = falls, holds_up
+    play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    assert len(told) == 1
+    assert not any(r["dropped"] for r in rounds(tmp_path / "run"))
+    assert same(stored(tmp_path / "run"), alone([{0, 1, 2}] * 3))
+
+
+def test_a_node_that_stays_away_is_missed_and_welcomed_back(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    away = nodes.nodes[FAULTY]
+
+    def falls(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message):
+            nodes.down(away)
+            return []
+        return honest(message, context, app)
+
+    def wakes(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        replies = honest(message, context, app)
+        order = message.content.config_records.get("order")
+        if order is not None and order["round"] == ROUND + 1:
+            nodes.up(away)
+        return replies
+
+    away.behaviour, nodes.nodes[2].behaviour = falls, wakes
+    play(TASK, nodes, {**CONFIG, "rounds": 4, "out": str(tmp_path / "run")})
+    found = rounds(tmp_path / "run")
+    assert [r["participants"] for r in found] == [[0, 1, 2], [0, 2], [0, 2], [0, 1, 2]]
+    assert "Node Unavailable" in found[1]["dropped"][0]["reason"]
+    assert found[2]["dropped"] == [{"participant": FAULTY, "reason": "not connected"}]
+
+
+def test_a_round_in_which_nobody_answers_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 2, tmp_path, {0: silent, 1: silent})
+    config = {**CONFIG, **SLOW, "participants": 2, "rounds": 2, "out": str(tmp_path / "run")}
+    play(TASK, nodes, config)
+    first, second = rounds(tmp_path / "run")
+    assert (second["participants"], second["train_loss"]) == ([], None)
+    assert second["coverage"] == first["coverage"]
+    assert same(stored(tmp_path / "run"), alone([{0, 1}], participants=2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("method", "standalone", "expected a method whose participants exchange"),
+        ("late_rate", 0.1, "the network is a real one"),
+        ("train.rl", 0.1, "did you mean 'train.lr'"),
+        ("waiting.quorum", 1.5, "in (0, 1]"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(setting: str, value: Any, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        play(TASK, nodes_of(TASK, 3, tmp_path), {**CONFIG, setting: value, "out": str(tmp_path / "run")})
+    assert reason in str(error.value)
+    assert not (tmp_path / "run").exists()
