@@ -1,0 +1,78 @@
+"""A server side that is started again goes on, wherever it was ended, and ends with the same parameters."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inline import nodes_of, play
+from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
+
+from msfusion.errors import UserError
+from msfusion.flower import server
+from msfusion.flower.home import Home
+from msfusion.learn.disk_store import DiskStore
+
+CONTRAST = {**CONFIG, "contrast.weight": 1.0}
+
+
+class Killed(BaseException):
+    """Ends a process's work at once."""
+
+
+def killed(*_: Any, **__: Any) -> Any:
+    raise Killed
+
+
+def after(times: int, original: Any) -> Any:
+    """Does as the original so many times, then is killed."""
+    calls = []
+
+    def act(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(*args, **kwargs) if len(calls) <= times else killed()
+
+    return act
+
+
+MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "before the records are opened": (Home, "writing", 0),
+    "before the first round": (server, "ask", 0),
+    "in mid-round": (server, "unpacked", 4),
+    "before the merge counts": (DiskStore, "_point_to", 1),
+    "after the merge counts": (DiskStore, "_remove_all_but", 3),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_was_killed_goes_on(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, times = MOMENTS[moment]
+    config = {**CONTRAST, "out": str(tmp_path / "run")}
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, after(times, getattr(owner, name)))
+        with pytest.raises(Killed):
+            play(TASK, nodes_of(TASK, 3, tmp_path), config)
+    play(TASK, nodes_of(TASK, 3, tmp_path), config)
+    assert [r["round"] for r in rounds(tmp_path / "run")] == [0, 1, 2]
+    assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))
+    assert len([p for p in (tmp_path / "run" / "model").iterdir() if p.is_dir()]) == 1
+
+
+def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
+    config = {**CONTRAST, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
+    with pytest.raises(UserError, match="expected rounds left to do"):
+        play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
+    with pytest.raises(UserError, match="got train = "):
+        play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "train.lr": 0.2})
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "waiting.patience": 9.0})
+    assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))
+
+
+def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> None:
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**CONTRAST, "out": str(tmp_path / "run")})
+    (training,) = (tmp_path / "state").iterdir()
+    assert sorted(p.name for p in training.iterdir()) == [f"participant-{i}" for i in range(3)]
+    assert sorted(p.name for p in (training / "participant-0").iterdir()) == [
+        "000001.safetensors",
+        "000002.safetensors",
+    ]
