@@ -1,6 +1,7 @@
 """A problem that takes no time as a task under Flower, and what the project's simulation makes of it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,10 @@ def parameters(result: Result) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in result.model.named_parameters()}
 
 
-def alone(present: list[set[int]], **config: Any) -> dict[str, Tensor]:
+@functools.cache
+def alone(*present: frozenset[int], participants: int = 3) -> dict[str, Tensor]:
     """The parameters after rounds with these participants only, from the parts of every runtime."""
-    settings = settings_of({**CONFIG, **config})
+    settings = settings_of({**CONFIG, "participants": participants})
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
         net, example = model(settings)
     captured = capture(net, example)

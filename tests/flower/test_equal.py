@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from inline import nodes_of, play
 from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
+from torch.utils.data import TensorDataset
 
 from msfusion.flower.wire import Order
 from msfusion.learn.submodels import widths_of
@@ -13,13 +14,11 @@ from msfusion.learn.submodels import widths_of
 OPTIONS: dict[str, dict[str, Any]] = {
     "msfusion": {},
     "sampled": {"sample": 0.7, "rounds": 4},
-    "contrast": {"contrast.weight": 1.0, "contrast.every": 2},
     "contrast, sampled": {"contrast.weight": 1.0, "sample": 0.7, "rounds": 4},
     "feedback": {"adapt.kind": "feedback", "adapt.target": 0.1, "width": 0.3, "rounds": 8},
     "steps": {"server_step": "cosine", "train.lr_schedule": "cosine"},
     "unseen labels": {"mask_unseen": True},
     "fedrolex": {"method": "fedrolex"},
-    "random": {"method": "random"},
     "fedavg": {"method": "fedavg"},
 }
 
@@ -51,11 +50,35 @@ def test_only_the_sub_model_travels(tmp_path: Path) -> None:
     nodes = nodes_of(TASK, 3, tmp_path)
     hub = play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
     learner = hub.setup.learner(hub.setup.first_overlap())
-    for member, node in zip(hub.roll.present().values(), nodes.nodes, strict=True):
+    for number, node in enumerate(nodes.nodes):
         orders = [Order.read(message.content) for message in node.asked[1:]]
         assert [order.round for order, _ in orders] == [0, 1, 2]
         for order, values in orders:
-            windows = learner.windows(order.round, member.participant)
+            windows = learner.windows(order.round, hub.setup.participant(number, TensorDataset()))
             shapes = {name: hub.setup.captured.axes.shape(name, widths_of(windows)) for name in values}
             assert {name: tuple(value.shape) for name, value in values.items()} == shapes
             assert values["second.weight"].shape == (4, 6)
+
+
+def test_participants_train_what_their_nodes_say_they_can_afford(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[1].config["width"] = 0.25
+    nodes.nodes[2].config["width"] = 0.75
+    hub = play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    assert same(stored(tmp_path / "run"), parameters(simulated(width=(0.5, 0.25, 0.75))))
+    shapes = [Order.read(node.asked[1].content)[1]["second.weight"].shape for node in nodes.nodes]
+    assert shapes == [(4, 6), (2, 3), (5, 9)]
+    assert [hub.setup.widths(i)["first.out"] for i in range(3)] == [6, 3, 9]
+
+
+def test_a_capacity_holds_for_the_whole_run(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[1].config["width"] = 0.25
+    config = {**CONFIG, "waiting.patience": 1.0, "out": str(tmp_path / "run")}
+    play(TASK, nodes, {**config, "rounds": 2})
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[2].config["width"] = 0.25
+    play(TASK, nodes, {**config, "rounds": 4})
+    assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1, 2]] * 2 + [[0, 1]] * 2
+    (dropped,) = rounds(tmp_path / "run")[-1]["dropped"]
+    assert "expected the capacity that the run began with, Capacity(width=0.5" in dropped["reason"]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from msfusion.capture import capture
+from msfusion.capture import Capture, capture
 from msfusion.core.seeds import derive
 from msfusion.flower.task import Settings, Task, settings_of
+from msfusion.learn.capacity import Capacity
 from msfusion.learn.local import seeded
 from msfusion.models import made_without_values
 from msfusion.runtimes.checkpoint import fingerprint
@@ -32,17 +33,19 @@ class Agreed:
     key: str
 
 
-def agree(task: Task, run_config: Mapping[str, object], device: torch.device) -> Agreed:
-    """Read the model; a process that answers several messages reads it once."""
-    return _agree(task, json.dumps(dict(run_config), sort_keys=True), device)
+def agree(
+    task: Task, run_config: Mapping[str, object], device: torch.device, capacities: tuple[Capacity, ...] = ()
+) -> Agreed:
+    """Read the model; a process that answers several messages reads it once.
+
+    capacities: of each participant, where the settings do not say it.
+    """
+    return _agree(task, json.dumps(dict(run_config), sort_keys=True), device, capacities)
 
 
 @functools.lru_cache(maxsize=1)
-def _agree(task: Task, run_config: str, device: torch.device) -> Agreed:
-    settings = settings_of(json.loads(run_config))
-    with seeded(derive(settings.seed, "model"), torch.device("cpu")):
-        model, example = made_without_values(lambda: task.model(settings))
-    captured = capture(model, example)
+def _agree(task: Task, run_config: str, device: torch.device, capacities: tuple[Capacity, ...]) -> Agreed:
+    settings, model, example, captured = _read(task, run_config)
     setup = Setup(
         captured,
         example,
@@ -51,7 +54,16 @@ def _agree(task: Task, run_config: str, device: torch.device) -> Agreed:
         parameters=[name for name, _ in model.named_parameters()],
         participants=settings.participants,
         device=device,
+        capacities=capacities,
     )
     facts = [version("msfusion"), settings.training, captured.axes.to_json()]
     key = fingerprint(json.dumps(facts, sort_keys=True))
     return Agreed(settings, setup, dict(model.named_buffers()), key)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(task: Task, run_config: str) -> tuple[Settings, nn.Module, tuple[Tensor, ...], Capture]:
+    settings = settings_of(json.loads(run_config))
+    with seeded(derive(settings.seed, "model"), torch.device("cpu")):
+        model, example = made_without_values(lambda: task.model(settings))
+    return settings, model, example, capture(model, example)

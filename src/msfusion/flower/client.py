@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed, agree
-from msfusion.flower.task import Task, settings_of
+from msfusion.flower.task import Task, capacity_of, settings_of
 from msfusion.flower.wire import Answer, Hello, Order, refusal
 from msfusion.learn.carried import Carried
 from msfusion.runtimes import checkpoint
@@ -29,7 +29,8 @@ _KEPT = 2  # rounds: the server side may have to do the last one again
 
 def client_app(task: Task) -> ClientApp:
     """The app that a SuperNode runs. Its node configuration says which participant it is (``partition-id``),
-    and may name its ``device`` and the folder where it keeps ``state``."""
+    and may say what it can afford (one of ``width``, ``share``, ``memory`` and ``flops``), name its
+    ``device``, and the folder where it keeps ``state``."""
     app = ClientApp()
 
     @app.query()
@@ -57,7 +58,8 @@ def _hello(task: Task, context: Context) -> RecordDict:
     number = number_of(context.node_config, settings.participants)
     data = task.data(settings, number, context.node_config)
     check_participants([data])
-    return Hello(number, len(data)).record()  # type: ignore[arg-type]
+    capacity = capacity_of(context.node_config)
+    return Hello(number, len(data), capacity).record()  # type: ignore[arg-type]
 
 
 def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
@@ -65,7 +67,7 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     number = number_of(node, settings.participants)
     order, values = Order.read(content)
     device = device_of(str(node.get("device", settings.device)))
-    agreed = agree(task, context.run_config, device)
+    agreed = agree(task, context.run_config, device, order.capacities)
     _check(agreed, order)
     setup = agreed.setup
     learner = setup.learner(order.overlap)

@@ -1,6 +1,7 @@
 """The single home of all shards: the full model on disk, and beside it what a run must not lose."""
 
 import dataclasses
+import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
+from torch import Tensor
 
 from msfusion import records
 from msfusion.core.axes import Selection
@@ -19,10 +21,12 @@ from msfusion.core.seeds import derive
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed
 from msfusion.flower.task import Task
+from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import DiskStore
 from msfusion.learn.initial import write_initial
 from msfusion.learn.steps import server_step
 from msfusion.runtimes.journal import Journal
+from msfusion.runtimes.setup import Setup
 
 
 class Home:
@@ -33,32 +37,38 @@ class Home:
 
     done: rounds that have ended.
     run: names the training, for state that participants keep.
+    capacities: what each participant can afford, from which the windows follow.
     """
 
     def __init__(self, task: Task, agreed: Agreed) -> None:
-        self._agreed = agreed
-        self._settings, setup = agreed.settings, agreed.setup
-        axes = setup.captured.axes
+        self._settings, self._setup = agreed.settings, agreed.setup
+        axes = self._setup.captured.axes
         self.out = Path(self._settings.out).absolute()
         self.journal = Journal(self.out, self._settings.training, axes, [])
-        self.coverage = Coverage(axes, setup.parameters, setup.plan)
-        self.overlap = setup.first_overlap()
+        self.overlap = self._setup.first_overlap()
         self.done = 0
         self.run = uuid4().hex
+        self.capacities: tuple[Capacity, ...] = ()
+        self._counts: list[Tensor] = []
         source = self.out / "initial"
-        begins = not source.exists()
-        if begins:
-            self._begin(task, source)
+        if not source.exists():
+            self._write_initial(task, source)
         self.store = DiskStore(
             source,
             self.out / "model",
             axes,
-            frozenset(setup.parameters),
+            frozenset(self._setup.parameters),
             buffers=agreed.buffers,
             measure=self._settings.adapt.measures,
         )
-        if not begins:
-            self._go_on()
+        self._go_on()
+
+    def begin(self, setup: Setup, capacities: tuple[Capacity, ...]) -> None:
+        """Before the first round of this process: who trains what."""
+        self._setup, self.capacities = setup, capacities
+        self._coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
+        if self.done:
+            self._coverage.restore(self._counts)
 
     def writing(self, header: records.Header) -> AbstractContextManager[None]:
         """Open the records."""
@@ -71,24 +81,25 @@ class Home:
         record: of the round; what is known at the end only is filled in.
         start: when the round began, on the clock time.perf_counter.
         """
-        setup, round = self._agreed.setup, self.done
+        round = self.done
         for windows in merged:
-            self.coverage.add(windows)
+            self._coverage.add(windows)
         complete = record.copy()
 
         def seal(folder: Path, shift: Shift | None) -> None:
             ratio = shift.ratio if shift else None
-            complete["shift"], complete["coverage"] = ratio, self.coverage.summary().share
+            complete["shift"], complete["coverage"] = ratio, self._coverage.summary().share
             complete["seconds"] = time.perf_counter() - start
-            self.overlap = setup.next_overlap(self.overlap, round, ratio)
+            self.overlap = self._setup.next_overlap(self.overlap, round, ratio)
             self.done = round + 1
+            self._counts = list(self._coverage.state())
             self.journal.round(complete)
             self._save(folder)
 
         self.store.commit(server_step(self._settings.server_step, round, self._settings.rounds), seal)
         return complete
 
-    def _begin(self, task: Task, source: Path) -> None:
+    def _write_initial(self, task: Task, source: Path) -> None:
         draft = source.with_name("initial.draft")
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -97,10 +108,14 @@ class Home:
         draft.rename(source)
 
     def _save(self, folder: Path) -> None:
-        tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
-        overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
-        run = torch.tensor(list(bytes.fromhex(self.run)), dtype=torch.uint8)
-        self.journal.save(self.done, {**tables, "overlap": overlap, "run": run}, folder)
+        facts = {
+            "run": self.run,
+            "overlap": dataclasses.astuple(self.overlap),
+            "capacities": [dataclasses.asdict(capacity) for capacity in self.capacities],
+        }
+        text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
+        counts = {f"coverage/{i}": counts for i, counts in enumerate(self._counts)}
+        self.journal.save(self.done, {**counts, "facts": text}, folder)
 
     def _go_on(self) -> None:
         free = ["rounds"] if self._settings.rounds_may_change else []
@@ -110,7 +125,7 @@ class Home:
                 f"expected rounds left to do, but the run in {self.out} has done {self.done} of "
                 f"{self._settings.rounds}: raise rounds, or set out to another directory"
             )
-        rate, since, total, measured = tensors["overlap"].tolist()
-        self.overlap = State(rate, int(since), total, int(measured))
-        self.run = bytes(tensors["run"].tolist()).hex()
-        self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
+        facts = json.loads(bytes(tensors.pop("facts").tolist()))
+        self.run, self.overlap = facts["run"], State(*facts["overlap"])
+        self.capacities = tuple(Capacity(**stated) for stated in facts["capacities"])
+        self._counts = [tensors[f"coverage/{i}"] for i in range(len(tensors))]

@@ -1,20 +1,18 @@
 """Which SuperNode is which participant."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
-from torch.utils.data import Dataset
 
 from msfusion import records
 from msfusion.errors import UserError
 from msfusion.flower.exchange import POLL, Connection, Sent, connected, logger
 from msfusion.flower.task import Waiting
 from msfusion.flower.wire import Hello, refused_by
-from msfusion.learn.round import Participant
-from msfusion.runtimes.setup import Setup
+from msfusion.learn.capacity import Capacity
 
 _SECONDS = 60.0  # for an answer to the question who a SuperNode is
 _REMIND = 30.0  # seconds between lines that say how many are here
@@ -22,30 +20,28 @@ _REMIND = 30.0  # seconds between lines that say how many are here
 
 @dataclass(frozen=True)
 class Member:
-    """A participant that is connected."""
+    """A participant that is connected.
 
-    participant: Participant
+    capacity: what it can afford; None where it does not say.
+    """
+
+    examples: int
     connection: Connection
-
-
-class Elsewhere(Dataset[Any]):
-    """Data that lie at a participant: all that is known of them here is their number."""
-
-    def __init__(self, examples: int) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return self._examples
+    capacity: Capacity | None
 
 
 class Roll:
     """Asks every SuperNode that comes up who it is, and knows who is there.
 
     participants: how many there may be.
+    capacities: what each can afford, if the run has begun with that: who states another one is not let in.
     """
 
-    def __init__(self, grid: Grid, setup: Setup, participants: int, waiting: Waiting) -> None:
-        self._grid, self._setup, self._participants, self._waiting = grid, setup, participants, waiting
+    def __init__(
+        self, grid: Grid, participants: int, waiting: Waiting, capacities: Sequence[Capacity] = ()
+    ) -> None:
+        self._grid, self._participants, self._waiting = grid, participants, waiting
+        self.capacities = capacities
         self._members: dict[int, Member] = {}  # by participant
         self._asked: dict[int, tuple[Connection, float]] = {}  # node -> when it came up, when it was asked
         self._hellos = Sent(grid, MessageType.QUERY, _SECONDS)
@@ -119,6 +115,11 @@ class Roll:
             number = hello.number
             if number >= self._participants:
                 raise UserError(f"expected a partition-id below {self._participants}, got {number}")
+            if self.capacities and hello.capacity not in (None, self.capacities[number]):
+                raise UserError(
+                    f"expected the capacity that the run began with, {self.capacities[number]}, "
+                    f"got {hello.capacity}"
+                )
         except UserError as error:
             logger.warning("SuperNode %d cannot take part: %s", node, error)
             if number is not None:
@@ -129,7 +130,6 @@ class Roll:
             logger.warning("%s: left out", reason)
             self._doubles.append({"participant": number, "reason": reason})
             return
-        participant = Participant(number, Elsewhere(hello.examples), self._setup.plan)
-        self._members[number] = Member(participant, self._asked[node][0])
+        self._members[number] = Member(hello.examples, self._asked[node][0], hello.capacity)
         self._why.pop(number, None)
         logger.info("participant %d is here, with %d examples", number, hello.examples)

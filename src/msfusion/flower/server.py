@@ -1,16 +1,17 @@
 """The server side: sends everybody its windows' values, merges what comes back; it never sees data, and never
 runs the model."""
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from msfusion import records
 from msfusion.core.axes import Selection, Units
@@ -19,10 +20,10 @@ from msfusion.errors import UserError
 from msfusion.flower.agreed import agree
 from msfusion.flower.exchange import Job, ask, logger
 from msfusion.flower.home import Home
-from msfusion.flower.roll import Elsewhere, Member, Roll
+from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task
 from msfusion.flower.wire import Answer, Order, unpacked
-from msfusion.learn.round import Learner, Trained
+from msfusion.learn.round import Participant, Trained
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe
 
@@ -38,27 +39,56 @@ def server_app(task: Task) -> ServerApp:
     return app
 
 
+class Elsewhere(Dataset[Any]):
+    """Data that lie at a participant: all that is known of them here is their number."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+
 class Hub:
     """A run of one method, seen from the server side."""
 
     def __init__(self, task: Task, grid: Grid, run_config: Mapping[str, object]) -> None:
-        self.agreed = agree(task, run_config, torch.device("cpu"))
-        self.settings, self.setup = self.agreed.settings, self.agreed.setup
-        self.task, self.grid = task, grid
-        self.home = Home(task, self.agreed)
-        self.roll = Roll(grid, self.setup, self.settings.participants, self.settings.waiting)
+        self.task, self.grid, self._run_config = task, grid, run_config
+        agreed = agree(task, run_config, torch.device("cpu"))
+        self.settings, self.setup, self._key = agreed.settings, agreed.setup, agreed.key
+        self.home = Home(task, agreed)
+        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, self.home.capacities)
         self._inbox = self.home.out / "answers"
 
     def run(self) -> None:
         """Play the rounds that are left."""
         logger.info("run directory: %s, %d rounds done", self.home.out, self.home.done)
         members = self.roll.first()
-        learner = self.setup.learner(self.home.overlap)
-        scribe = Scribe(learner, [member.participant for member in members.values()], exchange=True)
-        with self.home.writing(self._header(scribe)):
+        self._settle(members)
+        with self.home.writing(self._header(self._scribe(members))):
             while self.home.done < self.settings.rounds:
                 record = self._round(self.home.done)
                 logger.info(_line(record, self.settings.rounds))
+
+    def _settle(self, members: Mapping[int, Member]) -> None:
+        """Who can afford what: as stated, else as the settings say; fixed for the run when it begins."""
+        capacities = self.home.capacities
+        if not self.home.done and self.setup.method.cut:
+            usual = self.settings.capacities()
+            stated = {number: member.capacity for number, member in members.items()}
+            capacities = tuple(
+                stated.get(n) or usual[n % len(usual)] for n in range(self.settings.participants)
+            )
+        self.setup = agree(self.task, self._run_config, torch.device("cpu"), capacities).setup
+        self.home.begin(self.setup, capacities)
+        self.roll.capacities = capacities
+
+    def _participant(self, number: int, examples: int) -> Participant:
+        return Participant(number, Elsewhere(examples), self.setup.widths(number))
+
+    def _scribe(self, members: Mapping[int, Member]) -> Scribe:
+        there = [self._participant(number, member.examples) for number, member in members.items()]
+        return Scribe(self.setup.learner(self.home.overlap), there, exchange=True)
 
     def _round(self, round: int) -> records.Round:
         start = time.perf_counter()
@@ -67,11 +97,10 @@ class Hub:
         called = self.setup.attendance.present(round, range(self.settings.participants))
         dropped = [*self.roll.doubles(), *(self.roll.absent(n) for n in called if n not in members)]
         there = {number: members[number] for number in called if number in members}
-        windows = {number: learner.windows(round, m.participant) for number, m in there.items()}
+        windows = {n: learner.windows(round, self._participant(n, m.examples)) for n, m in there.items()}
         answers = self._answers(round, windows, there, dropped)
-        trained = self._push(learner, windows, there, answers, dropped)
-        scribe = Scribe(learner, [m.participant for m in members.values()], exchange=True)
-        record = scribe.round(
+        trained = self._push(windows, answers, dropped)
+        record = self._scribe(members).round(
             round,
             trained,
             coverage=0.0,
@@ -93,8 +122,8 @@ class Hub:
         """Ask for the round; what comes back waits on disk until all of it can be merged in order."""
         shutil.rmtree(self._inbox, ignore_errors=True)
         self._inbox.mkdir()
-        order = Order(self.home.run, self.agreed.key, round, self.home.overlap)
-        store = self.home.store
+        store, home = self.home.store, self.home
+        order = Order(home.run, self._key, round, home.overlap, home.capacities)
         jobs = {
             n: Job(member.connection, lambda n=n: order.record(store.pull(n, windows[n])))  # type: ignore[misc]
             for n, member in there.items()
@@ -115,24 +144,22 @@ class Hub:
 
     def _push(
         self,
-        learner: Learner,
         windows: Mapping[int, Selection],
-        there: Mapping[int, Member],
         answers: Mapping[int, Answer],
         dropped: list[records.Dropped],
     ) -> list[Trained]:
         """Push ascending by participant: sums of the same numbers in the same order are equal to the bit."""
         trained = []
         for n, answer in sorted(answers.items()):
-            participant = dataclasses.replace(there[n].participant, data=Elsewhere(answer.examples))
             try:
                 values = self._checked(unpacked(self._file(n).read_bytes()))
-                only = self._only(learner.head, answer.seen)
+                only = self._only(answer.seen)
                 contribution = Contribution(n, windows[n], values, answer.examples, only)
                 self.home.store.push(contribution)
             except UserError as error:
                 dropped.append({"participant": n, "reason": str(error)})
             else:
+                participant = self._participant(n, answer.examples)
                 trained.append(Trained(participant, windows[n], answer.loss, answer.first))
             self._file(n).unlink()
         return trained
@@ -151,8 +178,9 @@ class Hub:
                 raise UserError(f"expected {name} of type {full[name].dtype}, got {values[name].dtype}")
         return {name: values[name] for name in names}
 
-    def _only(self, head: Mapping[str, int], seen: Units | None) -> dict[str, tuple[int, Units]]:
+    def _only(self, seen: Units | None) -> dict[str, tuple[int, Units]]:
         """Rows of the head that count, where those for labels that a participant has not seen do not."""
+        head = self.setup.head
         if not head:
             return {}
         axes = self.setup.captured.axes

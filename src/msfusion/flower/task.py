@@ -11,9 +11,11 @@ from torch.utils.data import Dataset
 
 from msfusion.config import filled
 from msfusion.errors import UserError
+from msfusion.learn.capacity import Capacity
 from msfusion.learn.methods import get_method
 from msfusion.learn.objective import Objective
-from msfusion.runtimes.run import Run
+from msfusion.runtimes.run import CAPACITIES, Run
+from msfusion.settings import validated
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Settings(Run):
-    """The run configuration of an app, ``[tool.flwr.app.config]``.
+    """The run configuration of an app, ``[tool.flwr.app.config]``. What participants can afford is what their
+    SuperNodes state; the setting is for those that state nothing.
 
     out: run directory at the server side; relative to the working directory of its process.
     task: the user's own settings.
@@ -76,3 +79,9 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
                 f"expected {name} of 0, as the network is a real one, got {getattr(settings, name)}"
             )
     return settings
+
+
+def capacity_of(table: Mapping[str, Any]) -> Capacity | None:
+    """What a node configuration says that a participant can afford; None where it says nothing."""
+    stated = {name: table[name] for name in CAPACITIES if name in table}
+    return validated(Run, stated).capacities()[0] if stated else None

@@ -4,8 +4,9 @@ Tensors go as one buffer in the safetensors format: a model of a hundred tensors
 hundred objects with a request each. Nothing is unpickled.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -16,6 +17,8 @@ from torch import Tensor
 from msfusion.core.axes import Units
 from msfusion.core.overlap import State
 from msfusion.errors import UserError
+from msfusion.flower.task import capacity_of
+from msfusion.learn.capacity import Capacity
 
 _FORMAT = "safetensors"
 
@@ -39,19 +42,23 @@ class Hello:
     """What a participant says of itself when it is first seen.
 
     number: which participant it is.
+    capacity: what it can afford, if it says so.
     """
 
     number: int
     examples: int
+    capacity: Capacity | None = None
 
     def record(self) -> RecordDict:
-        return RecordDict({"hello": ConfigRecord({"participant": self.number, "examples": self.examples})})
+        stated = asdict(self.capacity) if self.capacity else {}
+        facts = {"participant": self.number, "examples": self.examples, **stated}
+        return RecordDict({"hello": ConfigRecord({k: v for k, v in facts.items() if v is not None})})
 
     @staticmethod
     def read(content: RecordDict) -> "Hello":
         """UserError where the answer is not a hello, or a refusal."""
         table = _table(content, "hello")
-        return Hello(_whole(table, "participant", 0), _whole(table, "examples", 1))
+        return Hello(_whole(table, "participant", 0), _whole(table, "examples", 1), capacity_of(table))
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,14 @@ class Order:
 
     run: names the training; state that a participant keeps belongs to it.
     key: of what both sides must agree on.
+    capacities: of every participant, where the settings do not say it; the narrowest windows concern all.
     """
 
     run: str
     key: str
     round: int
     overlap: State
+    capacities: tuple[Capacity, ...]
 
     def record(self, values: Mapping[str, Tensor]) -> RecordDict:
         """values: those of the sub-model."""
@@ -76,6 +85,7 @@ class Order:
                 "round": self.round,
                 "overlap": self.overlap.rate,
                 "since": self.overlap.since,
+                "capacities": json.dumps([asdict(capacity) for capacity in self.capacities]),
             }
         )
         return RecordDict({"order": facts, "model": packed(values)})
@@ -84,7 +94,8 @@ class Order:
     def read(content: RecordDict) -> "tuple[Order, dict[str, Tensor]]":
         table: Any = content["order"]
         overlap = State(float(table["overlap"]), int(table["since"]))
-        order = Order(str(table["run"]), str(table["key"]), int(table["round"]), overlap)
+        capacities = tuple(Capacity(**stated) for stated in json.loads(table["capacities"]))
+        order = Order(str(table["run"]), str(table["key"]), int(table["round"]), overlap, capacities)
         return order, unpacked(_buffer(content, "model"))
 
 
