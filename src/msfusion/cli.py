@@ -252,6 +252,39 @@ def export(
     command.run(run, out, shard=shard, json=json)
 
 
+flower = typer.Typer(no_args_is_help=True, help="Run the same training under Flower.")
+app.add_typer(flower, name="flower")
+
+
+@flower.command()
+def new(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the app into.")],
+    preset: Annotated[str, typer.Argument(help="What the app starts from: a preset, or a TOML file.")] = (
+        "demo"
+    ),
+    method: Annotated[str | None, Method] = None,
+    participants: Participants = None,
+    width: Width = None,
+    share: Share = None,
+    memory: Memory = None,
+    flops: Flops = None,
+    rounds: Rounds = None,
+    data: DataPath = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Write a Flower app around a model and data."""
+    from msfusion.commands import flower as command
+
+    settings = _settings(
+        {"method": method, "participants": participants, "rounds": rounds},
+        {"width": width, "share": share, "memory": memory, "flops": flops},
+        {"data.path": data and str(data)},
+        set_,
+    )
+    command.run(folder, preset, settings, json=json)
+
+
 def _settings(*parts: Any) -> dict[str, Any]:
     """Flags that were given, and ``--set`` over them."""
     *tables, assignments = parts

@@ -62,7 +62,7 @@ def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
     with pytest.raises(UserError, match="expected rounds left to do"):
         play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
-    with pytest.raises(UserError, match="got train.lr = 0.2"):
+    with pytest.raises(UserError, match=r"got train\.lr = 0\.2"):
         play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "train.lr": 0.2})
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "waiting.patience": 9.0})
     assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))

@@ -66,4 +66,4 @@ def _read(task: Task, run_config: str) -> tuple[Settings, nn.Module, tuple[Tenso
     settings = settings_of(json.loads(run_config))
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
         model, example = made_without_values(lambda: task.model(settings))
-    return settings, model, example, capture(model, example)
+    return settings, model, example, capture(model, example, overrides=task.axes or None)

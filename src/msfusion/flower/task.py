@@ -57,12 +57,14 @@ class Task:
     of (input, target) pairs. It is called where the data lie, and nowhere else.
     objective: the loss; by default cross-entropy of logits (..., classes).
     name: of the model, in the records.
+    axes: dims declared by hand, pattern over parameter names -> a dim per dimension.
     """
 
     model: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]]
     data: Callable[[Settings, int, Mapping[str, Any]], Dataset[Any]]
     objective: Objective = field(default_factory=Objective)
     name: str = "model"
+    axes: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
 
 
 def settings_of(run_config: Mapping[str, Any]) -> Settings:

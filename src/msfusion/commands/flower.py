@@ -1,0 +1,115 @@
+"""``msfusion flower new``: a Flower app around a model and data."""
+
+import dataclasses
+import json as json_format
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from msfusion.commands.output import emit
+from msfusion.commands.training import federation_of
+from msfusion.config import Config, load
+from msfusion.data import Data
+from msfusion.errors import UserError
+
+_FILES = ("server_app.py", "client_app.py", "task.py")
+_SHOWN = ("participants", "method", "rounds", "seed", "device", "train.lr", "train.batch", "train.steps")
+"""Settings that an app states even where they have their defaults."""
+
+
+def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -> None:
+    """Write the app into a folder of its own."""
+    config = load(preset, settings)
+    name = _name(folder)
+    facts = {"name": name, "settings": "\n".join(_lines(config)), **_task(config)}
+    package = folder / name
+    package.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(_filled("pyproject.toml", facts))
+    (package / "__init__.py").write_text("")
+    for file in _FILES:
+        (package / file).write_text(_filled(file, facts))
+    if own := _own_file(config):
+        shutil.copyfile(own, package / "model.py")
+    start = f"flwr run {folder} --federation-config 'num-supernodes={config.participants}' --stream"
+    emit({"app": str(folder), "start": start}, f"app: {folder}; simulate it with: {start}", json=json)
+
+
+def _name(folder: Path) -> str:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"expected a folder that is empty or absent, got {folder}: name another one")
+    name = re.sub(r"\W+", "_", folder.resolve().name.lower()).strip("_")
+    if not name.isidentifier():
+        raise UserError(f"expected a folder whose name can be that of a Python package, got {folder.name!r}")
+    return name
+
+
+def _filled(file: str, facts: Mapping[str, str]) -> str:
+    template = resources.files("msfusion") / "flower" / "template" / f"{file}.txt"
+    return Template(template.read_text()).substitute(facts)
+
+
+def _lines(config: Config) -> Iterator[str]:
+    """The settings that differ from the defaults, as lines of TOML; first some that one often changes."""
+    usual = dict(_flat(dataclasses.asdict(Config())))
+    own = dict(_flat(dataclasses.asdict(config)))
+    changed = {key for key, value in own.items() if value is not None and value != usual[key]}
+    for key in [*_SHOWN, *(key for key in own if key in changed - set(_SHOWN))]:
+        if isinstance(own[key], list | tuple):
+            raise UserError(
+                f"expected one value for {key}, got {own[key]}: under Flower each participant states its own "
+                "in --node-config"
+            )
+        yield f"{key} = {json_format.dumps(own[key])}"
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names, without those of the model and the data."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            if key not in ("model", "data"):
+                yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _task(config: Config) -> dict[str, str]:
+    federation = federation_of(config)
+    own = _own_file(config)
+    function = config.model.name.rpartition(":")[2]
+    axes = f", axes={config.model.axes!r}" if config.model.axes else ""
+    return {
+        "inputs": repr(federation.inputs),
+        "path": "from pathlib import Path\n" if own else "",
+        "model": f'str(Path(__file__).with_name("model.py")) + ":{function}"'
+        if own
+        else _literal(config.model.name),
+        "options": repr(config.model.options),
+        "data": f"Data({', '.join(_changed(config.data))})",
+        "objective": "language=True" if federation.task == "language" else "",
+        "title": function if own else config.model.name,
+        "axes": axes,
+    }
+
+
+def _changed(data: Data) -> Iterator[str]:
+    for field in dataclasses.fields(Data):
+        value = getattr(data, field.name)
+        if field.name == "path" and value is not None:
+            value = str(Path(value).resolve())
+        if value != field.default or field.name == "name":
+            yield f"{field.name}={_literal(value)}"
+
+
+def _literal(value: object) -> str:
+    """Python for a setting's value."""
+    return json_format.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _own_file(config: Config) -> Path | None:
+    """The user's file that makes the model, if one does."""
+    file = Path(config.model.name.rpartition(":")[0])
+    return file if file.suffix == ".py" else None
