@@ -1,5 +1,6 @@
 """Flower as it is deployed, on loopback: a SuperLink with TLS, SuperNodes that it knows by their keys."""
 
+import contextlib
 import datetime
 import ipaddress
 import json
@@ -80,13 +81,17 @@ class Processes:
             )
 
     def end(self, name: str, how: signal.Signals) -> None:
-        """End a process and, once it has gone, what it has started."""
+        """End a process, and what it has started: some of that leads groups of its own."""
         process = self.running.pop(name)
+        started = below(process.pid)
         process.send_signal(how)
         try:
             process.wait(30)
         finally:
-            self._end_group(process)
+            for one in (process.pid, *started):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+            process.wait(30)
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
@@ -95,13 +100,13 @@ class Processes:
         for name in list(self.running):
             self.end(name, signal.SIGKILL)
 
-    @staticmethod
-    def _end_group(process: subprocess.Popen[bytes]) -> None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        process.wait(30)
+
+def below(process: int) -> list[int]:
+    """The processes that a process has started, and they in turn."""
+    table = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = [tuple(map(int, line.split())) for line in table.splitlines()]
+    own = [pid for pid, parent in parents if parent == process]
+    return own + [further for pid in own for further in below(pid)]
 
 
 class Link:

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.app import Context, RecordDict
 from inline import nodes_of, play
 from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
 
 from msfusion.errors import UserError
-from msfusion.flower import server
-from msfusion.flower.home import Home
+from msfusion.flower import server, server_app
+from msfusion.flower.home import Home, sole
 from msfusion.learn.disk_store import DiskStore
 
 CONTRAST = {**CONFIG, "contrast.weight": 1.0}
@@ -66,6 +67,13 @@ def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
         play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "train.lr": 0.2})
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "waiting.patience": 9.0})
     assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))
+
+
+def test_a_second_server_side_is_kept_from_a_run(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    context = Context(1, 1, {}, RecordDict(), {**CONFIG, "out": str(tmp_path / "run")})
+    with sole(tmp_path / "run"), pytest.raises(UserError, match="another ServerApp"):
+        server_app(TASK)(nodes.grid, context)
 
 
 def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> None:

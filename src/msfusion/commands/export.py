@@ -8,7 +8,9 @@ from torch import Tensor
 
 from msfusion.commands.output import emit
 from msfusion.errors import UserError
+from msfusion.learn.disk_store import last_commit
 from msfusion.learn.methods import get_method
+from msfusion.learn.shards import Shards
 from msfusion.models.hugging_face import PREFIX, save_pretrained
 from msfusion.runtimes import checkpoint
 
@@ -19,19 +21,26 @@ def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
     out: a file, or for a model of Hugging Face also a folder (a name without a suffix).
     shard: largest size of one file in a folder.
     """
-    tensors, facts = checkpoint.load(source)
+    model, facts = _saved(source)
     method = facts["settings"]["method"]
     if (evaluated := get_method(method).evaluated) != "full":
         raise UserError(
             f"expected a run that trains the full model, got one of {method}, which trains {evaluated} models"
         )
-    model = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}
     if out.suffix:
         checkpoint.write(out, model, {"format": "pt"})
     else:
         _write_folder(model, facts["settings"], out, shard)
     total = sum(tensor.numel() for tensor in model.values())
     emit({"out": str(out), "tensors": len(model), "values": total}, f"{out}: {len(model)} tensors", json=json)
+
+
+def _saved(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The model of a run's last checkpoint and what that says beside it; also of a run under Flower."""
+    if folder := last_commit(source / "model"):
+        return dict(Shards(folder)), checkpoint.load(folder)[1]
+    tensors, facts = checkpoint.load(source)
+    return {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}, facts
 
 
 def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], out: Path, shard: str) -> None:

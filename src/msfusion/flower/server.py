@@ -19,9 +19,9 @@ from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
 from msfusion.flower.agreed import agree
 from msfusion.flower.exchange import Job, ask, logger
-from msfusion.flower.home import Home
+from msfusion.flower.home import Home, sole
 from msfusion.flower.roll import Member, Roll
-from msfusion.flower.task import Task
+from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
 from msfusion.learn.round import Participant, Trained
 from msfusion.runtimes.facts import run_facts
@@ -34,7 +34,8 @@ def server_app(task: Task) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        Hub(task, grid, context.run_config).run()
+        with sole(Path(settings_of(context.run_config).out).absolute()):
+            Hub(task, grid, context.run_config).run()
 
     return app
 

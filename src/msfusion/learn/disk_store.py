@@ -18,6 +18,12 @@ _CURRENT = "CURRENT"
 _COPIED = ("config.json", "generation_config.json")
 
 
+def last_commit(directory: Path) -> Path | None:
+    """The checkpoint of the last commit of a store in a directory; None where there is none."""
+    current = directory / _CURRENT
+    return directory / current.read_text().strip() if current.exists() else None
+
+
 class DiskStore:
     """A store whose model no participant, and not even this process, could hold in memory.
 
@@ -55,9 +61,9 @@ class DiskStore:
         self._buffers = dict(buffers or {})
         self._shard_bytes = shard_bytes
         directory.mkdir(parents=True, exist_ok=True)
-        current = directory / _CURRENT
-        self.path = directory / current.read_text().strip() if current.exists() else source
-        self.commits = int(self.path.name) if current.exists() else 0
+        last = last_commit(directory)
+        self.path = last or source
+        self.commits = int(last.name) if last else 0
         self._shards = Shards(self.path)
         self._check()
         self.discard()
