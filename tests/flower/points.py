@@ -86,9 +86,11 @@ def parameters(result: Result) -> dict[str, Tensor]:
 
 
 @functools.cache
-def alone(*present: frozenset[int], participants: int = 3) -> dict[str, Tensor]:
+def alone(
+    *present: frozenset[int], participants: int = 3, width: tuple[float, ...] | float = 0.5
+) -> dict[str, Tensor]:
     """The parameters after rounds with these participants only, from the parts of every runtime."""
-    settings = settings_of({**CONFIG, "participants": participants})
+    settings = settings_of({**CONFIG, "participants": participants, "width": width})
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
         net, example = model(settings)
     captured = capture(net, example)

@@ -25,7 +25,12 @@ def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -
     """Write the app into a folder of its own."""
     config = load(preset, settings)
     name = _name(folder)
-    facts = {"name": name, "settings": "\n".join(_lines(config)), **_task(config)}
+    facts = {
+        "name": name,
+        "app": name.replace("_", "-"),
+        "settings": "\n".join(_lines(config)),
+        **_task(config),
+    }
     package = folder / name
     package.mkdir(parents=True)
     (folder / "pyproject.toml").write_text(_filled("pyproject.toml", facts))
@@ -42,8 +47,10 @@ def _name(folder: Path) -> str:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"expected a folder that is empty or absent, got {folder}: name another one")
     name = re.sub(r"\W+", "_", folder.resolve().name.lower()).strip("_")
-    if not name.isidentifier():
-        raise UserError(f"expected a folder whose name can be that of a Python package, got {folder.name!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):  # what Flower and Python both take
+        raise UserError(
+            f"expected a folder with a name of at most 32 letters and digits, a letter first, got {name!r}"
+        )
     return name
 
 

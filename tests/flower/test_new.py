@@ -1,0 +1,134 @@
+"""The app that msfusion flower new writes trains, in Flower's simulation, what msfusion simulate trains."""
+
+import importlib
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployment import BIN, Link, until
+from inline import nodes_of, play
+from points import same
+from safetensors.torch import load_file
+from torch import Tensor
+
+from msfusion import cli
+from msfusion.commands.training import federation_of, simulation_of
+from msfusion.config import load
+from msfusion.flower import Task
+from msfusion.learn.disk_store import last_commit
+
+SMALL = {
+    "participants": 3,
+    "rounds": 3,
+    "data.limit": 120,
+    "train.steps": 2,
+    "train.batch": 16,
+    "contrast.weight": 0.5,
+}
+OWN_MODEL = """
+from torch import nn
+
+def net(width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+def new(folder: Path, preset: str = "demo", **settings: Any) -> None:
+    pairs = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
+    subprocess.run([BIN / "msfusion", "flower", "new", folder, preset, *pairs], check=True, text=True)
+
+
+def simulated(preset: str = "demo", **settings: Any) -> dict[str, Tensor]:
+    config = load(preset, settings)
+    result = simulation_of(config, federation_of(config), None).run()
+    return {name: p.detach() for name, p in result.model.named_parameters()}
+
+
+def trained(folder: Path, names: Any) -> dict[str, Tensor]:
+    values = load_file(folder)
+    return {name: values[name] for name in names}
+
+
+@pytest.mark.slow
+def test_the_app_trains_in_flowers_simulation(tmp_path: Path) -> None:
+    app, out = tmp_path / "my-digits", tmp_path / "out"
+    new(app, **SMALL)
+    assert sorted(str(p.relative_to(app)) for p in app.rglob("*.*")) == [
+        "my_digits/__init__.py",
+        "my_digits/client_app.py",
+        "my_digits/server_app.py",
+        "my_digits/task.py",
+        "pyproject.toml",
+    ]
+    link = Link(tmp_path, ["--insecure", "--simulation"], secure=False)
+    try:
+        size = "num-supernodes=3 client-resources-num-cpus=1"
+        link.flwr("run", app, "--run-config", f"out={json.dumps(str(out))}", "--federation-config", size)
+        until(lambda: (last_commit(out / "model") or out).name == "000003", 150, "three rounds")
+    finally:
+        link.processes.end_all()
+    subprocess.run([BIN / "msfusion", "export", out, tmp_path / "model.safetensors"], check=True)
+    expected = simulated(**SMALL)
+    assert same(trained(tmp_path / "model.safetensors", expected), expected)
+
+
+def test_an_app_around_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(OWN_MODEL)
+    settings = {**SMALL, "model.name": f"{tmp_path / 'mine.py'}:net", "model.options.width": 12}
+    new(tmp_path / "own_app", **settings)
+    (tmp_path / "mine.py").unlink()
+    monkeypatch.syspath_prepend(tmp_path / "own_app")
+    task: Task = importlib.import_module("own_app.task").task
+    config = tomllib.loads((tmp_path / "own_app" / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    flat = dict(flattened(config["config"]))
+    play(task, nodes_of(task, 3, tmp_path), {**flat, "out": str(tmp_path / "run")})
+    (tmp_path / "mine.py").write_text(OWN_MODEL)
+    expected = simulated(**settings)
+    folder = last_commit(tmp_path / "run" / "model")
+    assert folder is not None
+    assert same(trained(folder / "model.safetensors", expected), expected)
+
+
+def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in table.items():
+        own = flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+        pairs += own
+    return pairs
+
+
+@pytest.mark.parametrize(
+    ("folder", "settings", "reason"),
+    [
+        ("taken", [], "expected a folder that is empty or absent"),
+        ("1st", [], "a letter first, got '1st'"),
+        ("app", ["--set", "share=[0.3, 0.1]"], "expected one value for share"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(
+    folder: str, settings: list[str], reason: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["msfusion", "flower", "new", str(tmp_path / folder), *settings])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "app").exists()
+
+
+def test_flower_is_imported_on_first_use_only() -> None:
+    code = "import sys, msfusion, msfusion.flower as f; f.Task, f.Settings; print('flwr' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_without_flower_one_sentence_says_what_to_install() -> None:
+    code = "import sys; sys.modules['flwr'] = None; from msfusion.flower import client_app"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 'UserError: expected Flower, but it is missing: pip install "msfusion[flower]"' in done.stderr
