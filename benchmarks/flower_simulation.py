@@ -1,0 +1,234 @@
+"""Ten participants of the demo: Flower's own FedAvg in Flower's simulation, beside this project.
+
+Each row is a run of its own, in processes of its own, on the same digits, model, split and settings:
+
+- Flower, FedAvg: the stock strategy of ``flwr.serverapp.strategy``; each client trains the full model.
+- Flower, msfusion: the app of ``msfusion flower new``; each client trains a share of 0.3.
+- simulation, fedavg and msfusion: ``msfusion simulate``, without any engine.
+
+Seconds per round are the median of those between the ends of rounds, without the first; nobody scores
+anything. Memory is the largest sum of the resident memory of all processes of a run, looked at every half
+second, shared pages counted in each. Bytes are those of the parameters that travel in a round, both ways.
+
+    FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+PARTICIPANTS, ROUNDS, SEED = 10, 10, 0
+
+FEDAVG_SERVER = """
+import json, time
+from flwr.app import ArrayRecord, ConfigRecord
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+import torch
+from stock.task import ROUNDS, net
+
+app = ServerApp()
+ends = []
+
+class Timed(FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        ends.append(time.time())
+        return super().configure_train(server_round, arrays, config, grid)
+
+@app.main()
+def main(grid, context):
+    model = net()
+    strategy = Timed(fraction_evaluate=0.0, min_train_nodes=10, min_available_nodes=10)
+    config = ConfigRecord({"lr": 0.05})
+    strategy.start(grid=grid, initial_arrays=ArrayRecord(model.state_dict()), train_config=config,
+                   num_rounds=ROUNDS)
+    ends.append(time.time())
+    size = sum(p.nbytes for p in model.parameters())
+    seconds = [b - a for a, b in zip(ends, ends[1:])]
+    open(context.run_config["result"], "w").write(json.dumps({"seconds": seconds, "bytes": 20 * size}))
+"""
+
+FEDAVG_CLIENT = """
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from msfusion.learn.local import Train, train
+from msfusion.learn.objective import Objective
+from stock.task import data, net
+
+app = ClientApp()
+
+@app.train()
+def fit(message, context):
+    torch.set_num_threads(1)
+    model = net()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    own = data(context.node_config["partition-id"])
+    loss = train(model, own, Objective(), Train(lr=0.05, batch=32, steps=10), 0.05, 0)
+    metrics = MetricRecord({"num-examples": len(own), "train_loss": loss})
+    content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
+    return Message(content, reply_to=message)
+"""
+
+FEDAVG_TASK = f"""
+import functools
+import torch
+from msfusion.data import Data, load
+from msfusion.learn.local import seeded
+from msfusion.models import InputSpec, build
+
+ROUNDS = {ROUNDS}
+
+def net():
+    with seeded({SEED}, torch.device("cpu")):
+        return build("cnn", InputSpec((1, 8, 8), torch.float32, 10))[0]
+
+@functools.cache
+def split():
+    return load(Data(), {PARTICIPANTS}, {SEED})
+
+def data(number):
+    return split().train[number]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the numbers alone")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = {
+            "Flower, FedAvg": stock(Path(folder) / "a"),
+            "Flower, msfusion": own(Path(folder) / "b"),
+            "simulation, fedavg": simulated(Path(folder) / "c", "fedavg"),
+            "simulation, msfusion": simulated(Path(folder) / "d", "msfusion"),
+        }
+    print(json.dumps(rows) if arguments.json else text(rows))
+
+
+def stock(folder: Path) -> dict[str, float]:
+    """Flower's own strategy."""
+    app = folder / "stock"
+    (app / "stock").mkdir(parents=True)
+    files = {"server_app": FEDAVG_SERVER, "client_app": FEDAVG_CLIENT, "task": FEDAVG_TASK, "__init__": ""}
+    for name, code in files.items():
+        (app / "stock" / f"{name}.py").write_text(code)
+    run("msfusion", "flower", "new", folder / "like")
+    project = (folder / "like" / "pyproject.toml").read_text().replace("like", "stock")
+    head, _, _ = project.partition("[tool.flwr.app.config]")
+    result = folder / "result.json"
+    (app / "pyproject.toml").write_text(f"{head}[tool.flwr.app.config]\nresult = {json.dumps(str(result))}\n")
+    peak = engine(folder, app, result)
+    facts: dict[str, Any] = json.loads(result.read_text())
+    return {"seconds": statistics.median(facts["seconds"][1:]), "memory": peak, "bytes": facts["bytes"]}
+
+
+def own(folder: Path) -> dict[str, float]:
+    """The project's app in Flower's simulation."""
+    folder.mkdir()
+    run("msfusion", "flower", "new", folder / "ours", "--rounds", ROUNDS)
+    out = folder / "out"
+    config = ["--run-config", f"out={json.dumps(str(out))}"]
+    peak = engine(folder, folder / "ours", out / "model" / f"{ROUNDS:06d}", config)
+    return {**recorded(out), "memory": peak}
+
+
+def simulated(folder: Path, method: str) -> dict[str, float]:
+    """The project's own simulation; scored after the last round only."""
+    flags = ["--method", method, "--rounds", ROUNDS, "--out", folder, "--set", f"evaluate_every={ROUNDS}"]
+    process = subprocess.Popen([str(a) for a in (BIN / "msfusion", "simulate", "demo", *flags)])
+    peak = watched(process, lambda: process.poll() is not None)
+    return {**recorded(folder), "memory": peak}
+
+
+def recorded(folder: Path) -> dict[str, float]:
+    lines = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()[1:]]
+    seconds = [line["seconds"] for line in lines[1:-1]]
+    return {"seconds": statistics.median(seconds), "bytes": lines[-1]["bytes"]}
+
+
+def engine(folder: Path, app: Path, result: Path, config: list[str] | None = None) -> float:
+    """Run an app in Flower's simulation until there is a result; the peak memory of all its processes."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    home = folder / "home"
+    home.mkdir()
+    text = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    (home / "config.toml").write_text(text)
+    os.environ.update(FLWR_HOME=str(home), OMP_NUM_THREADS="1", PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    command = ["flower-superlink", "--insecure", "--simulation", "--port", str(port)]
+    log = (folder / "superlink.log").open("w")
+    link = subprocess.Popen(
+        [*command, "--disable-runtime-dependency-installation"], stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        while link.poll() is None:
+            with socket.socket() as one:
+                if one.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        size = f"num-supernodes={PARTICIPANTS} client-resources-num-cpus=1"
+        run("flwr", "run", app, "here", "--federation-config", size, *(config or []))
+        return watched(link, result.exists)
+    finally:
+        link.terminate()
+        link.wait(60)
+        log.close()
+
+
+def run(*command: object) -> None:
+    first, *rest = map(str, command)
+    done = subprocess.run([BIN / first, *rest], capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+
+
+def watched(process: "subprocess.Popen[Any]", done: Any) -> float:
+    """Largest sum of resident memory, in bytes, of a process and all below it, until done."""
+    peak, end = 0, time.monotonic() + 600
+    while not done():
+        if time.monotonic() > end or (process.poll() is not None and not done()):
+            sys.exit(f"{process.args} did not finish")
+        table = subprocess.run(["ps", "-eo", "pid=,ppid=,rss="], capture_output=True, text=True, check=True)
+        rows = [list(map(int, line.split())) for line in table.stdout.splitlines()]
+        peak = max(peak, resident(process.pid, rows))
+        time.sleep(0.5)
+    return float(peak) * 1024
+
+
+def resident(root: int, rows: list[list[int]]) -> int:
+    mine = sum(rss for pid, _, rss in rows if pid == root)
+    return mine + sum(resident(pid, rows) for pid, parent, _ in rows if parent == root)
+
+
+def text(rows: dict[str, dict[str, float]]) -> str:
+    first = rows["Flower, FedAvg"]
+    lines = [
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, flwr {version('flwr')}; "
+        f"{PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits",
+        "",
+        "| run | s per round | of Flower's | memory | of Flower's | bytes per round | of Flower's |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        cells = [f"{row['seconds']:.2f}", f"{row['memory'] / 1e9:.2f} GB", f"{row['bytes'] / 1e6:.2f} MB"]
+        ratios = [f"{row[key] / first[key]:.2f}" for key in ("seconds", "memory", "bytes")]
+        pairs = [part for pair in zip(cells, ratios, strict=True) for part in pair]
+        lines.append(f"| {name} | {' | '.join(pairs)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
