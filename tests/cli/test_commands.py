@@ -419,7 +419,17 @@ def test_a_run_from_python_is_not_evaluated(run: Callable[..., Answer], tmp_path
 def test_help_and_no_command(run: Callable[..., Answer]) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("simulate", "compare", "plan", "axes", "settings", "report", "evaluate", "export", "flower"):
+    for command in (
+        "simulate",
+        "compare",
+        "plan",
+        "axes",
+        "settings",
+        "report",
+        "evaluate",
+        "export",
+        "flower",
+    ):
         assert command in out
         assert run(command, "--help")[0] == 0
 
