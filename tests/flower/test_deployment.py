@@ -41,11 +41,11 @@ def test_three_rounds_end_with_the_parameters_of_the_simulation(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    config = {**CONFIG, "contrast.weight": 1.0, "waiting.patience": 100.0, "out": str(out)}
+    config = {**CONFIG, "contrast.weight": 1.0, "waiting.patience": 300.0, "out": str(out)}
     app = write_app(tmp_path / "trial", config)
     deployment.join("stranger", "partition-id=1", register=False)
     deployment.flwr("run", app)
-    until(lambda: done(out) == 3, 150, "three rounds")
+    until(lambda: done(out) == 3, 300, "three rounds")
     expected = simulated(**{"contrast.weight": 1.0, "width": WIDTHS})
     assert same(stored(out), parameters(expected))
     assert not any(r["dropped"] for r in rounds(out))
@@ -54,14 +54,14 @@ def test_three_rounds_end_with_the_parameters_of_the_simulation(
 
 def test_a_killed_node_and_a_killed_link_come_back(deployment: Deployment, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    waiting = {"waiting.deadline": 150.0, "waiting.patience": 150.0}
+    waiting = {"waiting.deadline": 300.0, "waiting.patience": 300.0}
     app = write_app(tmp_path / "trial", {**CONFIG, **waiting, "out": str(out)})
     orders = "Receiving: train message"
     before = deployment.processes.log("node-1").count(orders)
     deployment.flwr("run", app)
-    until(lambda: deployment.processes.log("node-1").count(orders) == before + 2, 150, "the second order")
+    until(lambda: deployment.processes.log("node-1").count(orders) == before + 2, 300, "the second order")
     deployment.processes.end("node-1", signal.SIGKILL)
-    until(lambda: done(out) == 2, 150, "the second round")
+    until(lambda: done(out) == 2, 300, "the second round")
     deployment.processes.end("superlink", signal.SIGKILL)
     deployment.start()
     deployment.flwr("run", app)
@@ -72,7 +72,7 @@ def test_a_killed_node_and_a_killed_link_come_back(deployment: Deployment, tmp_p
             join(deployment, 1)
         return done(out) == 3
 
-    until(all_are_back, 150, "the third round")
+    until(all_are_back, 300, "the third round")
     first, second, third = rounds(out)
     assert first["participants"] == third["participants"] == [0, 1, 2]
     assert second["participants"] == [0, 2]

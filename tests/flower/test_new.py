@@ -68,7 +68,7 @@ def test_the_app_trains_in_flowers_simulation(tmp_path: Path) -> None:
     try:
         size = "num-supernodes=3 client-resources-num-cpus=1"
         link.flwr("run", app, "--run-config", f"out={json.dumps(str(out))}", "--federation-config", size)
-        until(lambda: (last_commit(out / "model") or out).name == "000003", 150, "three rounds")
+        until(lambda: (last_commit(out / "model") or out).name == "000003", 300, "three rounds")
     finally:
         link.processes.end_all()
     subprocess.run([BIN / "msfusion", "export", out, tmp_path / "model.safetensors"], check=True)
