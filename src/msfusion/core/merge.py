@@ -1,27 +1,22 @@
-"""Cut a sub-model's values out of the full model, and merge what participants hand back.
-
-Both work on runs of positions: a window is at most two pieces per dimension, which are copied as slices;
-scattered units (the random sub-model) go through one index per dimension.
-"""
+"""Cut a sub-model's values out of the full model, and merge what participants hand back."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from types import EllipsisType
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, count, positions
+from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, positions
+from msfusion.core.cut import Cut, Cuts, index, room
+from msfusion.core.cut import overlay as overlay
 from msfusion.errors import Diverged, UserError
 
 Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
 
 Rows = slice | EllipsisType
 """Indices of the first dimension, or all of a tensor that has none."""
-
-_MOST_PIECES = 64  # more slices than this are slower than one index per dimension
 
 
 @dataclass(frozen=True)
@@ -61,92 +56,38 @@ class Shift:
 
 
 def extract(
-    values: Mapping[str, Tensor], axes: AxisMap, selection: Selection, *, names: Iterable[str] | None = None
+    values: Mapping[str, Tensor],
+    axes: AxisMap,
+    selection: Selection,
+    *,
+    names: Iterable[str] | None = None,
+    into: Mapping[str, Tensor] | None = None,
+    cuts: Cuts | None = None,
 ) -> dict[str, Tensor]:
-    """Copy the selected positions of each tensor (all of ``values``, or only ``names``)."""
+    """Copy the selected positions of each tensor (all of ``values``, or only ``names``).
+
+    into: tensors of the shapes of the sub-model to copy them to, by default new ones.
+    cuts: those of ``axes``, where they are at hand.
+    """
+    cut = (cuts or Cuts(axes)).of(selection)
     return {
-        name: take(values[name], axes.tensors[name], selection)
+        name: cut(name).take(values[name], None if into is None else into[name])
         for name in (values if names is None else names)
     }
 
 
 def take(tensor: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
     """A contiguous copy of the selected positions of a full tensor."""
-    places = [positions(dim, selection) for dim in dims]
-    if math.prod(map(len, places)) > _MOST_PIECES:
-        for d, runs in enumerate(places):
-            if runs != ((0, tensor.shape[d]),):
-                tensor = tensor.index_select(d, _index(runs, tensor.device))
-        return tensor
-    out = tensor.new_empty([count(runs) for runs in places])
-    for full, sub in _pieces(places):
-        out[sub] = tensor[full]
-    return out
+    return Cut.of(dims, selection).take(tensor)
 
 
 def add_into(total: Tensor, dims: tuple[Dim, ...], selection: Selection, part: Tensor | float) -> None:
     """``total[selected positions] += part``, where a dimension of extent 1 in ``total`` is broadcast."""
-    places = [
+    places = tuple(
         positions(dim, selection) if extent == dim.size else ((0, 1),)
         for dim, extent in zip(dims, total.shape, strict=True)
-    ]
-    if math.prod(map(len, places)) > _MOST_PIECES:
-        index = torch.meshgrid(*[_index(runs, total.device) for runs in places], indexing="ij")
-        total[index] += part
-        return
-    for full, sub in _pieces(places):
-        total[full] += part[sub] if isinstance(part, Tensor) else part
-
-
-def overlay(base: Tensor, own: Selection, over: Tensor, other: Selection, dims: tuple[Dim, ...]) -> Tensor:
-    """A copy of ``base``, cut by ``own``, with the values of ``over``, cut by ``other``, where both lie."""
-    out = base.clone()
-    shared = [_shared(positions(dim, own), positions(dim, other)) for dim in dims]
-    if math.prod(map(len, shared)) > _MOST_PIECES:
-        here, there = (_grid([[pair[side] for pair in pairs] for pairs in shared]) for side in (0, 1))
-        out[here] = over[there]
-        return out
-    for piece in product(*shared):
-        out[tuple(here for here, _ in piece)] = over[tuple(there for _, there in piece)]
-    return out
-
-
-def _grid(slices: list[list[slice]]) -> tuple[Tensor, ...]:
-    index = [torch.cat([torch.arange(s.start, s.stop) for s in column]) for column in slices]
-    return torch.meshgrid(*index, indexing="ij")
-
-
-def _shared(own: Units, other: Units) -> list[tuple[slice, slice]]:
-    """Where the positions that both have lie in the tensor of the first and in that of the second."""
-    out = []
-    at = 0
-    for start, stop in own:
-        there = 0
-        for first, last in other:
-            low, high = max(start, first), min(stop, last)
-            if low < high:
-                here = slice(at + low - start, at + high - start)
-                out.append((here, slice(there + low - first, there + high - first)))
-            there += last - first
-        at += stop - start
-    return out
-
-
-def _index(runs: Units, device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(start, stop, device=device) for start, stop in runs])
-
-
-def _pieces(places: list[Units]) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """(slices of the full tensor, slices of the sub-model's tensor) for every rectangular piece."""
-    pairs = []
-    for runs in places:
-        at, column = 0, []
-        for start, stop in runs:
-            column.append((slice(start, stop), slice(at, at + stop - start)))
-            at += stop - start
-        pairs.append(column)
-    for piece in product(*pairs):
-        yield tuple(full for full, _ in piece), tuple(sub for _, sub in piece)
+    )
+    Cut.at(places, tuple(total.shape)).add(total, part)
 
 
 class Merge:
@@ -159,6 +100,7 @@ class Merge:
     values: parameter name -> full tensor; changed in place by ``apply`` and by nothing else.
     zeros: where the sums are kept, (shape, dtype, device) -> a tensor of zeros; in memory by default.
     measure: keep what ``shift`` needs: one number, and how many hold each parameter.
+    cuts: those of ``axes``, where they are at hand.
     """
 
     def __init__(
@@ -168,40 +110,72 @@ class Merge:
         zeros: Zeros | None = None,
         *,
         measure: bool = False,
+        cuts: Cuts | None = None,
     ) -> None:
         self._values = values
         self._measure = measure
         self._squares = 0.0
         self._holders: dict[str, Tensor] = {}
         self._axes = axes
+        self._cuts = cuts or Cuts(axes)
         self._zeros = zeros or _zeros
         self._sum: dict[str, Tensor] = {}
+        self._used: dict[str, Tensor] = {}  # sums of an earlier round, to be overwritten
         self._weight: dict[str, Tensor] = {}
+        self._room: dict[torch.dtype, Tensor] = {}
 
     @torch.no_grad()
     def add(self, contribution: Contribution) -> None:
         """Add one contribution; raises UserError, and adds nothing of it, where it is not acceptable."""
         self.check(contribution)
+        cuts = self._cuts.of(contribution.selection)
         for name, part in contribution.values.items():
-            dims, value, selection = self._axes.tensors[name], self._values[name], contribution.selection
             if name in contribution.only:
-                dims, selection, part = _limited(dims, selection, part, *contribution.only[name])
-            if name not in self._sum:
-                wide = torch.promote_types(value.dtype, torch.float32)  # half precision cannot hold weights
-                self._sum[name] = self._zeros(tuple(value.shape), wide, value.device)
-                self._weight[name] = value.new_zeros([1] * len(dims), dtype=wide)
-            self._weight[name] = self._widened(self._weight[name], dims, selection)
-            moved = take(value, dims, selection).to(self._sum[name]) - part.to(self._sum[name])
-            add_into(self._sum[name], dims, selection, moved * contribution.weight)
-            add_into(self._weight[name], dims, selection, contribution.weight)
+                dims, selection, kept = _limited(
+                    self._axes.tensors[name], contribution.selection, part, *contribution.only[name]
+                )
+                self._add(name, Cut.of(dims, selection), kept, contribution.weight)
+            else:
+                self._add(name, cuts(name), part, contribution.weight)
+
+    def _add(self, name: str, cut: Cut, part: Tensor, weight: float) -> None:
+        value = self._values[name]
+        total = self._total(name)
+        if total.dtype not in self._room:
+            self._room[total.dtype] = room(total)
+        for moved in cut.add_change(total, value, part, weight, self._room[total.dtype]):
             if self._measure:
                 norm = torch.linalg.vector_norm(moved, dtype=torch.float64)
-                self._squares += contribution.weight * float(norm) ** 2
-                held = self._holders.get(name)
-                if held is None:
-                    held = value.new_zeros([1] * len(dims), dtype=torch.int32)
-                self._holders[name] = self._widened(held, dims, selection)
-                add_into(self._holders[name], dims, selection, 1)
+                self._squares += weight * float(norm) ** 2
+        self._weight[name] = self._counted(self._weight.get(name), cut, weight, total)
+        if self._measure:
+            held = self._holders.get(name)
+            self._holders[name] = self._counted(held, cut, 1, total, torch.int32)
+
+    def _total(self, name: str) -> Tensor:
+        """The sum of changes of a tensor, zero at first; half precision could not hold it."""
+        if name not in self._sum:
+            value, used = self._values[name], self._used.pop(name, None)
+            wide = torch.promote_types(value.dtype, torch.float32)
+            zeros = self._zeros(tuple(value.shape), wide, value.device) if used is None else used.zero_()
+            self._sum[name] = zeros
+        return self._sum[name]
+
+    def _counted(
+        self, sums: Tensor | None, cut: Cut, amount: float, total: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """``sums`` with ``amount`` added where ``cut`` lies; a dimension that nobody has cut has extent 1."""
+        own, at = cut.table
+        if sums is None:
+            sums = total.new_zeros(own, dtype=dtype)
+        extents = tuple(map(max, sums.shape, own))
+        if tuple(sums.shape) != extents:
+            sums = self._zeros(extents, sums.dtype, sums.device).copy_(sums)
+        if extents != own:  # whole here, and cut by others
+            places = zip(cut.places, extents, strict=True)
+            at = Cut.at(tuple(runs if extent > 1 else ((0, 1),) for runs, extent in places), extents)
+        at.add(sums, amount)
+        return sums
 
     def shift(self) -> Shift | None:
         """The shift of what was added since the last ``clear``; None where it is not measured.
@@ -226,23 +200,28 @@ class Merge:
         who = f"the contribution of participant {contribution.participant}"
         if not (contribution.weight > 0 and math.isfinite(contribution.weight)):
             raise UserError(f"{who}: expected a weight above 0, got {contribution.weight}")
+        cut = self._cuts.of(contribution.selection)
         for name, part in contribution.values.items():
             if name not in self._values:
                 raise UserError(f"{who}: expected parameters of the model, got an unknown one, {name!r}")
-            want = tuple(count(positions(d, contribution.selection)) for d in self._axes.tensors[name])
-            if tuple(part.shape) != want:
+            if tuple(part.shape) != (want := cut(name).shape):
                 raise UserError(f"{who}: expected {name} of shape {want}, got {tuple(part.shape)}")
-            if not torch.isfinite(part.to(self._values[name].dtype)).all():
-                raise Diverged(
-                    f"{who}: expected finite values, got NaN or infinity in {name}; "
-                    "training diverged, so lower the learning rate (train.lr) or clip gradients (train.clip)"
-                )
+        parts = {name: part.to(self._values[name].dtype) for name, part in contribution.values.items()}
+        if not _surely_finite(list(parts.values())):
+            for name, part in parts.items():
+                if not torch.isfinite(part).all():
+                    raise Diverged(
+                        f"{who}: expected finite values, got NaN or infinity in {name}; training diverged, "
+                        "so lower the learning rate (train.lr) or clip gradients (train.clip)"
+                    )
 
     @torch.no_grad()
     def apply(self, step: float = 1.0) -> None:
         """Move every parameter by ``step`` times its mean change."""
-        for name, rows, new in self.moved(step):
-            self._values[name][rows] = new
+        for name, total in self._sum.items():
+            value, weight = self._values[name], self._weight[name]
+            mean = total.div_(weight.clamp_min_(torch.finfo(total.dtype).tiny))
+            value.sub_(mean, alpha=step)  # x - 0 is x, even for -0
         self.clear()
 
     @torch.no_grad()
@@ -257,20 +236,11 @@ class Merge:
 
     def clear(self) -> None:
         """Forget all contributions."""
+        self._used |= self._sum
         self._sum.clear()
         self._weight.clear()
         self._holders.clear()
         self._squares = 0.0
-
-    def _widened(self, weights: Tensor, dims: tuple[Dim, ...], selection: Selection) -> Tensor:
-        """Sums of weights with room for the selection; a dimension that nobody has cut has extent 1."""
-        extents = [
-            extent if positions(dim, selection) == ((0, dim.size),) else dim.size
-            for dim, extent in zip(dims, weights.shape, strict=True)
-        ]
-        if list(weights.shape) == extents:
-            return weights
-        return self._zeros(tuple(extents), weights.dtype, weights.device).copy_(weights)
 
 
 def _limited(
@@ -279,7 +249,7 @@ def _limited(
     """The same with one whole dimension cut to what is kept, as if it followed an axis of its own."""
     own = Axis("", dims[dimension].size)
     dims = (*dims[:dimension], own, *dims[dimension + 1 :])
-    return dims, {**selection, own.name: kept}, part.index_select(dimension, _index(kept, part.device))
+    return dims, {**selection, own.name: kept}, part.index_select(dimension, index(kept, part.device))
 
 
 def _rows(tensor: Tensor, rows: Rows) -> Tensor:
@@ -295,6 +265,13 @@ def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows
     step = max(1, elements // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
+
+
+@torch.no_grad()
+def _surely_finite(parts: list[Tensor]) -> bool:
+    """Whether the sums of all parts are finite, as they are not where one value is NaN or infinite; sums of
+    huge values may overflow, which then says nothing."""
+    return not parts or bool(torch.stack([part.sum().double() for part in parts]).isfinite().all())
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

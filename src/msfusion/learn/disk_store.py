@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.core.merge import Contribution, Merge, Rows, Shift, row_blocks, take
+from msfusion.core.cut import Cuts
+from msfusion.core.merge import Contribution, Merge, Rows, Shift, row_blocks
 from msfusion.errors import UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 
@@ -56,6 +57,7 @@ class DiskStore:
         self._measure = measure
         self._directory = directory
         self._axes = axes
+        self._cuts = Cuts(axes)
         self._parameters = sorted(parameters)
         self._names = dict(names or {})
         self._buffers = dict(buffers or {})
@@ -68,10 +70,13 @@ class DiskStore:
         self._check()
         self.discard()
 
-    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
+    def pull(
+        self, participant: int, selection: Selection, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         values = {}
-        for name, dims in self._axes.tensors.items():
-            values[name] = take(self._full(name), dims, selection).clone()
+        cut = self._cuts.of(selection)
+        for name in self._axes.tensors:
+            values[name] = cut(name).take(self._full(name), None if into is None else into[name])
             self._shards.release()
         return values
 
@@ -101,7 +106,9 @@ class DiskStore:
     def discard(self) -> None:
         self._maps: list[mmap] = []
         trained = {name: self._full(name) for name in self._parameters}
-        self._merge = Merge(trained, self._axes, zeros=self._zeros, measure=self._measure)
+        self._merge = Merge(
+            trained, self._axes, zeros=self._zeros, measure=self._measure, cuts=self._cuts
+        )
 
     def state(self) -> Mapping[str, Tensor]:
         return {name: self._full(name) for name in self._axes.tensors}

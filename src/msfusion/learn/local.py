@@ -35,7 +35,11 @@ class Train:
 
 def make_optimizer(module: nn.Module, config: Train, lr: float) -> torch.optim.Optimizer:
     """The configured optimizer over all parameters that want a gradient."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    return optimizer_of([p for p in module.parameters() if p.requires_grad], config, lr)
+
+
+def optimizer_of(parameters: list[nn.Parameter], config: Train, lr: float) -> torch.optim.Optimizer:
+    """The configured optimizer; its steps work element by element."""
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             parameters, lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
@@ -106,25 +110,39 @@ def update(
 
 def batches(data: Dataset[Any], batch: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """``steps`` batches; examples are reshuffled whenever all have been seen."""
-    order = torch.Generator().manual_seed(derive(seed, "order"))
     changes = torch.Generator().manual_seed(derive(seed, "augmentation"))
-    examples = len(data)  # type: ignore[arg-type]
+    for chosen in orders(len(data), batch, steps, seed):  # type: ignore[arg-type]
+        yield fetch(data, chosen, changes)
+
+
+def orders(examples: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """The examples of each of ``steps`` batches."""
+    order = torch.Generator().manual_seed(derive(seed, "order"))
     size = min(batch, examples)
     left = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         if len(left) < size:
             left = torch.randperm(examples, generator=order)
-        yield fetch(data, left[:size], changes)
+        yield left[:size]
         left = left[size:]
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Run the body with torch's default generators seeded, and put them back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(derive(seed, "torch"))
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:  # torch.manual_seed would note a stack trace for every kind of device
+            generator.manual_seed(derive(seed, "torch"))
         yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
 
 
 @dataclass(frozen=True)

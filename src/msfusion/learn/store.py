@@ -6,18 +6,25 @@ from typing import Protocol
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
+from msfusion.core.cut import Cuts
 from msfusion.core.merge import Contribution, Merge, Shift, extract
 
 
 class Store(Protocol):
     """Pull a sub-model, push a contribution, commit a round."""
 
-    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
-        """Copies of the values of a sub-model, parameters and buffers."""
+    def pull(
+        self, participant: int, selection: Selection, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Copies of the values of a sub-model, parameters and buffers.
+
+        into: tensors to copy them to, by default new ones.
+        """
         ...
 
     def push(self, contribution: Contribution) -> None:
-        """Take in a contribution; raises UserError, and takes nothing of it, where it is not acceptable."""
+        """Take in a contribution; raises UserError, and takes nothing of it, where it is not acceptable. Its
+        values may be overwritten afterwards."""
         ...
 
     def commit(self, step: float) -> Shift | None:
@@ -57,11 +64,14 @@ class MemoryStore:
         self._measure = measure
         self._values = values
         self._axes = axes
+        self._cuts = Cuts(axes)
         self._parameters = parameters
         self.discard()
 
-    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
-        return extract(self._values, self._axes, selection)
+    def pull(
+        self, participant: int, selection: Selection, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        return extract(self._values, self._axes, selection, into=into, cuts=self._cuts)
 
     def push(self, contribution: Contribution) -> None:
         self._merge.add(contribution)
@@ -73,7 +83,7 @@ class MemoryStore:
 
     def discard(self) -> None:
         trained = {name: self._values[name] for name in sorted(self._parameters)}
-        self._merge = Merge(trained, self._axes, measure=self._measure)
+        self._merge = Merge(trained, self._axes, measure=self._measure, cuts=self._cuts)
 
     def state(self) -> Mapping[str, Tensor]:
         return self._values
@@ -91,9 +101,15 @@ class OwnStore(MemoryStore):
         self._own: dict[str, Tensor] = {}
         self._pushed: dict[str, Tensor] = {}
 
-    def pull(self, participant: int, selection: Selection) -> dict[str, Tensor]:
-        start = super().pull(participant, selection)
-        return {name: self._own.get(f"{participant}/{name}", value).clone() for name, value in start.items()}
+    def pull(
+        self, participant: int, selection: Selection, into: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        values = super().pull(participant, selection, into)
+        for name, value in values.items():
+            own = self._own.get(f"{participant}/{name}")
+            if own is not None:
+                value.copy_(own)
+        return values
 
     def push(self, contribution: Contribution) -> None:
         self._merge.check(contribution)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,31 +32,44 @@ class SubModels:
         self._device = device
         self._power = power
         self._narrow: dict[Plan, nn.Module] = {}
-        self._modules: dict[Plan, nn.Module] = {}
+        self._modules: dict[Plan, _Held] = {}
+        self._factors: dict[Plan, dict[str, float]] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
+
+    def room(self, selection: Selection) -> Mapping[str, Tensor]:
+        """The own tensors of the module that ``load`` fills: values that are put there are not copied."""
+        return self._held(widths_of(selection)).tensors
 
     def load(self, selection: Selection, values: Mapping[str, Tensor]) -> nn.Module:
         """The module of these windows' widths, holding ``values`` under the scale rule. The next call with
         the same widths fills the same module anew."""
-        widths = widths_of(selection)
-        module = self._module(widths)
-        tensors = tensors_of(module)
+        held = self._held(widths_of(selection))
         with torch.no_grad():
-            for name, tensor in tensors.items():
-                tensor.copy_(values[name])
-            for name, factor in self._factors(widths).items():
-                tensors[name].mul_(factor)
-        return module
+            for name, tensor in held.tensors.items():
+                if values[name] is not tensor:
+                    tensor.copy_(values[name])
+            if held.factors:
+                scaled = [held.tensors[name] for name in held.factors]
+                torch._foreach_mul_(scaled, list(held.factors.values()))
+        return held.module
 
     def scaled(self, selection: Selection, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of ``values`` under the scale rule: what ``load`` puts into the module."""
-        factors = self._factors(widths_of(selection))
+        factors = self.factors(widths_of(selection))
         return {n: value * factors[n] if n in factors else value.clone() for n, value in values.items()}
 
-    def unload(self, selection: Selection, module: nn.Module) -> dict[str, Tensor]:
-        """Copies of the module's parameters as values of the full model, the scale rule undone."""
-        factors = self._factors(widths_of(selection))
-        return {name: p.detach() / factors.get(name, 1.0) for name, p in module.named_parameters()}
+    def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
+        """The module's parameters as values of the full model, the scale rule undone.
+
+        lend: no copies, but the module's own tensors, changed in place: they hold until it is filled anew.
+        """
+        factors = self.factors(widths_of(selection))
+        values = {name: p.detach() for name, p in module.named_parameters()}
+        if not lend:
+            return {name: value / factors.get(name, 1.0) for name, value in values.items()}
+        if factors:
+            torch._foreach_div_([values[name] for name in factors], list(factors.values()))
+        return values
 
     def parameters(self, widths: Widths) -> int:
         """Number of parameters at these widths."""
@@ -73,13 +87,24 @@ class SubModels:
             self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
         return self._costs[key]
 
-    def _factors(self, widths: Widths) -> dict[str, float]:
-        return scale.factors(self._captured.axes, widths, self._power)
+    def factors(self, widths: Widths) -> dict[str, float]:
+        """Parameter -> its factor of the scale rule, where that is not 1."""
+        key = _plan(widths)
+        if key not in self._factors:
+            self._factors[key] = scale.factors(self._captured.axes, widths, self._power)
+        return self._factors[key]
 
-    def _module(self, widths: Widths) -> nn.Module:
+    def module(self, widths: Widths) -> nn.Module:
+        """A new module of these widths, its tensors unset."""
+        return materialised(copy.deepcopy(self._unset(widths)), self._device)
+
+    def _held(self, widths: Widths) -> "_Held":
         key = _plan(widths)
         if key not in self._modules:
-            self._modules[key] = materialised(copy.deepcopy(self._unset(widths)), self._device)
+            module = self.module(widths)
+            tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+            factors = {name: f for name, f in self.factors(widths).items() if name in tensors}
+            self._modules[key] = _Held(module, tensors, factors)
         return self._modules[key]
 
     def _unset(self, widths: Widths) -> nn.Module:
@@ -88,6 +113,15 @@ class SubModels:
         if key not in self._narrow:
             self._narrow[key] = self._captured.narrow(widths)
         return self._narrow[key]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A module, its parameters and buffers, and those of their factors that are not 1."""
+
+    module: nn.Module
+    tensors: Mapping[str, Tensor]
+    factors: Mapping[str, float]
 
 
 def _plan(widths: Widths) -> Plan:
