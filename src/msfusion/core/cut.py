@@ -5,7 +5,7 @@ as slices; scattered units (the random sub-model) go through one index per dimen
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product

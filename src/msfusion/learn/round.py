@@ -79,11 +79,14 @@ class Learner:
         windows: Selection,
         values: Mapping[str, Tensor],
         previous: Contribution | None = None,
+        *,
+        lend: bool = False,
     ) -> tuple[Contribution, float]:
         """Local training from the pulled values; returns what to push and the mean loss.
 
         previous: what the participant handed over when it last trained. Where there is none, there is nothing
         to turn away from: the contrastive loss would be log 1 for any model, and is left out.
+        lend: the contribution's values are the module's own, and hold until the next one trains.
         Raises Diverged where the loss is not finite.
         """
         module = self.submodels.load(windows, values)
@@ -92,16 +95,17 @@ class Learner:
         seed = derive(self.seed, "local training", round, participant.number)
         with self._batch_norm_explained(participant):
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
-                "or infinity; start again with a lower train.lr or with train.clip, or look for such values "
-                "in its data"
-            )
-        trained = self.submodels.unload(windows, module)
+        _check_loss(round, participant, loss)
+        trained = self.submodels.unload(windows, module, lend=lend)
+        return self.contribution(participant, windows, trained), loss
+
+    def contribution(
+        self, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
+    ) -> Contribution:
+        """What a participant hands over."""
         seen = participant.seen
         only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}
-        return Contribution(participant.number, windows, trained, participant.examples, only), loss
+        return Contribution(participant.number, windows, values, participant.examples, only)
 
     def _compared(
         self, windows: Selection, values: Mapping[str, Tensor], previous: Contribution | None
@@ -133,6 +137,15 @@ class Learner:
                 f"batches of {min(self.config.batch, participant.examples)}; raise train.batch or "
                 "data.min_examples, or take a model without batch norm"
             ) from None
+
+
+def _check_loss(round: int, participant: Participant, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
+            "or infinity; start again with a lower train.lr or with train.clip, or look for such values "
+            "in its data"
+        )
 
 
 @dataclass(frozen=True)
@@ -192,10 +205,13 @@ def play(
             store.push(contribution)
         for participant in participants:
             windows = learner.windows(round, participant)
-            values = store.pull(participant.number, windows)
+            outcome = fate(participant.number)
+            kept = learner.contrast is not None or outcome == "late"
+            room = None if kept else learner.submodels.room(windows)
+            values = store.pull(participant.number, windows, room)
             before = previous.get(participant.number)
-            contribution, loss = learner.train(round, participant, windows, values, before)
-            match outcome := fate(participant.number):
+            contribution, loss = learner.train(round, participant, windows, values, before, lend=not kept)
+            match outcome:
                 case "on time":
                     store.push(contribution)
                     merged.append(windows)
