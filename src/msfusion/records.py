@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, NotRequired, Self, cast
 
 from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
@@ -95,6 +95,7 @@ class Round(TypedDict):
     windows: dict[str, dict[str, Ranges]]  # axis -> participant -> units; an axis without an entry is whole
     seconds: float
     evaluation: Evaluation | None
+    one_by_one: NotRequired[str]  # why participants that were to train at once did not
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Where a selection lies in a tensor, and what is copied and added there.
 
-A window is at most two runs of positions per dimension, so a cut is a few rectangular pieces, which are copied
+A window is at most two runs of positions per dimension, so a cut is a few rectangular pieces, copied
 as slices; scattered units (the random sub-model) go through one index per dimension.
 """
 

@@ -21,7 +21,8 @@ from msfusion.learn.cost import Cost
 from msfusion.learn.local import Train, learning_rate, train
 from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
-from msfusion.learn.submodels import SubModels
+from msfusion.learn.submodels import SubModels, plan_of, widths_of
+from msfusion.learn.together import Together, by_shape
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,20 @@ class Participant:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """A participant and the windows that it is to train."""
+
+    participant: Participant
+    windows: Selection
+
+
+@dataclass(frozen=True)
 class Learner:
     """What all participants agree on.
 
     contrast: the contrastive loss, or None for the task's loss alone.
     head: parameter -> its dimension that counts the classes.
+    together: trains participants of equal shape at once; None trains one by one.
     """
 
     schedule: Schedule
@@ -58,6 +68,7 @@ class Learner:
     seed: int
     contrast: Contrast | None = None
     head: Mapping[str, int] = field(default_factory=dict)
+    together: Together | None = None
 
     def windows(self, round: int, participant: Participant) -> Selection:
         """The units that a participant trains in a round."""
@@ -92,17 +103,54 @@ class Learner:
         module = self.submodels.load(windows, values)
         compared = self._compared(windows, values, previous)
         lr = learning_rate(self.config, round, self.rounds)
-        seed = derive(self.seed, "local training", round, participant.number)
+        seed = self._seed(round, participant)
         with self._batch_norm_explained(participant):
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
         _check_loss(round, participant, loss)
         trained = self.submodels.unload(windows, module, lend=lend)
-        return self.contribution(participant, windows, trained), loss
+        return self._contribution(participant, windows, trained), loss
 
-    def contribution(
+    def train_together(
+        self, round: int, group: Sequence[Ready], store: Store
+    ) -> list[tuple[Contribution, float]] | None:
+        """The same for participants of equal shape at once; None where the model cannot. The values of the
+        contributions are lent."""
+        assert self.together is not None
+        widths = widths_of(group[0].windows)
+        stack = self.together.stack(widths, len(group))
+        for place, one in enumerate(group):
+            store.pull(one.participant.number, one.windows, stack.of(place))
+        lr = learning_rate(self.config, round, self.rounds)
+        seeds = [self._seed(round, one.participant) for one in group]
+        data = [one.participant.data for one in group]
+        with self._batch_norm_explained(group[0].participant):
+            losses = self.together.train(widths, stack, data, self.objective, self.config, lr, seeds)
+        if losses is None:
+            return None
+        return [
+            (self._contribution(one.participant, one.windows, stack.values(place)), loss)
+            for place, (one, loss) in enumerate(zip(group, losses, strict=True))
+        ]
+
+    def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
+        """Those who train at once, with their windows."""
+        ready = [Ready(one, self.windows(round, one)) for one in participants]
+        if self.together is None or not self.together.tries:
+            return [[one] for one in ready]
+        shapes = [
+            (plan_of(widths_of(one.windows)), min(self.config.batch, one.participant.examples))
+            for one in ready
+        ]
+        memory = max(self.cost(one.participant, widths_of(one.windows)).memory_bytes for one in ready)
+        most = self.together.most(memory)
+        return list(by_shape(list(zip(shapes, ready, strict=True)), most))
+
+    def _seed(self, round: int, participant: Participant) -> int:
+        return derive(self.seed, "local training", round, participant.number)
+
+    def _contribution(
         self, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
     ) -> Contribution:
-        """What a participant hands over."""
         seen = participant.seen
         only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}
         return Contribution(participant.number, windows, values, participant.examples, only)
@@ -170,12 +218,14 @@ class Played:
     merged: what the full model was made from, that of late contributions included.
     shift: the model shift, where it was measured.
     carried: what the next round needs beside the full model.
+    one_by_one: why participants that were to train at once did not.
     """
 
     trained: list[Trained]
     merged: list[Selection]
     carried: Carried = field(default_factory=Carried)
     shift: float | None = None
+    one_by_one: str | None = None
 
 
 def play(
@@ -203,26 +253,53 @@ def play(
     try:
         for contribution in carried.late:
             store.push(contribution)
-        for participant in participants:
-            windows = learner.windows(round, participant)
-            outcome = fate(participant.number)
-            kept = learner.contrast is not None or outcome == "late"
-            room = None if kept else learner.submodels.room(windows)
-            values = store.pull(participant.number, windows, room)
-            before = previous.get(participant.number)
-            contribution, loss = learner.train(round, participant, windows, values, before, lend=not kept)
-            match outcome:
-                case "on time":
+        for group in learner.groups(round, participants):
+            for one, contribution, loss in _trained(round, group, learner, store, previous):
+                number = one.participant.number
+                before = previous.get(number)
+                outcome = fate(number)
+                if outcome == "on time":
                     store.push(contribution)
-                    merged.append(windows)
-                case "late":
+                    merged.append(one.windows)
+                if learner.contrast is not None or outcome == "late":
+                    contribution = _kept(contribution)
+                if learner.contrast is not None:
+                    previous[number] = contribution
+                if outcome == "late":
                     late.append(contribution)
-            if learner.contrast is not None:
-                previous[participant.number] = contribution
-            done.append(Trained(participant, windows, loss, before is None, outcome))
-            after_each()
+                done.append(Trained(one.participant, one.windows, loss, before is None, outcome))
+                after_each()
     except BaseException:
         store.discard()
         raise
     shift = store.commit(step)
-    return Played(done, merged, Carried(previous, tuple(late)), shift.ratio if shift else None)
+    done.sort(key=lambda one: one.participant.number)
+    late.sort(key=lambda one: one.participant)
+    why = learner.together.why_not if learner.together else None
+    ratio = shift.ratio if shift else None
+    return Played(done, merged, Carried(previous, tuple(late)), ratio, why)
+
+
+def _trained(
+    round: int,
+    group: Sequence[Ready],
+    learner: Learner,
+    store: Store,
+    previous: Mapping[int, Contribution],
+) -> Iterator[tuple[Ready, Contribution, float]]:
+    """What a group makes of the values in the store; a contribution is lent until the next is asked for."""
+    if len(group) > 1 and (trained := learner.train_together(round, group, store)) is not None:
+        for one, (contribution, loss) in zip(group, trained, strict=True):
+            yield one, contribution, loss
+        return
+    for one in group:
+        room = learner.submodels.room(one.windows) if learner.contrast is None else None
+        number = one.participant.number
+        values = store.pull(number, one.windows, room)
+        before = previous.get(number)
+        yield one, *learner.train(round, one.participant, one.windows, values, before, lend=True)
+
+
+def _kept(contribution: Contribution) -> Contribution:
+    values = {name: value.clone() for name, value in contribution.values.items()}
+    return replace(contribution, values=values)

@@ -29,7 +29,7 @@ class SubModels:
     ) -> None:
         self._captured = captured
         self._example = example
-        self._device = device
+        self.device = device
         self._power = power
         self._narrow: dict[Plan, nn.Module] = {}
         self._modules: dict[Plan, _Held] = {}
@@ -82,24 +82,24 @@ class SubModels:
 
     def cost(self, widths: Widths, config: Train, contrast: Contrast | None = None) -> Cost:
         """What training a sub-model of these widths costs."""
-        key = (_plan(widths), config, contrast)
+        key = (plan_of(widths), config, contrast)
         if key not in self._costs:
             self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
         return self._costs[key]
 
     def factors(self, widths: Widths) -> dict[str, float]:
         """Parameter -> its factor of the scale rule, where that is not 1."""
-        key = _plan(widths)
+        key = plan_of(widths)
         if key not in self._factors:
             self._factors[key] = scale.factors(self._captured.axes, widths, self._power)
         return self._factors[key]
 
     def module(self, widths: Widths) -> nn.Module:
         """A new module of these widths, its tensors unset."""
-        return materialised(copy.deepcopy(self._unset(widths)), self._device)
+        return materialised(copy.deepcopy(self._unset(widths)), self.device)
 
     def _held(self, widths: Widths) -> "_Held":
-        key = _plan(widths)
+        key = plan_of(widths)
         if key not in self._modules:
             module = self.module(widths)
             tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
@@ -109,7 +109,7 @@ class SubModels:
 
     def _unset(self, widths: Widths) -> nn.Module:
         """The module without values: its parameters take no memory."""
-        key = _plan(widths)
+        key = plan_of(widths)
         if key not in self._narrow:
             self._narrow[key] = self._captured.narrow(widths)
         return self._narrow[key]
@@ -124,7 +124,8 @@ class _Held:
     factors: Mapping[str, float]
 
 
-def _plan(widths: Widths) -> Plan:
+def plan_of(widths: Widths) -> Plan:
+    """Widths as a key."""
     return tuple(sorted(widths.items()))
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
+from msfusion.learn.batched import Batched
 from msfusion.learn.capacity import Capacity, parse_bytes
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
@@ -50,6 +51,7 @@ class Run:
     mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
     device: str = "cpu"  # or cuda, cuda:1: where to compute
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
+    batched: Batched = "auto"  # equal sub-models train at once: on, off, or where that is faster: on a GPU
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only
     adapt: Adapt = field(default_factory=Adapt)  # msfusion only: how the overlap rate moves

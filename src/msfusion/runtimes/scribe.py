@@ -54,6 +54,7 @@ class Scribe:
         coverage: float,
         overlap: float,
         shift: float | None,
+        one_by_one: str | None = None,
         evaluation: Evaluation | None,
         seconds: float,
         dropped: Sequence[records.Dropped] = (),
@@ -67,7 +68,7 @@ class Scribe:
         ]
         arrived = [one for one in trained if one.fate == "on time"]
         examples = sum(one.participant.examples for one in trained)
-        return {
+        record: records.Round = {
             "kind": "round",
             "round": round,
             "participants": [one.participant.number for one in arrived],
@@ -84,6 +85,9 @@ class Scribe:
             "seconds": seconds,
             "evaluation": None if evaluation is None else as_record(evaluation),
         }
+        if one_by_one is not None:
+            record["one_by_one"] = one_by_one
+        return record
 
     def _participant(self, participant: Participant, full: int) -> records.ParticipantFacts:
         cost = self._learner.cost(participant, participant.widths)

@@ -22,6 +22,7 @@ from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import Learner, Participant
 from msfusion.learn.submodels import SubModels
+from msfusion.learn.together import Together
 from msfusion.runtimes.run import Run
 
 
@@ -54,6 +55,7 @@ class Setup:
         self.head = head_of(captured, objective) if run.mask_unseen else {}
         self.attendance = attendance_of(run, exchange=self.exchange)
         self.submodels = SubModels(captured, example, device, self.method.scale_power)
+        self.together = Together(self.submodels, run.batched, self.contrast)
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -82,6 +84,7 @@ class Setup:
             seed=run.seed,
             contrast=self.contrast,
             head=self.head,
+            together=self.together,
         )
 
     def first_overlap(self) -> State:

@@ -199,6 +199,7 @@ class Simulation:
             coverage=self.coverage.summary().share,
             overlap=overlap,
             shift=played.shift,
+            one_by_one=played.one_by_one,
             evaluation=self._evaluation,
             seconds=time.perf_counter() - start,
         )
