@@ -132,7 +132,7 @@ class Home:
         }
         text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
         counts = {f"coverage/{i}": counts for i, counts in enumerate(self._counts)}
-        self.journal.save(self.done, {**counts, "facts": text}, folder)
+        self.journal.seal(self.done, {**counts, "facts": text}, folder)
 
     def _go_on(self) -> None:
         free = ["rounds"] if self._settings.rounds_may_change else []

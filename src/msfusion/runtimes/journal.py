@@ -1,7 +1,8 @@
 """A run directory: its records and its checkpoint, kept in step."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from msfusion.settings import flat
 class Journal:
     """What a run leaves on disk; with no directory it leaves nothing.
 
+    Records and checkpoints are written by a thread of their own, in the order in which they were handed over;
+    what goes wrong there is raised by the next call, or at the end of ``writing``.
+
     settings: the configuration as the records and the checkpoint state it.
     axes: the model's axis map; a checkpoint of a model with another one is refused.
     examples: number of examples of each participant; a checkpoint of other data is refused.
@@ -32,6 +36,8 @@ class Journal:
         self._examples = list(examples)
         self._fingerprint = checkpoint.fingerprint(axes.to_json())
         self._writer: records.Writer | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._pending: list[Future[None]] = []
 
     @contextmanager
     def writing(self, header: records.Header, rounds_done: int | None) -> Iterator[None]:
@@ -43,11 +49,16 @@ class Journal:
             self._writer = records.Writer(self._directory, header)
         else:
             self._writer = records.Writer.resume(self._directory, header, rounds_done)
+        self._thread = ThreadPoolExecutor(1, "journal")
         try:
             yield
         finally:
-            self._writer.close()
-            self._writer = None
+            try:
+                self._wait()
+            finally:
+                self._thread.shutdown()
+                self._writer.close()
+                self._writer = self._thread = None
 
     @property
     def keeps(self) -> bool:
@@ -57,16 +68,52 @@ class Journal:
     def round(self, record: records.Round) -> None:
         """Append the record of a round."""
         if self._writer:
-            self._writer.round(record)
+            self._later(self._writer.round, record)
 
-    def save(self, done: int, tensors: Mapping[str, Tensor], folder: Path | None = None) -> None:
-        """Save the state after ``done`` rounds; by default in the run directory."""
-        if self._directory:
-            if self._writer:
-                self._writer.sync()
-            facts = {"rounds_done": done, "settings": self.settings}
-            same = {"axes": self._fingerprint, "examples": self._examples}
-            checkpoint.save(folder or self._directory, tensors, facts | same)
+    def save(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """Save the state after ``done`` rounds, as it is now; it is on the disk when the next ``save``
+        returns, or ``writing`` ends."""
+        if self._directory and self._writer:
+            self._wait()  # one copy of the state at a time
+            state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+            self._later(self._checkpoint, self._directory, self._writer, state, self._facts(done))
+
+    def seal(self, done: int, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """As ``save``, into a folder of its own; returns when it is on the disk, behind all records."""
+        self._wait()
+        if self._writer:
+            self._writer.sync()
+        checkpoint.save(folder, tensors, self._facts(done))
+
+    def _facts(self, done: int) -> dict[str, Any]:
+        same = {"axes": self._fingerprint, "examples": self._examples}
+        return {"rounds_done": done, "settings": self.settings, **same}
+
+    @staticmethod
+    def _checkpoint(
+        directory: Path, writer: records.Writer, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        writer.sync()  # the checkpoint may not know of rounds that the records do not
+        checkpoint.save(directory, tensors, facts)
+
+    def _later(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Have it done behind what is pending; raises what went wrong so far."""
+        assert self._thread is not None
+        for future in [future for future in self._pending if future.done()]:
+            self._pending.remove(future)
+            future.result()
+        self._pending.append(self._thread.submit(work, *arguments))
+
+    def _wait(self) -> None:
+        """Until all is written; raises the first error, after which nothing more is written."""
+        pending, self._pending = self._pending, []
+        try:
+            for future in pending:
+                future.result()
+        except BaseException:
+            for future in pending:
+                future.cancel()
+            raise
 
     def load(self, free: Collection[str], folder: Path | None = None) -> tuple[int, dict[str, Tensor]]:
         """Rounds done and tensors of the checkpoint; raises UserError where it is not one of this run.

@@ -1,0 +1,133 @@
+"""Examples per second of a simulation, beside a bare PyTorch loop over the same steps at the same shapes.
+
+The bare loop does forward, loss, backward and optimizer step of a module as wide as a participant's
+sub-model, on batches that lie ready, and nothing else: no windows, no data, no seeds, no merge, no records.
+Rounds of the simulation and of the loop take turns in one process; the simulation's time is all that passes
+between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free.
+
+    python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched auto]
+"""
+
+import argparse
+import copy
+import time
+from typing import Any
+
+import torch
+from machine import machine, spread
+from torch import nn
+from torch.nn import functional as F
+
+from msfusion.data.examples import Examples, LabelledImages, TokenBlocks
+from msfusion.learn.batched import Batched
+from msfusion.learn.local import Train, make_optimizer
+from msfusion.models import build
+from msfusion.runtimes.run import Problem, Run
+from msfusion.runtimes.simulation import Simulation
+
+PARTICIPANTS, EXAMPLES, STEPS = 10, 500, 10
+SGD = Train(batch=32, steps=STEPS)
+ADAMW = Train(optimizer="adamw", lr=1e-3, batch=32, steps=STEPS, clip=1.0)
+CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], float, Train]] = {
+    "mlp": ({"inputs": 64, "hidden": [256, 256]}, (1, 8, 8), 0.25, SGD),
+    "cnn": ({"channels": 1, "image": 8}, (1, 8, 8), 0.3, SGD),  # the demo's
+    "resnet18": ({"width": 32}, (3, 32, 32), 0.25, SGD),
+    "gpt": ({"layers": 4, "heads": 8, "embed": 256, "block": 64}, (64,), 0.25, ADAMW),
+    "vit": ({"layers": 4, "heads": 4, "embed": 128}, (3, 32, 32), 0.25, ADAMW),
+}
+"""Model -> options, shape of an example, share of the parameters, local training: as in the presets, with
+ResNet-18 at half of its usual width so that a repetition takes seconds."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--models", default=",".join(CASES))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batched", default="auto", choices=["auto", "on", "off"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, batched {arguments.batched}"
+    )
+    print()
+    print("| model | parameters each | examples/s, simulation | examples/s, bare loop | ratio |")
+    print("|---|---|---|---|---|")
+    for name in arguments.models.split(","):
+        print(row(name, arguments.rounds, arguments.device, arguments.batched), flush=True)
+
+
+def row(name: str, rounds: int, device: str, batched: Batched) -> str:
+    options, shape, share, train = CASES[name]
+    torch.manual_seed(0)
+    data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
+    x, _ = data[0].batch(torch.arange(2))
+    run = Run(
+        share=share, rounds=rounds + 2, evaluate_every=10**9, train=train, device=device, batched=batched
+    )
+    simulation = Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
+    loop = Bare(simulation, data)
+    ours, bare = [], []
+    began = time.perf_counter()
+
+    def watch(record: Any) -> None:
+        nonlocal began
+        ours.append(time.perf_counter() - began)
+        bare.append(loop.round())
+        began = time.perf_counter()
+
+    simulation.run(watch=watch)
+    ours, bare = ours[1:-1], bare[1:-1]  # the first warms up, the last evaluates
+    work = PARTICIPANTS * STEPS * train.batch
+    ratios = [b / o for o, b in zip(ours, bare, strict=True)]
+    speeds = [spread([work / t for t in times], ",.0f") for times in (ours, bare)]
+    parameters = simulation.setup.submodels.parameters(simulation.participants[0].widths)
+    return f"| {name} | {parameters:,} | {speeds[0]} | {speeds[1]} | {spread(ratios)} |"
+
+
+def examples(name: str, shape: tuple[int, ...], number: int) -> Examples:
+    draw = torch.Generator().manual_seed(number)
+    if name == "gpt":
+        tokens = torch.randint(65, (EXAMPLES + shape[0],), generator=draw).to(torch.uint8)
+        return TokenBlocks(tokens, 0, len(tokens), shape[0])
+    images = torch.randint(256, (EXAMPLES, *shape), generator=draw, dtype=torch.uint8)
+    labels = torch.randint(10, (EXAMPLES,), generator=draw)
+    mean, std = torch.full((shape[0], 1, 1), 127.0), torch.full((shape[0], 1, 1), 74.0)
+    return LabelledImages(images, labels, torch.arange(EXAMPLES), mean, std)
+
+
+class Bare:
+    """The loop that does nothing else."""
+
+    def __init__(self, simulation: Simulation, data: list[Examples]) -> None:
+        one, self.train = simulation.participants[0], simulation.config.train
+        learner, device = simulation.learner, simulation.setup.submodels.device
+        windows = learner.windows(0, one)
+        values = simulation.store.pull(0, windows)
+        self.module: nn.Module = copy.deepcopy(simulation.setup.submodels.load(windows, values)).train()
+        self.optimizer = make_optimizer(self.module, self.train, self.train.lr)
+        self.batches = [
+            tuple(part.to(device) for part in data[0].batch(torch.arange(self.train.batch) + step))
+            for step in range(STEPS)
+        ]
+
+    def round(self) -> float:
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        for _ in range(PARTICIPANTS):
+            for x, y in self.batches:
+                self.step(x, y)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(self.module(x).flatten(0, -2), y.flatten()).backward()
+        if self.train.clip is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.train.clip)
+        self.optimizer.step()
+
+
+if __name__ == "__main__":
+    main()
