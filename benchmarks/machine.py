@@ -17,8 +17,9 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    name = names[0] if names else platform.processor() or platform.machine()
     return (
-        f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores{load}{gpu}, "
+        f"{name}, {os.cpu_count()} cores{load}{gpu}, "
         f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)"
     )
 

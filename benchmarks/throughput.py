@@ -11,6 +11,7 @@ between two of its rounds, evaluation off. A ratio of 1 would mean that everythi
 import argparse
 import copy
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,22 +68,41 @@ def row(name: str, rounds: int, device: str, batched: Batched) -> str:
     )
     simulation = Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
     loop = Bare(simulation, data)
-    ours, bare = [], []
-    began = time.perf_counter()
+    ours: list[Clock] = []
+    bare: list[Clock] = []
+    began = Clock.now()
 
     def watch(record: Any) -> None:
         nonlocal began
-        ours.append(time.perf_counter() - began)
+        ours.append(Clock.now() - began)
         bare.append(loop.round())
-        began = time.perf_counter()
+        began = Clock.now()
 
     simulation.run(watch=watch)
-    ours, bare = ours[1:-1], bare[1:-1]  # the first warms up, the last evaluates
+    pairs = list(zip(ours, bare, strict=True))[1:-1]  # the first warms up, the last evaluates
     work = PARTICIPANTS * STEPS * train.batch
-    ratios = [b / o for o, b in zip(ours, bare, strict=True)]
-    speeds = [spread([work / t for t in times], ",.0f") for times in (ours, bare)]
+    speeds = [spread([work / pair[i].wall for pair in pairs], ",.0f") for i in (0, 1)]
+    wall = spread([b.wall / o.wall for o, b in pairs])
+    processor = spread([b.processor / o.processor for o, b in pairs])
     parameters = simulation.setup.submodels.parameters(simulation.participants[0].widths)
-    return f"| {name} | {parameters:,} | {speeds[0]} | {speeds[1]} | {spread(ratios)} |"
+    return f"| {name} | {parameters:,} | {speeds[0]} | {speeds[1]} | {wall} | {processor} |"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds, and seconds of all processors for this process, which other processes hardly change."""
+
+    wall: float
+    processor: float
+
+    @staticmethod
+    def now() -> "Clock":
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return Clock(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: "Clock") -> "Clock":
+        return Clock(self.wall - other.wall, self.processor - other.processor)
 
 
 def examples(name: str, shape: tuple[int, ...], number: int) -> Examples:
@@ -111,15 +131,12 @@ class Bare:
             for step in range(STEPS)
         ]
 
-    def round(self) -> float:
-        torch.set_num_threads(1)
-        start = time.perf_counter()
+    def round(self) -> Clock:
+        start = Clock.now()
         for _ in range(PARTICIPANTS):
             for x, y in self.batches:
                 self.step(x, y)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return Clock.now() - start
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
