@@ -127,6 +127,8 @@ class Learner:
             losses = self.together.train(widths, stack, data, self.objective, self.config, lr, seeds)
         if losses is None:
             return None
+        for one, loss in zip(group, losses, strict=True):
+            _check_loss(round, one.participant, loss)
         return [
             (self._contribution(one.participant, one.windows, stack.values(place)), loss)
             for place, (one, loss) in enumerate(zip(group, losses, strict=True))
