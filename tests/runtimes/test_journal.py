@@ -1,0 +1,74 @@
+"""Records and checkpoints are written behind the run's back, and nothing that goes wrong there is lost."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from blobs import TEST, net, participants, settings
+from torch import Tensor
+
+from msfusion import records
+from msfusion.runtimes import checkpoint
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.simulation import Simulation
+
+
+def run(out: Path, **changes: Any) -> None:
+    problem = Problem(net(), (TEST.tensors[0][:2],), participants(), TEST, name="Net")
+    Simulation(problem, settings(**{"rounds": 6, "checkpoint_every": 2, **changes}), out=out).run()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """The call number ``call`` of a function, counted from 0, finds the disk full."""
+    plain, calls = getattr(owner, name), 0
+
+    def fails(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call + 1:
+            raise OSError("disk full")
+        return plain(*args)
+
+    monkeypatch.setattr(owner, name, fails)
+
+
+@pytest.mark.parametrize("call", [0, 1, 3])
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(
+    call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints after 0, 2, 4 and 6 rounds; the last one is written when the run is over."""
+    failing(monkeypatch, checkpoint, "save", call)
+    with pytest.raises(OSError, match="disk full"):
+        run(tmp_path)
+
+
+def test_no_checkpoint_is_written_behind_a_record_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of round 3 is lost: the checkpoint stays that of 2 rounds, which the records hold."""
+    failing(monkeypatch, records.Writer, "round", 3)
+    with pytest.raises(OSError, match="disk full"):
+        run(tmp_path)
+    assert checkpoint.load(tmp_path)[1]["rounds_done"] == 2
+    assert [r["round"] for r in records.read(tmp_path).rounds] == [0, 1, 2]
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the disk takes: rounds that go on meanwhile change nothing of it."""
+    plain = checkpoint.save
+    changed = []
+
+    def slow(directory: Path, tensors: dict[str, Tensor], facts: Any) -> None:
+        before = {name: tensor.clone() for name, tensor in tensors.items()}
+        time.sleep(0.2)
+        changed.extend(name for name, tensor in tensors.items() if not torch.equal(tensor, before[name]))
+        plain(directory, tensors, facts)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    run(tmp_path, checkpoint_every=1)
+    assert changed == []
+    assert checkpoint.load(tmp_path)[1]["rounds_done"] == 6
