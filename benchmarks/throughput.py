@@ -52,8 +52,8 @@ def main() -> None:
         f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, batched {arguments.batched}"
     )
     print()
-    print("| model | parameters each | examples/s, simulation | examples/s, bare loop | ratio |")
-    print("|---|---|---|---|---|")
+    print("| model | parameters each | examples/s, simulation | bare loop | ratio | of processor time |")
+    print("|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
         print(row(name, arguments.rounds, arguments.device, arguments.batched), flush=True)
 
