@@ -106,9 +106,7 @@ class DiskStore:
     def discard(self) -> None:
         self._maps: list[mmap] = []
         trained = {name: self._full(name) for name in self._parameters}
-        self._merge = Merge(
-            trained, self._axes, zeros=self._zeros, measure=self._measure, cuts=self._cuts
-        )
+        self._merge = Merge(trained, self._axes, zeros=self._zeros, measure=self._measure, cuts=self._cuts)
 
     def state(self) -> Mapping[str, Tensor]:
         return {name: self._full(name) for name in self._axes.tensors}
