@@ -163,7 +163,7 @@ def parts(folder: Path) -> tuple[Any, dict[str, int], Any]:
     names = [name for name, _ in module.named_parameters()]
     method = get_method("msfusion")
     plan = for_share(captured.axes, names, SHARE, method.cut or "all")
-    schedule = method.schedule(Setting(captured.axes, tuple(plan), 10, 0))
+    schedule = method.schedule(Setting(captured.axes, plan, 10, 0))
     submodels = SubModels(captured, example, torch.device("cpu"), method.scale_power)
     learner = Learner(schedule, submodels, Objective(), settings(), rounds=1, seed=0)
     store = DiskStore(
