@@ -15,6 +15,7 @@ from annotated_types import Ge
 
 from msfusion.data import Data
 from msfusion.errors import UserError
+from msfusion.peers.settings import Peers
 from msfusion.runtimes.run import CAPACITIES, Run
 from msfusion.settings import validated
 
@@ -42,6 +43,7 @@ class Config(Run):
     participants: Annotated[int, Ge(1)] = 10  # how many, among whom the data are divided
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+    peers: Peers = field(default_factory=Peers)  # among peers only
 
 
 def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -14,7 +14,7 @@ LAYERS = (
     {"capture"},
     {"models", "data"},
     {"learn"},
-    {"runtimes", "flower", "records", "report", "events", "config"},
+    {"runtimes", "flower", "peers", "records", "report", "events", "config"},
     {"__init__"},  # the public names
     {"commands"},
     {"cli", "__main__"},

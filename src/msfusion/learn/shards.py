@@ -115,7 +115,7 @@ def create(folder: Path, specs: Mapping[str, Spec], shard_bytes: int = SHARD_BYT
     shards = _divided(specs, shard_bytes)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     for name, own in zip(names, shards, strict=True):
-        _create_file(folder / name, own)
+        create_file(folder / name, own)
     if len(shards) > 1:
         table = {tensor: name for name, own in zip(names, shards, strict=True) for tensor in own}
         total = sum(spec.bytes for spec in specs.values())
@@ -209,7 +209,7 @@ def _shard_name(number: int, shards: int) -> str:
     return f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
 
 
-def _create_file(path: Path, specs: Mapping[str, Spec]) -> None:
+def create_file(path: Path, specs: Mapping[str, Spec]) -> None:
     """Header and holes; the widest types come first, so that every tensor lies on a multiple of its own."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

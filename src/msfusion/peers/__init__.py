@@ -1,0 +1,1 @@
+"""One participant among peers: the same round across machines, without a server."""

@@ -1,0 +1,315 @@
+"""What peers say of themselves, and what follows from it: pure functions of what is known of everyone."""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from msfusion.peers.placing import place
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """The full model after ``round`` rounds; equal lineages have equal values.
+
+    lineage: hash of the configuration and of everything that was merged so far.
+    """
+
+    round: int
+    lineage: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.round:06d}-{self.lineage}"
+
+    @staticmethod
+    def parse(text: str) -> "Version":
+        round, _, lineage = text.partition("-")
+        return Version(int(round), lineage)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A contribution that was merged: who, how many examples, training loss, and a hash of its values."""
+
+    participant: int
+    examples: int
+    loss: float | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """A participant that is not in a round, and why."""
+
+    participant: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was merged in a round; the contributions ascend by participant.
+
+    seconds: from the moment the round was open; not part of the lineage.
+    """
+
+    given: tuple[Given, ...]
+    left: tuple[Left, ...]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """Shards of one version on a peer's disk, and the lineage that the version came from."""
+
+    parent: str
+    shards: frozenset[int]
+
+
+@dataclass(frozen=True)
+class View:
+    """Who plays together, from which version on.
+
+    members: number -> session, which a restarted peer has anew.
+    """
+
+    epoch: int
+    lead: int
+    members: dict[int, str]
+    base: Version
+
+    @property
+    def id(self) -> tuple[int, int]:
+        return (self.epoch, self.lead)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A contribution that homes may fetch.
+
+    only: as in Contribution.
+    """
+
+    version: Version
+    given: Given
+    only: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a home found in its part of a contribution: the squared norm of the change, or what is wrong."""
+
+    digest: str
+    squares: float
+    wrong: str | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the lead of a view merges into a version."""
+
+    view: tuple[int, int]
+    version: Version
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class State:
+    """What a peer says of itself, again and again.
+
+    checks: of the contributions to ``at``, in the view ``view``: participant -> what was found.
+    at: the version it works on.
+    done: it needs nobody any more.
+    """
+
+    number: int
+    session: str
+    examples: int
+    committed: Version
+    at: Version
+    holds: dict[str, Held] = field(default_factory=dict)
+    view: View | None = None
+    offer: Offer | None = None
+    checks: dict[int, Check] = field(default_factory=dict)
+    decision: Decision | None = None
+    done: bool = False
+
+
+States = Mapping[int, State]
+"""Number -> state of every peer that is here, one's own included."""
+
+
+def following(version: Version, entry: Entry) -> Version:
+    """The version that a merge leads to."""
+    facts = [
+        version.lineage,
+        [[g.participant, g.examples, g.digest] for g in entry.given],
+    ]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+    return Version(version.round + 1, digest)
+
+
+def newest(states: States, shards: int) -> tuple[Version, frozenset[int]]:
+    """The version to go on from, and the shards of it that nobody here holds.
+
+    It is the newest that anyone has committed, or the one that follows from it where all its shards have
+    been written already. Version 0 can be made by anyone.
+    """
+    committed = max(state.committed for state in states.values())
+    after: dict[Version, set[int]] = {}
+    here: set[int] = set(range(shards)) if committed.round == 0 else set()
+    for state in states.values():
+        for text, held in state.holds.items():
+            version = Version.parse(text)
+            if version == committed:
+                here |= held.shards
+            elif version.round == committed.round + 1 and held.parent == committed.lineage:
+                after.setdefault(version, set()).update(held.shards)
+    whole = [version for version, held in after.items() if len(held) == shards]
+    if whole:
+        return max(whole), frozenset()
+    return committed, frozenset(range(shards)) - here
+
+
+def proposer(states: States) -> int:
+    """Who proposes the next view: the lead of the newest one, or else its lowest member, of those who are
+    here; where nobody has a view, the lowest of all."""
+    views = [state.view for state in states.values() if state.view]
+    if not views:
+        return min(states)
+    top = max(views, key=lambda view: view.id)
+    left = [n for n, session in top.members.items() if n in states and states[n].session == session]
+    if not left:
+        return min(states)
+    return top.lead if top.lead in left else min(left)
+
+
+def adopted(own: State, states: States) -> View | None:
+    """The newest view that a peer may follow: its lead is here and follows it, the peer is in it, and it does
+    not go back behind what the peer has committed."""
+    views = [
+        state.view
+        for state in states.values()
+        if state.view
+        and state.view.lead == state.number
+        and state.view.members.get(own.number) == own.session
+        and state.view.base.round >= own.committed.round
+    ]
+    best = max(views, key=lambda view: view.id, default=None)
+    if best is None or (own.view is not None and best.id < own.view.id):
+        return own.view
+    return best
+
+
+def overruled(own: State, states: States) -> bool:
+    """Whether a newer view goes on without this peer, which then has to wait until it is taken in."""
+    return own.view is not None and any(
+        state.view is not None
+        and state.view.lead == state.number
+        and state.view.id > own.view.id
+        and own.number not in state.view.members
+        for state in states.values()
+    )
+
+
+def broken(view: View, states: States) -> bool:
+    """Whether a member is gone, or has been restarted."""
+    return any(n not in states or states[n].session != session for n, session in view.members.items())
+
+
+def placed(view: View, at: Version, states: States, holders: Sequence[tuple[int, ...]]) -> set[int]:
+    """Members of an unbroken view that follow it, work on a version and hold what they should of it."""
+    duty = duties(holders, view.members)
+    return {
+        n
+        for n in view.members
+        if (own := states[n].view) is not None
+        and own.id == view.id
+        and states[n].at == at
+        and duty[n] <= held(states[n], at)
+    }
+
+
+def held(state: State, version: Version) -> frozenset[int]:
+    """Shards of a version on a peer's disk."""
+    own = state.holds.get(version.text)
+    return own.shards if own else frozenset()
+
+
+def duties(holders: Sequence[tuple[int, ...]], members: Iterable[int]) -> dict[int, set[int]]:
+    """Member -> the shards that it holds, as a home or as a replica."""
+    out: dict[int, set[int]] = {n: set() for n in members}
+    for shard, own in enumerate(holders):
+        for n in own:
+            out[n].add(shard)
+    return out
+
+
+def holders_of(view: View, shards: int, replicas: int) -> list[tuple[int, ...]]:
+    """Who holds which shard in a view, the home first."""
+    return place(shards, sorted(view.members), replicas)
+
+
+def offers(view: View, at: Version, states: States) -> dict[int, Offer]:
+    """Contributions to a version that are on offer, ascending by participant."""
+    return {
+        n: offer
+        for n in sorted(view.members)
+        if (offer := states[n].offer) is not None and offer.version == at and offer.given.participant == n
+    }
+
+
+def checked(view: View, at: Version, states: States, homes: Collection[int]) -> dict[int, list[Check]]:
+    """Contributions that all homes have looked at -> what each of them found."""
+    found: dict[int, list[Check]] = {}
+    for n, offer in offers(view, at, states).items():
+        checks = [
+            check
+            for home in homes
+            if (state := states[home]).at == at
+            and state.view is not None
+            and state.view.id == view.id
+            and (check := state.checks.get(n)) is not None
+            and check.digest == offer.given.digest
+        ]
+        if len(checks) == len(homes):
+            found[n] = checks
+    return found
+
+
+def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[int], list[Left]]:
+    """Who is merged, and who is not and why.
+
+    The norm of a change must be at most ``bound`` times the median of the others' norms; with fewer than two
+    others there is nothing to compare with.
+    """
+    wrong = {n: next((c.wrong for c in checks if c.wrong), None) for n, checks in found.items()}
+    norms = {n: sum(c.squares for c in found[n]) ** 0.5 for n in found if wrong[n] is None}
+    good, left = [], []
+    for n, reason in sorted(wrong.items()):
+        if reason is None:
+            others = [norm for m, norm in norms.items() if m != n]
+            median = statistics.median(others) if len(others) > 1 else 0.0
+            if median and norms[n] > bound * median:
+                reason = f"change {norms[n] / median:.0f} times as large as the others'"
+        if reason is None:
+            good.append(n)
+        else:
+            left.append(Left(n, reason))
+    return good, left
+
+
+def decision(
+    view: View, at: Version, states: States, good: Sequence[int], left: Sequence[Left], seconds: float
+) -> Decision:
+    """The decision that merges ``good``."""
+    offered = offers(view, at, states)
+    entry = Entry(tuple(offered[n].given for n in sorted(good)), tuple(left), seconds)
+    return Decision(view.id, at, entry)
+
+
+def moved(state: State, **changes: Any) -> State:
+    """The same peer with something new."""
+    return replace(state, **changes)

@@ -1,0 +1,128 @@
+"""The certificates of a group: its own authority, and one certificate per participant."""
+
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+from msfusion.errors import UserError
+
+AUTHORITY = "authority.pem"
+AUTHORITY_KEY = "authority.key"
+DAYS = 365
+
+
+def new_group(folder: Path, group: str, days: int = 10 * DAYS) -> None:
+    """Make a group's authority in a new folder; its key stays with whoever adds participants."""
+    if (folder / AUTHORITY).exists():
+        raise UserError(f"expected a folder without an authority, got {folder}, which has one: name another")
+    x509, ec, _, _ = _cryptography()
+    secret = ec.generate_private_key(ec.SECP256R1())
+    subject = _called(f"{group} authority", group)
+    usage = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    certificate = (
+        _builder(subject, subject, secret.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+    )
+    _write(folder, AUTHORITY, certificate, secret, secret)
+
+
+def add_member(folder: Path, name: str, days: int = DAYS) -> None:
+    """Make the certificate and the key of a participant, or of a router; it is on the access list from then
+    on, which is the names that have a certificate in the folder."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name in ("authority", ".", ".."):
+        raise UserError(f"expected a name of letters, digits, '-', '_' and '.', got {name!r}")
+    if (folder / f"{name}.pem").exists():
+        raise UserError(f"expected a name without a certificate in {folder}, got {name!r}, which has one")
+    if not (folder / AUTHORITY_KEY).exists():
+        raise UserError(f"expected the key of an authority in {folder}, found none: msfusion certs new GROUP")
+    x509, ec, _, serialization = _cryptography()
+    authority = x509.load_pem_x509_certificate((folder / AUTHORITY).read_bytes())
+    signer = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), None)
+    secret = ec.generate_private_key(ec.SECP256R1())
+    usage = x509.oid.ExtendedKeyUsageOID
+    certificate = (
+        _builder(_called(name, None), authority.subject, secret.public_key(), days)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([usage.SERVER_AUTH, usage.CLIENT_AUTH]), critical=False)
+    )
+    _write(folder, f"{name}.pem", certificate, secret, signer)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The access list: who has a certificate in the folder."""
+    return sorted(path.stem for path in folder.glob("*.pem") if path.name != AUTHORITY)
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """The certificate of a participant; raises UserError where there is none."""
+    for path in (folder / AUTHORITY, folder / f"{name}.pem"):
+        if not path.exists():
+            raise UserError(f"expected {path.name} in {folder}, found none: make it with msfusion certs")
+    return folder / f"{name}.pem"
+
+
+def key(folder: Path, name: str) -> Path:
+    """The private key of a participant; raises UserError where there is none."""
+    path = folder / f"{name}.key"
+    if not path.exists():
+        raise UserError(f"expected the private key {path.name} in {folder}, found none")
+    return path
+
+
+def _builder(subject: Any, issuer: Any, public: Any, days: int) -> Any:
+    x509, _, _, _ = _cryptography()
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1 if days >= 0 else 1 - days))
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _called(name: str, group: str | None) -> Any:
+    x509, _, _, _ = _cryptography()
+    attributes = [x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, name)]
+    if group:
+        attributes.append(x509.NameAttribute(x509.oid.NameOID.ORGANIZATION_NAME, group))
+    return x509.Name(attributes)
+
+
+def _write(folder: Path, name: str, builder: Any, secret: Any, signer: Any) -> None:
+    _, _, hashes, serialization = _cryptography()
+    folder.mkdir(parents=True, exist_ok=True)
+    pem = serialization.Encoding.PEM
+    text = secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = (folder / name).with_suffix(".key")
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(text)
+    (folder / name).write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(pem))
+
+
+def _cryptography() -> tuple[Any, Any, Any, Any]:
+    try:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+    except ImportError as error:
+        raise UserError(
+            "expected cryptography, which makes certificates, but it is missing: "
+            'pip install "msfusion[peers]"'
+        ) from error
+    return x509, ec, hashes, serialization

@@ -1,0 +1,180 @@
+"""Shards on a peer's disk: every version in a folder of its own, the last two committed ones kept."""
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from msfusion.errors import UserError
+from msfusion.learn.shards import Shards, create_file, sync
+from msfusion.peers.agreement import Entry, Held, Version
+from msfusion.peers.layout import Layout
+
+INITIAL = "initial"
+_COMMITTED = "committed.json"
+_HISTORY = "history.json"
+
+
+@dataclass(frozen=True)
+class History:
+    """How a version came about.
+
+    parent: lineage of the version before; empty for version 0.
+    """
+
+    parent: str
+    entries: tuple[Entry, ...]
+
+
+HISTORY: TypeAdapter[History] = TypeAdapter(History)
+_VERSION: TypeAdapter[Version] = TypeAdapter(Version)
+
+
+class Disk:
+    """Reads and writes shards; what it says it holds survives a crash at any moment.
+
+    folder: of this peer alone.
+    first: version 0, whose shards are cut from the checkpoint of initial values in ``folder/initial``.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, first: Version) -> None:
+        self._folder, self._layout, self._first = folder, layout, first
+        self._versions = folder / "versions"
+        self._versions.mkdir(parents=True, exist_ok=True)
+        self._open: dict[tuple[Version, int], Shards] = {}
+        self._initial: Shards | None = None
+        self._lock = threading.Lock()
+        for draft in self._versions.glob("**/*.draft"):
+            draft.unlink()
+        self._holds = {text: held for text in self._folders() if (held := self._held(text))}
+
+    def committed(self) -> Version:
+        """The last version that was committed here."""
+        path = self._folder / _COMMITTED
+        if not path.exists():
+            return self._first
+        try:
+            return _VERSION.validate_json(path.read_bytes())
+        except ValidationError:
+            raise UserError(
+                f"expected {path} to name the last committed version, but it cannot be read; "
+                "delete the folder, and the peer gets its shards from the others"
+            ) from None
+
+    def holds(self) -> dict[str, Held]:
+        """What lies on the disk, whole."""
+        with self._lock:
+            out = dict(self._holds)
+        if (self._folder / INITIAL).exists():
+            out[self._first.text] = Held("", frozenset(range(len(self._layout))))
+        return out
+
+    def has(self, version: Version, shard: int) -> bool:
+        """Whether a shard of a version lies on the disk."""
+        held = self.holds().get(version.text)
+        return held is not None and shard in held.shards
+
+    def shard(self, version: Version, shard: int) -> Mapping[str, Tensor]:
+        """The tensors of a shard by the names of its pieces, as views of its file; not to be changed."""
+        if version == self._first:
+            with self._lock:
+                initial = self._initial = self._initial or Shards(self._folder / INITIAL)
+            pieces = self._layout.shards[shard]
+            return {
+                p.name: t[p.start : p.stop] if (t := initial[p.tensor]).ndim else t.reshape(1) for p in pieces
+            }
+        with self._lock:
+            if (version, shard) not in self._open:
+                self._open[version, shard] = Shards(self._path(version, shard))
+            return self._open[version, shard]
+
+    def release(self) -> None:
+        """Take what has been looked at out of memory."""
+        with self._lock:
+            for shards in (*self._open.values(), *([self._initial] if self._initial else [])):
+                shards.release()
+
+    def write(
+        self, version: Version, shard: int, history: History, fill: Callable[[Mapping[str, Tensor]], None]
+    ) -> None:
+        """Write a shard of a version as a whole; ``fill`` sets the values of its tensors."""
+        folder = self._versions / version.text
+        if not (folder / _HISTORY).exists():
+            folder.mkdir(exist_ok=True)
+            _replace(folder / _HISTORY, HISTORY.dump_json(history))
+            sync(self._versions)
+        path = self._path(version, shard)
+        draft = path.with_suffix(f".{threading.get_ident()}.draft")
+        create_file(draft, self._layout.specs(shard))
+        shards = Shards(draft, writable=True)
+        fill(shards)
+        shards.sync()
+        shards.release()
+        sync(draft)
+        draft.replace(path)
+        sync(folder)
+        with self._lock:
+            before = self._holds.get(version.text, Held(history.parent, frozenset()))
+            self._holds[version.text] = Held(before.parent, before.shards | {shard})
+
+    def history(self, version: Version) -> History | None:
+        """How a version came about, where the disk has anything of it."""
+        if version == self._first:
+            return History("", ())
+        path = self._versions / version.text / _HISTORY
+        return HISTORY.validate_json(path.read_bytes()) if path.exists() else None
+
+    def remember(self, version: Version, history: History) -> None:
+        """Keep the history of a version of which this peer need not hold a shard."""
+        folder = self._versions / version.text
+        folder.mkdir(exist_ok=True)
+        _replace(folder / _HISTORY, HISTORY.dump_json(history))
+
+    def commit(self, version: Version) -> None:
+        """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
+        _replace(self._folder / _COMMITTED, _VERSION.dump_json(version))
+        history = self.history(version)
+        parent = history.parent if history else ""
+        for text in self._folders():
+            old = Version.parse(text)
+            kept = old == version or (old.round == version.round - 1 and old.lineage == parent)
+            if old.round <= version.round and not kept:
+                self._remove(old)
+        if version.round > 1 and (self._folder / INITIAL).exists():
+            with self._lock:
+                self._initial = None
+            shutil.rmtree(self._folder / INITIAL)
+
+    def _remove(self, version: Version) -> None:
+        with self._lock:
+            self._holds.pop(version.text, None)
+            for key in [key for key in self._open if key[0] == version]:
+                del self._open[key]
+        shutil.rmtree(self._versions / version.text)
+
+    def _folders(self) -> Sequence[str]:
+        return sorted(path.name for path in self._versions.iterdir())
+
+    def _held(self, text: str) -> Held | None:
+        folder = self._versions / text
+        shards = {int(path.stem) for path in folder.glob("*.safetensors")}
+        if not shards or not (folder / _HISTORY).exists():
+            return None
+        parent = HISTORY.validate_json((folder / _HISTORY).read_bytes()).parent
+        return Held(parent, frozenset(shards))
+
+    def _path(self, version: Version, shard: int) -> Path:
+        return self._versions / version.text / f"{shard:05d}.safetensors"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file as a whole; a crash at any moment leaves the old one or the new one."""
+    draft = path.with_suffix(f".{threading.get_ident()}.draft")
+    draft.write_bytes(content)
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)

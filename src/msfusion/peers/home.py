@@ -1,0 +1,178 @@
+"""The shards that a peer keeps: handing out windows of them, and merging contributions into them."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import Selection
+from msfusion.core.merge import Contribution, Merge, take
+from msfusion.peers.agreement import Check, Decision, Offer, Version, following
+from msfusion.peers.course import Course
+from msfusion.peers.disk import HISTORY, Disk, History
+from msfusion.peers.layout import Layout, rows_of
+from msfusion.peers.points import reached
+from msfusion.peers.strip import Strip
+
+ALL = "all"
+_CACHED = 8  # windows cut from shards that are kept for the next chunks
+
+
+class Home:
+    """Keeps shards on disk, and one's own contribution while it is on offer."""
+
+    def __init__(self, layout: Layout, disk: Disk, course: Course) -> None:
+        self._layout, self._disk, self._course = layout, disk, course
+        self._cut: OrderedDict[tuple[str, ...], Strip] = OrderedDict()
+        self._lock = threading.Lock()
+        self._offered: tuple[str, Contribution] | None = None
+        self._asked = 0
+        self._fetched: dict[tuple[str, int], list[Tensor]] = {}
+        self._checks: dict[tuple[str, int], Check] = {}
+        self._lent: list[Tensor] = []
+        self._spare: dict[int, list[Tensor]] = {}
+
+    def serve(self, path: Sequence[str]) -> Strip | None:
+        """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT`` (or all), ``given/DIGEST/SHARD``,
+        ``history/VERSION``."""
+        match path:
+            case ["values", version, shard, whose]:
+                return self._values(Version.parse(version), int(shard), whose)
+            case ["given", digest, shard]:
+                return self._given(digest, int(shard))
+            case ["history", version]:
+                history = self._disk.history(Version.parse(version))
+                text = HISTORY.dump_json(history) if history else b""
+                return Strip([torch.frombuffer(bytearray(text), dtype=torch.uint8)]) if text else None
+        return None
+
+    def offer(self, digest: str, contribution: Contribution) -> None:
+        """Keep a contribution for the homes to fetch, in place of the one before."""
+        self._offered, self._asked = (digest, contribution), 0
+
+    def pulled(self, version: Version, shard: int, selection: Selection) -> list[Tensor]:
+        """What a window holds of a shard on this disk."""
+        return self._layout.cut(shard, self._disk.shard(version, shard), selection)
+
+    def handed(self, contribution: Contribution, shard: int) -> list[Tensor]:
+        """What a contribution holds of a shard, as views."""
+        parts = self._layout.parts(shard, contribution.selection)
+        return [rows_of(contribution.values[p.piece.tensor], p.rows) for p in parts]
+
+    def own(self, digest: str, shard: int) -> list[Tensor] | None:
+        """What one's own contribution on offer holds of a shard."""
+        offered = self._offered
+        return self.handed(offered[1], shard) if offered is not None and offered[0] == digest else None
+
+    def room(self, shard: int, selection: Selection) -> list[Tensor]:
+        """Where what has to be fetched of a contribution to a shard goes; the same memory in every round."""
+        specs = self._layout.shapes(shard, selection)
+        return [self._buffer(spec.bytes).view(spec.dtype).view(spec.shape) for spec in specs]
+
+    def missing(self, offer: Offer, shards: Collection[int]) -> list[int]:
+        """Shards for which a contribution is not here yet."""
+        return [shard for shard in sorted(shards) if (offer.given.digest, shard) not in self._fetched]
+
+    def take_in(self, offer: Offer, shard: int, selection: Selection, values: list[Tensor]) -> None:
+        """Keep and check what was fetched of a contribution."""
+        whole = contribution_of(offer, selection)
+        own = self._layout.contribution(shard, whole, values)
+        self._checks[offer.given.digest, shard] = self._check(offer, shard, own)
+        self._fetched[offer.given.digest, shard] = values
+
+    def check(self, offer: Offer, shards: Collection[int]) -> Check:
+        """What was found in all that these shards got of a contribution."""
+        found = [self._checks[offer.given.digest, shard] for shard in sorted(shards)]
+        wrong = next((check.wrong for check in found if check.wrong), None)
+        return Check(offer.given.digest, sum(check.squares for check in found), wrong)
+
+    def merge(
+        self,
+        decision: Decision,
+        shard: int,
+        offers: Mapping[int, Offer],
+        windows: Callable[[int], Selection],
+        step: float,
+        history: History,
+    ) -> None:
+        """Write the next version of a shard."""
+        values = self._disk.shard(decision.version, shard)
+        merge = Merge(values, self._layout.axes(shard))
+        for given in decision.entry.given:
+            whole = contribution_of(offers[given.participant], windows(given.participant))
+            fetched = self._fetched[given.digest, shard]
+            merge.add(self._layout.contribution(shard, whole, fetched))
+
+        def fill(new: Mapping[str, Tensor]) -> None:
+            for name, value in values.items():
+                new[name].copy_(value)
+            for name, rows, moved in merge.moved(step):
+                new[name][rows] = moved
+            reached("stage", decision.version.round)
+
+        self._disk.write(following(decision.version, decision.entry), shard, history, fill)
+        self._disk.release()
+
+    def clear(self) -> None:
+        """Forget the contributions of a round that is over. Memory that was filled serves again; what is
+        still being fetched, for nothing, is let go of."""
+        filled = {t.data_ptr() for values in self._fetched.values() for t in values}
+        self._spare = {}
+        for buffer in self._lent:
+            if buffer.data_ptr() in filled:
+                self._spare.setdefault(buffer.numel(), []).append(buffer)
+        self._lent, self._fetched, self._checks = [], {}, {}
+        with self._lock:
+            self._cut.clear()
+
+    def _buffer(self, size: int) -> Tensor:
+        spare = self._spare.get(size)
+        buffer = spare.pop() if spare else torch.empty(size, dtype=torch.uint8)
+        self._lent.append(buffer)
+        return buffer
+
+    def _values(self, version: Version, shard: int, whose: str) -> Strip | None:
+        if not self._disk.has(version, shard):
+            return None
+        tensors = self._disk.shard(version, shard)
+        if whose == ALL:
+            return Strip(tensors[piece.name] for piece in self._layout.shards[shard])
+        with self._lock:
+            key = (version.text, str(shard), whose)
+            if key not in self._cut:
+                selection = self._course.windows(version, int(whose))
+                if selection is None:
+                    return None
+                self._cut[key] = Strip(self.pulled(version, shard, selection))
+                if len(self._cut) > _CACHED:
+                    self._cut.popitem(last=False)
+            return self._cut[key]
+
+    def _given(self, digest: str, shard: int) -> Strip | None:
+        values = self.own(digest, shard)
+        if values is None:
+            return None
+        self._asked += 1
+        if self._asked == 2:
+            reached("push", self._course.version.round)
+        return Strip(values)
+
+    @torch.no_grad()
+    def _check(self, offer: Offer, shard: int, own: Contribution) -> Check:
+        axes = self._layout.axes(shard)
+        values = self._disk.shard(offer.version, shard)
+        squares = 0.0
+        for name, part in own.values.items():
+            if not torch.isfinite(part).all():
+                return Check(offer.given.digest, 0.0, "values that are not finite")
+            change = take(values[name], axes.tensors[name], own.selection) - part
+            squares += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+        return Check(offer.given.digest, squares)
+
+
+def contribution_of(offer: Offer, selection: Selection) -> Contribution:
+    """A contribution without its values."""
+    given = offer.given
+    return Contribution(given.participant, selection, {}, given.examples, offer.only)

@@ -1,0 +1,170 @@
+"""Shards of the full model: which rows of which tensors lie together, and what of them a window holds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from msfusion.core.axes import Axis, AxisMap, Dim, Fixed, Selection, Units, count, positions
+from msfusion.core.merge import Contribution, take
+from msfusion.learn.shards import Spec
+
+SHARDS_PER_PARTICIPANT = 4  # so that bytes are spread about evenly over the homes
+SHARD_BYTES = 16_000_000  # at most about so many in a shard
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows ``start .. stop - 1`` of a tensor; a tensor without dimensions has one row."""
+
+    tensor: str
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def name(self) -> str:
+        """The piece as a tensor of its own, in a shard's file and its merge."""
+        return f"{self.tensor}[{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a window holds of a piece.
+
+    selection: the window with the piece's rows as an axis of their own.
+    rows: where these rows lie in the sub-model's tensor, one behind the other.
+    """
+
+    piece: Piece
+    selection: Selection
+    rows: slice
+
+
+class Layout:
+    """The shards of a model, alike for every peer.
+
+    tensors: parameter -> type and shape, in the order in which they are divided.
+    shards: about how many; a row is never cut, so there may be fewer.
+    """
+
+    def __init__(self, axes: AxisMap, tensors: Mapping[str, Spec], shards: int) -> None:
+        self.tensors = dict(tensors)
+        self._axes = axes
+        self.shards = _divided(self.tensors, shards)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def specs(self, shard: int) -> dict[str, Spec]:
+        """The tensors of a shard's file."""
+        return {
+            piece.name: Spec(spec.dtype, (piece.rows, *spec.shape[1:]))
+            for piece in self.shards[shard]
+            for spec in [self.tensors[piece.tensor]]
+        }
+
+    def axes(self, shard: int) -> AxisMap:
+        """The pieces of a shard as tensors that follow axes."""
+        return AxisMap({piece.name: self._dims(piece) for piece in self.shards[shard]}, {})
+
+    def parts(self, shard: int, selection: Selection) -> list[Part]:
+        """What a window holds of a shard; pieces of which it holds no row are left out."""
+        return [part for piece in self.shards[shard] if (part := self._part(piece, selection))]
+
+    def cut(self, shard: int, tensors: Mapping[str, Tensor], selection: Selection) -> list[Tensor]:
+        """Copies of what a window holds of a shard's tensors, in order."""
+        return [
+            take(tensors[part.piece.name], self._dims(part.piece), part.selection)
+            for part in self.parts(shard, selection)
+        ]
+
+    def shapes(self, shard: int, selection: Selection) -> list[Spec]:
+        """Types and shapes of what ``cut`` gives."""
+        return [
+            Spec(
+                self.tensors[part.piece.tensor].dtype,
+                tuple(count(positions(d, part.selection)) for d in dims),
+            )
+            for part in self.parts(shard, selection)
+            for dims in [self._dims(part.piece)]
+        ]
+
+    def contribution(self, shard: int, whole: Contribution, values: Sequence[Tensor]) -> Contribution:
+        """The part of a contribution that belongs to a shard.
+
+        whole: of which only who, window, weight and what counts are looked at.
+        values: its tensors in the shard, in the shapes of ``shapes``.
+        """
+        selection, own, only = dict(whole.selection), {}, {}
+        for part, value in zip(self.parts(shard, whole.selection), values, strict=True):
+            piece = part.piece
+            if piece.tensor in whole.only:
+                dimension, kept = whole.only[piece.tensor]
+                kept = kept if dimension else _within(kept, piece.start, piece.stop)
+                if not kept:
+                    continue
+                only[piece.name] = (dimension, kept)
+            selection.update(part.selection)
+            own[piece.name] = value
+        return Contribution(whole.participant, selection, own, whole.weight, only)
+
+    def _dims(self, piece: Piece) -> tuple[Dim, ...]:
+        dims = self._axes.tensors[piece.tensor]
+        return (Axis(piece.name, piece.rows), *dims[1:]) if dims else (Fixed(1),)
+
+    def _part(self, piece: Piece, selection: Selection) -> Part | None:
+        dims = self._axes.tensors[piece.tensor]
+        if not dims:
+            return Part(piece, selection, slice(0, 1))
+        runs = positions(dims[0], selection)
+        own = _within(runs, piece.start, piece.stop)
+        before = count(_within(runs, 0, piece.start))
+        if not own:
+            return None
+        return Part(piece, {**selection, piece.name: own}, slice(before, before + count(own)))
+
+
+def shards_for(tensors: Mapping[str, Spec], participants: int) -> int:
+    """How many shards a model is divided into."""
+    total = sum(spec.bytes for spec in tensors.values())
+    return max(SHARDS_PER_PARTICIPANT * participants, -(-total // SHARD_BYTES))
+
+
+def rows_of(tensor: Tensor, rows: slice) -> Tensor:
+    """Rows of a sub-model's tensor, as a view."""
+    return tensor.reshape(1) if not tensor.ndim else tensor[rows]
+
+
+def _within(runs: Units, start: int, stop: int) -> Units:
+    """The part of the runs inside ``start .. stop - 1``, counted from ``start``."""
+    return tuple(
+        (max(a, start) - start, min(b, stop) - start) for a, b in runs if max(a, start) < min(b, stop)
+    )
+
+
+def _divided(tensors: Mapping[str, Spec], shards: int) -> tuple[tuple[Piece, ...], ...]:
+    """Pieces in order, in shards of about equal bytes."""
+    total = sum(spec.bytes for spec in tensors.values())
+    out: list[list[Piece]] = [[] for _ in range(shards)]
+    for shard, piece in _pieces(tensors, shards, total):
+        out[shard].append(piece)
+    return tuple(tuple(pieces) for pieces in out if pieces)
+
+
+def _pieces(tensors: Mapping[str, Spec], shards: int, total: int) -> Iterator[tuple[int, Piece]]:
+    done = 0
+    for name, spec in tensors.items():
+        rows = spec.shape[0] if spec.shape else 1
+        each = spec.bytes // max(1, rows)
+        start = 0
+        while start < rows and each:
+            shard = (done + each // 2) * shards // total
+            left = (shard + 1) * total // shards - done - each // 2
+            stop = min(rows, start + max(1, -(-left // each)))
+            yield shard, Piece(name, start, stop)
+            done += (stop - start) * each
+            start = stop

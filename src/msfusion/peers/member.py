@@ -1,0 +1,390 @@
+"""What a peer does for the group while its own training goes on: agree who is here, keep shards, merge.
+
+Every step looks at what is known of everyone and at the disk, does the next thing, and is over; nothing is
+remembered that the next step could not see again. So it does not matter when a peer dies or comes back.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from msfusion.core.axes import Selection
+from msfusion.learn.steps import server_step
+from msfusion.peers import agreement
+from msfusion.peers.agreement import Decision, Left, Offer, State, States, Version, View
+from msfusion.peers.board import Board
+from msfusion.peers.course import Course
+from msfusion.peers.disk import HISTORY, Disk, History
+from msfusion.peers.home import ALL, Home
+from msfusion.peers.layout import Layout
+from msfusion.peers.network import Network, Wanted
+from msfusion.peers.points import reached
+from msfusion.peers.settings import Peers, name_of
+from msfusion.peers.strip import Strip
+from msfusion.peers.tasks import Tasks
+from msfusion.runtimes.run import Run
+
+
+@dataclass
+class Clock:
+    """When the lead saw something begin; monotonic seconds, None before."""
+
+    what: object = None
+    since: float = 0.0
+
+    def passed(self, what: object) -> float:
+        """Seconds since ``what`` began, which is now where it is new."""
+        if what != self.what:
+            self.what, self.since = what, time.monotonic()
+        return time.monotonic() - self.since
+
+
+class Member:
+    """The thread that takes part.
+
+    participants: how many there are in the run.
+    expected: round -> participants whose contributions belong into it.
+    say: tells the user what happened to the group.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        peers: Peers,
+        participants: int,
+        expected: Callable[[int], list[int]],
+        layout: Layout,
+        disk: Disk,
+        course: Course,
+        home: Home,
+        board: Board,
+        say: Callable[[str], None],
+    ) -> None:
+        self._run, self._peers, self._participants, self._expected = run, peers, participants, expected
+        self._layout, self._disk, self._course, self._home = layout, disk, course, home
+        self._board, self._say = board, say
+        self._tasks = Tasks(board.wake)
+        self._placing, self._opened, self._staging, self._alone = Clock(), Clock(), Clock(), Clock()
+        self._away: dict[int, int] = {}
+        self._said = ""
+        self._stop = threading.Event()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def start(self, network: Network) -> None:
+        """Take part from now on."""
+        self._network = network
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take part no longer."""
+        self._stop.set()
+        self._board.wake()
+        self._thread.join(timeout=10)
+
+    def sources(self, version: Version, shard: int) -> list[int]:
+        """Others who hold a shard of a version, its home first."""
+        states, view = self._board.here(), self._board.own.view
+        own = self._board.own.number
+        have = [n for n, state in states.items() if n != own and shard in agreement.held(state, version)]
+        if view is None:
+            return have
+        order = self._holders(view)[shard]
+        return sorted(have, key=lambda n: (order.index(n) if n in order else len(order), n))
+
+    def _loop(self) -> None:
+        try:
+            while not self._stop.is_set():
+                news = self._board.news
+                self._tasks.check()
+                if not self._step():
+                    self._board.pause(news, 0.1)
+        except BaseException as error:
+            self.error = error
+            self._board.wake()
+
+    def _step(self) -> bool:
+        """Do the next thing; whether there may be more to do at once."""
+        states, own = self._board.here(), self._board.own
+        if agreement.overruled(own, states):
+            self._board.update(view=None, decision=None, checks={})
+            return True
+        view = agreement.adopted(own, states)
+        if view is not None and view != own.view:
+            return self._follow(view)
+        if view is None or agreement.broken(view, states):
+            return self._propose(states, view)
+        if own.number == view.lead and self._renew(view, states):
+            return self._propose(states, view)
+        return self._play(view, states)
+
+    def _holders(self, view: View) -> list[tuple[int, ...]]:
+        return agreement.holders_of(view, len(self._layout), self._peers.replicas)
+
+    # --- who is here
+
+    def _propose(self, states: States, view: View | None) -> bool:
+        own = self._board.own
+        if agreement.proposer(states) != own.number:
+            return False
+        base, missing = agreement.newest(states, len(self._layout))
+        if not self._may_begin(states, view, base):
+            return False
+        if missing:
+            self._tell_missing(base, sorted(missing))
+            return False
+        members = {n: s.session for n, s in states.items() if n == own.number or not self._sits_out(n, base)}
+        known = [s.view.epoch for s in (*self._board.last().values(), *states.values()) if s.view]
+        return self._follow(View(max(known, default=0) + 1, own.number, members, base))
+
+    def _may_begin(self, states: States, view: View | None, base: Version) -> bool:
+        """A run begins when enough are here, and one that goes on looks for the others for a while."""
+        if base.round == 0 and view is None:
+            wanted = self._peers.start or self._participants
+            if len(states) < wanted:
+                self._tell(f"waiting for {wanted - len(states)} of {wanted} participants")
+                return False
+            return True
+        settled = time.monotonic() - self._board.started > self._peers.settle
+        return view is not None or settled or len(states) == self._participants
+
+    def _follow(self, view: View) -> bool:
+        own = self._board.own
+        history = self._history(view.base)
+        if history is None:
+            return False
+        if view.base != own.at or own.view is None:
+            self._home.clear()
+        self._course.go(view.base, history.entries)
+        with self._board.changed:
+            offer = self._board.own.offer
+            keeps = offer is not None and offer.version == view.base
+            self._board.update(
+                view=view, at=view.base, offer=offer if keeps else None, checks={}, decision=None
+            )
+        names = ", ".join(self._name(n) for n in view.members)
+        self._tell(f"{len(view.members)} here ({names}), going on from round {view.base.round}")
+        return True
+
+    def _history(self, version: Version) -> History | None:
+        history = self._disk.history(version)
+        if history is None:
+            states = self._board.here()
+            having = [n for n, s in states.items() if n != self._board.own.number and version.text in s.holds]
+            text = self._network.text(having, f"history/{version.text}")
+            if text is None:
+                return None
+            history = HISTORY.validate_json(text)
+            self._disk.remember(version, history)
+        return history
+
+    def _renew(self, view: View, states: States) -> bool:
+        """Whether the lead proposes another view though nobody left: to take someone in between two rounds,
+        or to go on without someone who does not keep up."""
+        own = self._board.own
+        if self._decided(view, own):
+            return False
+        if any(s.committed.round > own.at.round for s in states.values()):
+            return True
+        return not agreement.offers(view, own.at, states) and any(
+            n not in view.members and not self._sits_out(n, own.at) for n in states
+        )
+
+    def _decided(self, view: View, state: State) -> Decision | None:
+        """What a member has decided as the lead, for the version that this peer works on."""
+        made = state.decision
+        return made if made and (made.view, made.version) == (view.id, self._board.own.at) else None
+
+    def _sits_out(self, number: int, at: Version) -> bool:
+        return self._away.get(number, -1) >= at.round
+
+    def _evict(self, view: View, states: States, slow: set[int], why: str) -> bool:
+        for n in slow:
+            self._away[n] = self._board.own.at.round + 1
+            self._tell(f"{self._name(n)} {why} within {self._peers.deadline:g} s: going on without it")
+        return self._propose(states, view)
+
+    # --- a round
+
+    def _play(self, view: View, states: States) -> bool:
+        own, holders = self._board.own, self._holders(view)
+        duty = agreement.duties(holders, view.members)[own.number]
+        missing = duty - agreement.held(own, own.at)
+        if missing:
+            self._tasks.start(("place", own.at, view.id), lambda: self._place(view, own.at, missing))
+        if own.at != own.committed and self._complete(view, own.at, states, holders):
+            return self._commit(own.at)
+        if own.number == view.lead and self._lead(view, states, holders):
+            return True
+        if decided := self._decided(view, states[view.lead]):
+            return self._merge(view, states, holders, decided)
+        homes = {shard for shard, own_holders in enumerate(holders) if own_holders[0] == own.number}
+        return not missing and own.at.round < self._run.rounds and self._collect(view, states, homes)
+
+    def _place(self, view: View, version: Version, shards: set[int]) -> None:
+        """Get shards that this peer should hold from those who have them."""
+        history = self._history(version)
+        if history is None:
+            return
+        for shard in sorted(shards):
+            self._copy(view, version, shard, history)
+
+    def _copy(self, view: View, version: Version, shard: int, history: History) -> None:
+        def fill(new: object) -> None:
+            assert hasattr(new, "__getitem__")
+            strip = Strip(new[piece.name] for piece in self._layout.shards[shard])
+            wanted = Wanted(
+                lambda: self.sources(version, shard), f"values/{version.text}/{shard}/{ALL}", strip
+            )
+            self._network.fetch([wanted], lambda: self._stands(view))
+
+        if not self._disk.has(version, shard):
+            self._disk.write(version, shard, history, fill)
+        self._publish()
+
+    def _publish(self, **changes: object) -> None:
+        """Say what the disk holds now; looked up under the lock, so that the last to look speaks last."""
+        with self._board.changed:
+            self._board.update(holds=self._disk.holds(), **changes)
+
+    def _stands(self, view: View) -> bool:
+        now = self._board.own.view
+        return now is not None and now.id == view.id and not self._stop.is_set()
+
+    def _complete(self, view: View, version: Version, states: States, holders: list[tuple[int, ...]]) -> bool:
+        """Whether every shard of a version lies where it should, or another member has seen that it does."""
+        duty = agreement.duties(holders, view.members)
+        return any(states[n].committed == version for n in view.members) or all(
+            duty[n] <= agreement.held(states[n], version) for n in view.members
+        )
+
+    def _commit(self, version: Version) -> bool:
+        self._disk.commit(version)
+        self._publish(committed=version)
+        reached("commit", version.round - 1)
+        return True
+
+    def _collect(self, view: View, states: States, homes: set[int]) -> bool:
+        """Fetch what others contribute to one's own shards, and say what was found in it."""
+        own = self._board.own
+        for n, offer in agreement.offers(view, own.at, states).items():
+            if self._home.missing(offer, homes):
+                self._tasks.start(
+                    ("given", offer.given.digest, view.id), partial(self._fetch, view, offer, homes)
+                )
+            elif n not in own.checks or own.checks[n].digest != offer.given.digest:
+                self._board.update(checks={**self._board.own.checks, n: self._home.check(offer, homes)})
+        return False
+
+    def _fetch(self, view: View, offer: Offer, homes: set[int]) -> None:
+        n, digest = offer.given.participant, offer.given.digest
+        selection = self._course.windows(offer.version, n)
+        if selection is None:
+            return
+        shards = self._home.missing(offer, homes)
+        if n == self._board.own.number:
+            rooms = {shard: own for shard in shards if (own := self._home.own(digest, shard)) is not None}
+        else:
+            rooms = {shard: self._home.room(shard, selection) for shard in shards}
+            wanted = [Wanted(lambda: [n], f"given/{digest}/{s}", Strip(room)) for s, room in rooms.items()]
+            self._network.fetch(wanted, lambda: self._stands(view) and self._offers(offer))
+        for shard, values in rooms.items() if self._offers(offer) else ():
+            self._home.take_in(offer, shard, selection, values)
+
+    def _offers(self, offer: Offer) -> bool:
+        state = self._board.here().get(offer.given.participant)
+        return state is not None and state.offer == offer and self._board.own.at == offer.version
+
+    def _lead(self, view: View, states: States, holders: list[tuple[int, ...]]) -> bool:
+        """Decide what is merged, when all is here or the deadline has passed; leave behind who hangs."""
+        own, late = self._board.own, self._peers.deadline
+        if decided := self._decided(view, own):
+            waited = self._staging.passed((view.id, own.at))
+            target = agreement.following(own.at, decided.entry)
+            duty = agreement.duties(holders, view.members)
+            slow = {n for n in view.members if not duty[n] <= agreement.held(states[n], target)}
+            return waited > late and self._evict(view, states, slow - {own.number}, "wrote no shards")
+        ready = agreement.placed(view, own.at, states, holders)
+        if len(ready) < len(view.members):
+            waited = self._placing.passed((view.id, own.at))
+            return waited > late and self._evict(view, states, set(view.members) - ready, "was not ready")
+        if own.at.round == self._run.rounds:
+            return False
+        return self._decide(view, states, holders, self._opened.passed((view.id, own.at)))
+
+    def _decide(self, view: View, states: States, holders: list[tuple[int, ...]], waited: float) -> bool:
+        own = self._board.own
+        found = agreement.checked(view, own.at, states, {home for home, *_ in holders})
+        expected = self._expected(own.at.round)
+        awaited = [n for n in expected if n in view.members and n not in found]
+        if awaited and (waited <= self._peers.deadline or not found):
+            return False
+        found = {n: checks for n, checks in found.items() if n in expected}
+        good, bad = agreement.accepted(found, self._peers.norm_bound)
+        late = [Left(n, "contribution came after the deadline") for n in awaited]
+        gone = [Left(n, "not here") for n in expected if n not in view.members]
+        left = sorted([*bad, *late, *gone], key=lambda one: one.participant)
+        self._board.update(decision=agreement.decision(view, own.at, states, good, left, waited))
+        return True
+
+    def _merge(self, view: View, states: States, holders: list[tuple[int, ...]], decision: Decision) -> bool:
+        """Write the next version of one's shards: merged at home, copied where one is the replica."""
+        own = self._board.own
+        target = agreement.following(own.at, decision.entry)
+        known = self._disk.history(own.at)
+        assert known is not None
+        history = History(own.at.lineage, (*known.entries, decision.entry))
+        offered = agreement.offers(view, own.at, states)
+        for shard, order in enumerate(holders):
+            if own.number not in order or self._disk.has(target, shard):
+                continue
+            if order[0] != own.number:
+                if not self.sources(target, shard):
+                    continue
+                self._tasks.start(
+                    ("copy", target, shard, view.id), partial(self._copy, view, target, shard, history)
+                )
+            elif all(given.participant in offered for given in decision.entry.given):
+                windows = {g.participant: self._windows(own.at, g.participant) for g in decision.entry.given}
+                step = server_step(self._run.server_step, own.at.round, self._run.rounds)
+                self._home.merge(decision, shard, offered, windows.__getitem__, step, history)
+                self._publish()
+        states = self._board.here()
+        if agreement.broken(view, states):
+            return True
+        if not self._complete(view, target, states, holders):
+            return False
+        self._disk.remember(target, history)
+        self._advance(target, history)
+        return True
+
+    def _advance(self, target: Version, history: History) -> None:
+        self._course.go(target, history.entries)
+        self._home.clear()
+        self._board.update(at=target, offer=None, checks={})
+
+    def _windows(self, version: Version, participant: int) -> Selection:
+        windows = self._course.windows(version, participant)
+        assert windows is not None
+        return windows
+
+    # --- what the user hears
+
+    def _name(self, number: int) -> str:
+        return name_of(number, self._peers.names)
+
+    def _tell(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._say(text)
+
+    def _tell_missing(self, base: Version, shards: list[int]) -> None:
+        last = self._board.last()
+        had = {n for n, s in last.items() if set(shards) & agreement.held(s, base)}
+        who = ", ".join(self._name(n) for n in sorted(had)) or "the peers that held them"
+        self._tell(
+            f"stopped after round {base.round}, the last safe one: nobody here has shards "
+            f"{', '.join(map(str, shards))} of it; going on as soon as {who} can be reached"
+        )

@@ -1,0 +1,349 @@
+"""One participant among peers: its own training, round after round."""
+
+import hashlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from msfusion.capture import Capture
+from msfusion.core.axes import Selection
+from msfusion.core.merge import Contribution, extract
+from msfusion.core.seeds import derive
+from msfusion.errors import UserError
+from msfusion.learn.carried import Carried
+from msfusion.learn.initial import write_initial
+from msfusion.learn.local import Evaluation
+from msfusion.learn.objective import Objective
+from msfusion.learn.shards import Shards, Spec
+from msfusion.peers.agreement import Given, Offer, State, Version
+from msfusion.peers.board import Board
+from msfusion.peers.course import Course
+from msfusion.peers.disk import INITIAL, Disk
+from msfusion.peers.gather import gather
+from msfusion.peers.home import Home
+from msfusion.peers.layout import Layout, rows_of, shards_for
+from msfusion.peers.member import Member
+from msfusion.peers.network import Disturbed, Network, Wanted
+from msfusion.peers.points import reached
+from msfusion.peers.settings import Link, Peers, name_of
+from msfusion.peers.strip import Strip
+from msfusion.peers.transport import configuration
+from msfusion.runtimes import checkpoint
+from msfusion.runtimes.run import Run
+from msfusion.runtimes.setup import Setup, device_of
+
+BUFFERS = "buffers.safetensors"
+PREVIOUS = "previous"
+_LINGER = 60.0  # seconds that a peer that is done waits for others
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a peer trains.
+
+    model: the full model without values (parameters on the meta device).
+    build: makes it with values; called under the run's seed.
+    data: this participant's examples.
+    fingerprint: hash of all settings on which the peers must agree.
+    """
+
+    model: nn.Module
+    build: Callable[[], nn.Module]
+    captured: Capture
+    example: tuple[Tensor, ...]
+    data: Dataset[Any]
+    objective: Objective
+    fingerprint: str
+    seed: int
+
+
+@dataclass
+class Progress:
+    """What a peer shows of itself.
+
+    stage: what it is doing.
+    """
+
+    round: int = 0
+    stage: str = "starting"
+    loss: float | None = None
+    score: Evaluation | None = None
+    here: list[str] = field(default_factory=list)
+    sent: int = 0
+    received: int = 0
+
+
+class Peer:
+    """A participant's process.
+
+    folder: of this peer alone; its shards and records.
+    say: tells the user what happened.
+    export: folder for the full model, once all rounds are done.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        run: Run,
+        peers: Peers,
+        number: int,
+        participants: int,
+        folder: Path,
+        link: Link,
+        say: Callable[[str], None],
+        show: Callable[[Progress], None] = lambda progress: None,
+        *,
+        export: Path | None = None,
+    ) -> None:
+        _check(run)
+        self._export = export
+        self.run_settings, self.peers, self.task, self.number = run, peers, task, number
+        self.folder, self._say, self._show = folder, say, show
+        parameters = [name for name, _ in task.model.named_parameters()]
+        self.setup = Setup(
+            task.captured,
+            task.example,
+            task.objective,
+            run,
+            parameters=parameters,
+            participants=participants,
+            device=device_of(run.device),
+        )
+        if self.setup.method.evaluated != "full":
+            raise UserError(f"expected a method that trains the full model, got {run.method}, which does not")
+        self.own = self.setup.participant(number, task.data)
+        own_specs = {name: Spec.of(p) for name, p in task.model.named_parameters()}
+        self.layout = Layout(task.captured.axes, own_specs, shards_for(own_specs, participants))
+        first = Version(0, task.fingerprint)
+        self.disk = Disk(folder, self.layout, first)
+        self._make_initial(first)
+        self.course = Course(self.setup, first)
+        self.home = Home(self.layout, self.disk, self.course)
+        committed = self.disk.committed()
+        state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
+        self.board = Board(state, patience=max(10.0, 3 * peers.lease))
+        self._everyone = list(range(participants))
+        self.member = Member(
+            run,
+            peers,
+            participants,
+            self._expected,
+            self.layout,
+            self.disk,
+            self.course,
+            self.home,
+            self.board,
+            say,
+        )
+        self._link = link
+        self.progress = Progress()
+        self._received: dict[str, Tensor] = {}
+
+    def run(self) -> None:
+        """Take part until all rounds are done."""
+        name = name_of(self.number, self.peers.names)
+        config = configuration(self._link, name, self.peers.group, self.peers.lease)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.run_settings.threads)
+        self.network = Network(
+            config, self.peers.group, self.task.fingerprint, self.board, self.home.serve, self._stranger
+        )
+        try:
+            self.member.start(self.network)
+            self._rounds()
+            if self._export is not None:
+                self._gather(self._export, self.board.own.committed)
+            self._linger()
+        finally:
+            self.member.stop()
+            self.network.close()
+            torch.set_num_threads(before)
+
+    def _expected(self, round: int) -> list[int]:
+        return self.setup.attendance.present(round, self._everyone)
+
+    def _rounds(self) -> None:
+        trained: Version | None = None
+        while (version := self._next(trained)).round < self.run_settings.rounds:
+            trained = version
+            if self.number not in self._expected(version.round):
+                continue
+            try:
+                self._train(version)
+            except Disturbed:
+                trained = None
+
+    def _next(self, trained: Version | None) -> Version:
+        """Wait for a version that is not trained yet, or the last."""
+
+        def there() -> bool:
+            own = self.board.own
+            if self.member.error is not None:
+                return True
+            if own.committed.round == self.run_settings.rounds:
+                return True
+            return own.view is not None and own.at != trained and own.at.round < self.run_settings.rounds
+
+        while not self.board.wait(there, 0.5):
+            self._shown("waiting")
+        if self.member.error is not None:
+            raise self.member.error
+        own = self.board.own
+        return own.committed if own.committed.round == self.run_settings.rounds else own.at
+
+    def _train(self, version: Version) -> None:
+        self.progress.round = version.round
+        self._shown("pull")
+        reached("pull", version.round)
+        learner = self.course.learner
+        windows = self.course.windows(version, self.number)
+        if windows is None:
+            raise Disturbed
+        values = self._pull(version, windows)
+        self._shown("train")
+        reached("train", version.round)
+        previous = self._previous(version.round)
+        contribution, loss = learner.train(version.round, self.own, windows, values, previous)
+        contribution = _on_cpu(contribution)
+        self.progress.loss = loss
+        if learner.contrast is not None:
+            self._keep(version.round, contribution)
+        self._offer(version, contribution, loss)
+        self._shown("push")
+
+    def _pull(self, version: Version, windows: Selection) -> dict[str, Tensor]:
+        """The values of the sub-model: from one's own disk where they are there, else from the others."""
+        values = self._room(windows)
+        wanted = []
+        order = sorted(range(len(self.layout)), key=lambda shard: (shard - self.number) % len(self.layout))
+        for shard in order:
+            places = [
+                rows_of(values[part.piece.tensor], part.rows) for part in self.layout.parts(shard, windows)
+            ]
+            if self.disk.has(version, shard):
+                for place, value in zip(places, self.home.pulled(version, shard, windows), strict=True):
+                    place.copy_(value)
+            else:
+                path = f"values/{version.text}/{shard}/{self.number}"
+                wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(places)))
+        self.disk.release()
+        self.network.fetch(wanted, lambda: self.board.own.at == version)
+        return {**values, **extract(self._buffers(), self.setup.captured.axes, windows)}
+
+    def _room(self, windows: Selection) -> dict[str, Tensor]:
+        """Where the pulled values go: the same memory in every round, as long as the widths are the same."""
+        axes = self.setup.captured.axes
+        for name, spec in self.layout.tensors.items():
+            shape = axes.shape(name, {axis: sum(b - a for a, b in runs) for axis, runs in windows.items()})
+            if name not in self._received or tuple(self._received[name].shape) != shape:
+                self._received[name] = torch.empty(shape, dtype=spec.dtype)
+        return dict(self._received)
+
+    def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
+        digest = hashlib.sha256()
+        for value in contribution.values.values():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        own = digest.hexdigest()[:32]
+        self.home.offer(own, contribution)
+        finite = loss if loss == loss and abs(loss) != float("inf") else None
+        given = Given(self.number, self.own.examples, finite, own)
+        offer = Offer(version, given, dict(contribution.only))
+        with self.board.changed:
+            if self.board.own.at == version:
+                self.board.update(offer=offer)
+
+    def _previous(self, round: int) -> Contribution | None:
+        """What this participant handed over when it last trained before a round."""
+        if not self.run_settings.contrast.weight:
+            return None
+        kept = [path for path in self._kept() if int(path.stem) < round]
+        if not kept:
+            return None
+        device = device_of(self.run_settings.device)
+        return Carried.restored(load_file(kept[-1]), device).previous[self.number]
+
+    def _keep(self, round: int, contribution: Contribution) -> None:
+        """Keep a contribution for the next rounds, and the one before it: the round may be repeated."""
+        path = self.folder / PREVIOUS / f"{round:06d}.safetensors"
+        checkpoint.write(path, Carried({self.number: contribution}).state(), {})
+        for old in self._kept()[:-2]:
+            old.unlink()
+
+    def _kept(self) -> list[Path]:
+        return sorted((self.folder / PREVIOUS).glob("*.safetensors"))
+
+    def _make_initial(self, first: Version) -> None:
+        """Initial values straight into a file, as a simulation makes them; buffers are kept beside it."""
+        if self.disk.committed() != first or (self.folder / INITIAL).exists():
+            return
+        draft = self.folder / f"{INITIAL}.draft"
+        _remove(draft)
+        shards = write_initial(self.task.build, draft, derive(self.task.seed, "model"))
+        buffers = {
+            name: shards[name].clone() if name in shards else value
+            for name, value in self.task.model.named_buffers()
+        }
+        checkpoint.write(self.folder / BUFFERS, buffers, {})
+        draft.rename(self.folder / INITIAL)
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return load_file(self.folder / BUFFERS)
+
+    def _shown(self, stage: str) -> None:
+        progress = self.progress
+        progress.stage = stage
+        progress.here = [name_of(n, self.peers.names) for n in self.board.here()]
+        progress.sent, progress.received = self.network.sent.total(), self.network.received.total()
+        self._show(progress)
+
+    def _stranger(self, number: int) -> None:
+        self._say(
+            f"{name_of(number, self.peers.names)} has another configuration or model and cannot take part"
+        )
+
+    def _gather(self, folder: Path, version: Version) -> Shards:
+        def valid() -> bool:
+            return self.member.error is None
+
+        return gather(
+            folder, version, self.layout, self.disk, self._buffers(), self.member, self.network, valid
+        )
+
+    def _linger(self) -> None:
+        """Stay until everyone here has all that they need."""
+        self.board.update(done=True)
+        self.board.wait(lambda: all(s.done for s in self.board.here().values()), _LINGER)
+        time.sleep(0.6)
+
+
+def _check(run: Run) -> None:
+    if run.loss_rate or run.late_rate:
+        raise UserError(
+            "expected no loss_rate or late_rate among peers, whose network is a real one, got some"
+        )
+    if run.adapt.measures:
+        raise UserError(
+            "expected an overlap rate that does not depend on the measured model shift, got adapt.kind "
+            f"{run.adapt.kind!r} with adapt.measure {run.adapt.measure}: peers cannot measure it yet"
+        )
+
+
+def _on_cpu(contribution: Contribution) -> Contribution:
+    values = {name: value.cpu().contiguous() for name, value in contribution.values.items()}
+    return Contribution(
+        contribution.participant, contribution.selection, values, contribution.weight, contribution.only
+    )
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,169 @@
+"""A group of real peers on this machine, for tests: starts, stops and kills processes."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msfusion.commands.training import federation_of, simulation_of
+from msfusion.config import load
+from msfusion.learn.shards import Shards
+from msfusion.peers.points import VARIABLE
+
+PRESET = """
+participants = 4
+width = 0.5
+rounds = 4
+[model]
+name = "cnn"
+options = { width = 8, depth = 2, hidden = 32 }
+[data]
+name = "digits"
+limit = 400
+[train]
+steps = 3
+batch = 16
+[peers]
+lease = 2.0
+settle = 3.0
+deadline = 20.0
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+class Nursery:
+    """A process that forks peers of one preset."""
+
+    def __init__(self, preset: Path) -> None:
+        self.preset = preset
+        command = [sys.executable, str(Path(__file__).with_name("nursery.py")), str(preset)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._answer() == "ready"
+
+    def start(self, order: dict[str, Any]) -> int:
+        assert self._process.stdin
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return int(self._answer())
+
+    def close(self) -> None:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+        self._process.stdout.close()
+
+    def _answer(self) -> str:
+        assert self._process.stdout
+        return self._process.stdout.readline().strip()
+
+
+class Group:
+    """Peers of one run in ``folder``; leaves no process behind."""
+
+    def __init__(self, nursery: Nursery, folder: Path, **settings: Any) -> None:
+        self._nursery, self.folder = nursery, folder
+        self.settings = settings
+        self.config = load(str(nursery.preset), settings)
+        self.port = free_port()
+        self.pids: dict[int, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number in self.pids:
+            self.signal(number, signal.SIGKILL)
+
+    def start(self, number: int, stop_at: str | None = None, **link: Any) -> None:
+        """Start a peer, or start it anew. The first listens where all the others connect."""
+        own = f"127.0.0.1:{self.port if number == 0 else 0}"
+        reach = {"connect": [f"127.0.0.1:{self.port}"] if number else [], "listen": [own]}
+        self.pids[number] = self._nursery.start(
+            {
+                "number": number,
+                "folder": str(self.folder / str(number)),
+                "log": str(self.log(number)),
+                "link": reach | link,
+                "settings": self.settings,
+                "environment": {VARIABLE: stop_at} if stop_at else {},
+                "export": str(self.folder / f"full-{number}"),
+            }
+        )
+
+    def start_all(self, numbers: Iterable[int] | None = None) -> "Group":
+        for number in numbers if numbers is not None else range(self.config.participants):
+            self.start(number)
+        return self
+
+    def log(self, number: int) -> Path:
+        return self.folder / f"{number}.log"
+
+    def text(self, number: int) -> str:
+        return self.log(number).read_text() if self.log(number).exists() else ""
+
+    def signal(self, number: int, kind: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pids[number], kind)
+
+    def alive(self, number: int) -> bool:
+        """Whether the process runs; a stopped one does not."""
+        try:
+            state = Path(f"/proc/{self.pids[number]}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return state not in "ZXT"
+
+    def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
+        limit = time.monotonic() + seconds
+        while not until():
+            assert time.monotonic() < limit, "\n".join(
+                f"-- {n}\n{self.text(n)[-1500:]}" for n in sorted(self.pids)
+            )
+            time.sleep(0.05)
+
+    def wait_for_text(self, number: int, text: str, seconds: float = 60) -> None:
+        self.wait(lambda: text in self.text(number), seconds)
+
+    def finished(self, numbers: Iterable[int] | None = None, seconds: float = 60) -> None:
+        """Wait until these peers, or all, have ended well."""
+        own = list(self.pids if numbers is None else numbers)
+        self.wait(lambda: all("ended well" in self.text(n) for n in own), seconds)
+
+    def model(self, number: int) -> dict[str, Tensor]:
+        """Parameters that a peer has gathered at the end."""
+        full = Shards(self.folder / f"full-{number}")
+        return {name: tensor.clone() for name, tensor in full.items()}
+
+    def history(self, number: int) -> list[list[int]]:
+        """Who was merged, round by round, as a peer's disk tells."""
+        last = sorted((self.folder / str(number) / "versions").iterdir())[-1]
+        entries = json.loads((last / "history.json").read_text())["entries"]
+        return [[given["participant"] for given in entry["given"]] for entry in entries]
+
+
+def simulated(nursery: Nursery, **settings: Any) -> dict[str, Tensor]:
+    """Parameters after the same run in one process."""
+    torch.set_num_threads(1)
+    config = load(str(nursery.preset), settings)
+    result = simulation_of(config, federation_of(config), None).run()
+    return {name: p.detach() for name, p in result.model.named_parameters()}

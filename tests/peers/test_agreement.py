@@ -1,0 +1,156 @@
+"""What follows from what peers say of themselves."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from msfusion.peers.agreement import (
+    Check,
+    Entry,
+    Given,
+    Held,
+    State,
+    Version,
+    View,
+    accepted,
+    adopted,
+    broken,
+    following,
+    newest,
+    overruled,
+    proposer,
+)
+from msfusion.peers.placing import place
+
+FIRST = Version(0, "first")
+ONE, OTHER = Version(1, "one"), Version(1, "other")
+TWO = Version(2, "two")
+
+
+def peer(number: int, committed: Version = FIRST, view: View | None = None, **holds: set[int]) -> State:
+    """holds: name of a version -> shards; each came from the one named before it."""
+    versions = {"one": (ONE, "first"), "other": (OTHER, "first"), "two": (TWO, "one")}
+    own = {
+        versions[name][0].text: Held(versions[name][1], frozenset(shards)) for name, shards in holds.items()
+    }
+    return State(number, f"s{number}", 10, committed, committed, own, view)
+
+
+def states(*peers: State) -> dict[int, State]:
+    return {one.number: one for one in peers}
+
+
+def view(epoch: int, lead: int, members: tuple[int, ...], base: Version = FIRST) -> View:
+    return View(epoch, lead, {n: f"s{n}" for n in members}, base)
+
+
+@given(st.integers(1, 40), st.sets(st.integers(0, 20), min_size=1, max_size=8), st.integers(0, 3))
+def test_every_shard_has_a_home_and_replicas_on_other_members(
+    shards: int, members: set[int], replicas: int
+) -> None:
+    holders = place(shards, sorted(members), replicas)
+    assert all(len(set(own)) == len(own) == min(1 + replicas, len(members)) for own in holders)
+    assert {n for own in holders for n in own} <= members
+    homes = [own[0] for own in holders]
+    assert max(map(homes.count, members)) <= -(-shards // len(members))
+
+
+def test_most_shards_stay_where_they_are_when_a_member_leaves() -> None:
+    before = place(64, range(8), 1)
+    after = place(64, [n for n in range(8) if n != 3], 1)
+    copied = sum(len(set(now) - set(old)) for old, now in zip(before, after, strict=True))
+    lost = sum(3 in old for old in before)
+    assert lost <= copied <= 3 * lost
+
+
+def test_a_run_goes_on_from_the_last_committed_version() -> None:
+    here = states(peer(0, ONE, one={0, 1}), peer(1, FIRST, one={2}))
+    assert newest(here, 3) == (ONE, frozenset())
+
+
+def test_a_version_that_is_whole_counts_before_anyone_has_committed_it() -> None:
+    here = states(peer(0, ONE, one={0, 1}, two={0}), peer(1, ONE, one={0, 1}, two={1}))
+    assert newest(here, 2) == (TWO, frozenset())
+
+
+def test_a_version_in_pieces_does_not_count() -> None:
+    here = states(peer(0, ONE, one={0, 1}, two={0}), peer(1, ONE, one={0, 1}))
+    assert newest(here, 2) == (ONE, frozenset())
+
+
+def test_what_does_not_follow_from_the_committed_version_does_not_count() -> None:
+    here = states(peer(0, OTHER, other={0, 1}, two={0, 1}))
+    assert newest(here, 2) == (OTHER, frozenset())
+
+
+def test_lost_shards_are_named() -> None:
+    assert newest(states(peer(0, ONE, one={0, 3})), 4) == (ONE, {1, 2})
+
+
+def test_the_lowest_proposes_until_there_is_a_lead() -> None:
+    assert proposer(states(peer(2), peer(1))) == 1
+    led = view(1, 2, (1, 2))
+    assert proposer(states(peer(0), peer(1, view=led), peer(2, view=led))) == 2
+
+
+def test_a_member_follows_a_lead_that_died() -> None:
+    led = view(1, 0, (0, 1, 2))
+    assert proposer(states(peer(1, view=led), peer(2, view=led))) == 1
+
+
+def test_the_newest_view_of_a_living_lead_is_adopted() -> None:
+    old, new = view(1, 1, (0, 1)), view(2, 1, (0, 1))
+    own = peer(0, view=old)
+    assert adopted(own, states(own, peer(1, view=new))) == new
+    assert adopted(own, states(own, peer(2, view=new))) == old
+
+
+def test_a_view_that_goes_back_behind_a_commit_is_not_adopted() -> None:
+    own = peer(0, ONE)
+    assert adopted(own, states(own, peer(1, view=view(3, 1, (0, 1), FIRST)))) is None
+
+
+def test_a_peer_that_the_others_have_left_behind_gives_in() -> None:
+    own = peer(0, view=view(1, 0, (0, 1, 2)))
+    assert overruled(own, states(own, peer(1, view=view(2, 1, (1, 2)))))
+    assert not overruled(own, states(own, peer(1, view=view(2, 1, (0, 1, 2)))))
+
+
+def test_a_restarted_member_breaks_a_view() -> None:
+    led = view(1, 0, (0, 1))
+    assert not broken(led, states(peer(0), peer(1)))
+    assert broken(led, states(peer(0)))
+    assert broken(View(1, 0, {0: "s0", 1: "before"}, FIRST), states(peer(0), peer(1)))
+
+
+def test_the_lineage_is_that_of_the_values() -> None:
+    one = Entry((Given(0, 10, 1.0, "aa"),), (), seconds=1.0)
+    same = Entry((Given(0, 10, None, "aa"),), (), seconds=2.0)
+    other = Entry((Given(0, 10, 1.0, "bb"),), ())
+    assert following(ONE, one) == following(ONE, same)
+    assert len({following(ONE, one), following(ONE, other), following(OTHER, one)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("norms", "good"),
+    [
+        ({0: 1.0, 1: 2.0, 2: 3.0}, [0, 1, 2]),
+        ({0: 1.0, 1: 1.0, 2: 11.0}, [0, 1]),
+        ({0: 1.0, 1: 100.0}, [0, 1]),  # nothing to compare with
+        ({0: 0.0, 1: 0.0, 2: 5.0}, [0, 1, 2]),
+    ],
+)
+def test_a_change_that_is_much_larger_than_the_others_is_left_out(
+    norms: dict[int, float], good: list[int]
+) -> None:
+    found = {n: [Check("d", norm**2 / 2), Check("d", norm**2 / 2)] for n, norm in norms.items()}
+    kept, left = accepted(found, bound=10)
+    assert kept == good
+    assert [one.participant for one in left] == sorted(norms.keys() - set(good))
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    found = {0: [Check("d", 1.0), Check("d", 0.0, "values that are not finite")], 1: [Check("d", 1.0)]}
+    kept, left = accepted(found, bound=10)
+    assert kept == [1]
+    assert left[0].reason == "values that are not finite"

@@ -1,0 +1,116 @@
+"""Shards cover the model, and windows of them are windows of the model."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from msfusion.core.axes import Axis, AxisInfo, AxisMap, Concat, Fixed, Product, Selection
+from msfusion.core.merge import Contribution, Merge, extract
+from msfusion.learn.shards import Spec
+from msfusion.peers.layout import Layout, rows_of
+from msfusion.peers.strip import CHUNK, Strip
+
+A, B = Axis("a", 8), Axis("b", 6)
+AXES = AxisMap(
+    {
+        "first": (A, Fixed(3)),
+        "both": (B, A),
+        "heads": (Product((B, Fixed(2))), A),
+        "joined": (Concat((A, B)),),
+        "scale": (),
+        "head": (Fixed(5), B),
+    },
+    {"a": AxisInfo(8), "b": AxisInfo(6)},
+)
+VALUES = {
+    name: torch.randn(AXES.shape(name, {}), generator=torch.Generator().manual_seed(i))
+    for i, name in enumerate(AXES.tensors)
+}
+SPECS = {name: Spec.of(value) for name, value in VALUES.items()}
+WINDOWS: list[Selection] = [
+    {"a": ((1, 4),), "b": ((0, 3),)},
+    {"a": ((0, 2), (6, 8)), "b": ((4, 6),)},
+    {},
+]
+
+
+def cut(layout: Layout, shard: int) -> dict[str, torch.Tensor]:
+    return {
+        piece.name: VALUES[piece.tensor][piece.start : piece.stop].clone()
+        if VALUES[piece.tensor].ndim
+        else VALUES[piece.tensor].reshape(1).clone()
+        for piece in layout.shards[shard]
+    }
+
+
+@given(st.integers(1, 60))
+def test_every_row_lies_in_one_shard(shards: int) -> None:
+    layout = Layout(AXES, SPECS, shards)
+    assert len(layout) <= shards
+    for name, spec in SPECS.items():
+        own = [piece for pieces in layout.shards for piece in pieces if piece.tensor == name]
+        assert [piece.start for piece in own] == [0, *(piece.stop for piece in own[:-1])]
+        assert own[-1].stop == (spec.shape[0] if spec.shape else 1)
+
+
+def test_shards_are_about_equal() -> None:
+    specs = {f"w{i}": Spec(torch.float32, (1000, 10)) for i in range(3)}
+    axes = AxisMap({name: (Fixed(1000), Fixed(10)) for name in specs}, {})
+    sizes = [sum(spec.bytes for spec in Layout(axes, specs, 7).specs(shard).values()) for shard in range(7)]
+    assert max(sizes) - min(sizes) <= 80
+
+
+@given(st.integers(1, 40), st.sampled_from(WINDOWS))
+def test_the_windows_of_all_shards_are_the_window_of_the_model(shards: int, window: Selection) -> None:
+    layout = Layout(AXES, SPECS, shards)
+    whole = extract(VALUES, AXES, window)
+    out = {name: torch.full_like(value, torch.nan) for name, value in whole.items()}
+    for shard in range(len(layout)):
+        pieces = layout.cut(shard, cut(layout, shard), window)
+        assert [Spec.of(piece) for piece in pieces] == layout.shapes(shard, window)
+        for part, value in zip(layout.parts(shard, window), pieces, strict=True):
+            rows_of(out[part.piece.tensor], part.rows).copy_(value)
+    assert all(torch.equal(out[name], value) for name, value in whole.items())
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.booleans())
+def test_merged_shards_are_the_merged_model(shards: int, masked: bool) -> None:
+    layout = Layout(AXES, SPECS, shards)
+    only = {"head": (0, ((1, 3), (4, 5)))} if masked else {}
+    given_values = [
+        Contribution(n, window, {k: v + n for k, v in extract(VALUES, AXES, window).items()}, n + 1.0, only)
+        for n, window in enumerate(WINDOWS)
+    ]
+    whole = {name: value.clone() for name, value in VALUES.items()}
+    merge = Merge(whole, AXES)
+    for one in given_values:
+        merge.add(one)
+    merge.apply()
+    for shard in range(len(layout)):
+        own = cut(layout, shard)
+        merge = Merge(own, layout.axes(shard))
+        for one in given_values:
+            parts = layout.parts(shard, one.selection)
+            values = [rows_of(one.values[part.piece.tensor], part.rows) for part in parts]
+            merge.add(layout.contribution(shard, one, values))
+        merge.apply()
+        for piece in layout.shards[shard]:
+            want = whole[piece.tensor]
+            want = want[piece.start : piece.stop] if want.ndim else want.reshape(1)
+            assert torch.equal(own[piece.name], want)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (CHUNK // 4,), (CHUNK // 4 + 1, 5), (7, CHUNK, 0, CHUNK // 2)])
+def test_a_strip_travels_in_chunks(sizes: tuple[int, ...]) -> None:
+    source = [torch.randn(size) for size in sizes]
+    sink = [torch.zeros(size) for size in sizes]
+    there, here = Strip(source), Strip(sink)
+    assert len(there) == 4 * sum(sizes)
+    for chunk in reversed(range(there.chunks)):
+        data = there.read(chunk)
+        assert len(data) <= CHUNK
+        assert not here.write(chunk, data[:-1])
+        assert here.write(chunk, data)
+    assert all(torch.equal(a, b) for a, b in zip(source, sink, strict=True))
