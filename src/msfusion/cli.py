@@ -202,6 +202,89 @@ def axes(
     command.run(model, _pairs(option), axes, check=check, json=json)
 
 
+Certs = Annotated[Path | None, typer.Option("--certs", help="Folder of certificates (msfusion certs).")]
+
+
+@app.command()
+def peer(
+    preset: Preset,
+    participant: Annotated[str | None, typer.Option(help="Which one this is: its number or name.")] = None,
+    connect: Annotated[str, typer.Option(help="HOST:PORT of peers or a router, with commas.")] = "",
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT on which others reach this peer.")] = None,
+    certs: Certs = None,
+    outbound: Annotated[bool, typer.Option("--outbound", help="Only connect, to a router.")] = False,
+    router: Annotated[bool, typer.Option("--router", help="Pass messages on; take no part.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure-network", help="Allow other machines without certificates.")
+    ] = False,
+    local: Annotated[
+        int | None, typer.Option(min=1, help="Start so many peers on this machine, for a try.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="This participant's own data.")] = None,
+    rounds: Rounds = None,
+    out: Annotated[Path | None, typer.Option(help="This peer's folder: shards and records.")] = None,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Score the full model, on this disk.")] = False,
+    export: Annotated[Path | None, typer.Option(help="Folder for the full model in the end.")] = None,
+    set_: Set = None,
+) -> None:
+    """Take part in training one model across machines, without a server."""
+    from msfusion.commands import peer as command
+    from msfusion.peers.settings import Link
+
+    settings = _settings({"rounds": rounds, "data.path": data and str(data)}, set_)
+    addresses = [address for address in connect.split(",") if address]
+    here = [address for address in (listen or "127.0.0.1:0").split(",") if address]
+    link = Link(addresses, here, certs, outbound, insecure)
+    if local is not None:
+        given = [f"--set={text}" for text in set_ or []] + ([f"--rounds={rounds}"] if rounds else [])
+        command.local([preset, *given], local, out or Path("runs/peers"))
+    elif router:
+        command.route(preset, settings, link)
+    elif participant is None:
+        raise UserError("expected --participant NAME, or --local K for a try on this machine, got neither")
+    else:
+        command.run(
+            preset,
+            settings,
+            participant=participant,
+            link=link,
+            own_data=data is not None,
+            out=out or Path(f"runs/peer-{participant}"),
+            evaluate=evaluate,
+            export=export,
+        )
+
+
+certs_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Certificates of a group of peers.")
+app.add_typer(certs_app, name="certs")
+CertsFolder = Annotated[Path, typer.Option("--certs", help="Folder of the group's certificates.")]
+
+
+@certs_app.command("new")
+def certs_new(
+    group: Annotated[str, typer.Argument(help="Name of the group.")],
+    certs: CertsFolder = Path("certs"),
+    json: Json = False,
+) -> None:
+    """Make a group's authority."""
+    from msfusion.commands import certs as command
+
+    command.new(group, certs, json=json)
+
+
+@certs_app.command("add")
+def certs_add(
+    name: Annotated[str, typer.Argument(help="Name of the participant, or 'router'.")],
+    certs: CertsFolder = Path("certs"),
+    days: Annotated[int, typer.Option(min=1, help="Days until the certificate expires.")] = 365,
+    json: Json = False,
+) -> None:
+    """Make a participant's certificate and key."""
+    from msfusion.commands import certs as command
+
+    command.add(name, certs, days, json=json)
+
+
 @app.command()
 def settings(json: Json = False) -> None:
     """Every setting with its type, default and meaning, and the options of the shipped models."""

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired, Self, cast
 
 from annotated_types import Len
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic reads no other before Python 3.12
+from typing_extensions import TypedDict
 
 from msfusion.errors import UserError
 
@@ -79,6 +79,16 @@ class Evaluation(TypedDict):
     examples: int
 
 
+class Own(TypedDict):
+    """What the peer that wrote the record saw of the round itself."""
+
+    participant: int
+    score: Evaluation  # its sub-model as received, on its own examples
+    sent: int  # bytes of values so far, since the peer was started
+    received: int
+    here: list[int]  # peers at the end of its training
+
+
 class Round(TypedDict):
     """One round."""
 
@@ -96,6 +106,7 @@ class Round(TypedDict):
     seconds: float
     evaluation: Evaluation | None
     one_by_one: NotRequired[str]  # why participants that were to train at once did not
+    own: NotRequired[Own]  # among peers
 
 
 @dataclass(frozen=True)

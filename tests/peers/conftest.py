@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from group import PRESET, Nursery
+from group import PRESET, Nursery, Replay
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +14,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery = Nursery(preset)
     yield nursery
     nursery.close()
+
+
+@pytest.fixture(scope="module")
+def replay(nursery: Nursery) -> Replay:
+    return Replay(nursery)

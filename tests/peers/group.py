@@ -18,6 +18,8 @@ from torch import Tensor
 
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
+from msfusion.learn.carried import Carried
+from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
 from msfusion.peers.points import VARIABLE
 
@@ -167,3 +169,21 @@ def simulated(nursery: Nursery, **settings: Any) -> dict[str, Tensor]:
     config = load(str(nursery.preset), settings)
     result = simulation_of(config, federation_of(config), None).run()
     return {name: p.detach() for name, p in result.model.named_parameters()}
+
+
+class Replay:
+    """Runs rounds of given contributors in one process."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        torch.set_num_threads(1)
+        self._config = load(str(nursery.preset))
+        self._data = federation_of(self._config)
+        self._captured = simulation_of(self._config, self._data, None).setup.captured
+
+    def model(self, history: list[list[int]]) -> dict[str, Tensor]:
+        """Parameters after rounds in which these participants contributed."""
+        simulation = simulation_of(self._config, self._data, None, self._captured)
+        for round, numbers in enumerate(history):
+            own = [simulation.participants[n] for n in numbers]
+            play(round, own, simulation.learner, simulation.store, 1.0, Carried())
+        return {name: p.detach() for name, p in simulation.model.named_parameters()}

@@ -64,6 +64,7 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
             say,
             show,
             export=export,
+            evaluate=order.get("evaluate", False),
         ).run()
     except BaseException as error:
         say(f"ended: {type(error).__name__}: {error}")

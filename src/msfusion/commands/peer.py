@@ -3,18 +3,25 @@
 import dataclasses
 import hashlib
 import json as json_format
+import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from msfusion.capture import capture
+from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.data import load as load_data
 from msfusion.learn.objective import Objective
 from msfusion.models import build, build_without_values
+from msfusion.peers.chronicle import Described
 from msfusion.peers.peer import Peer, Progress, Task
 from msfusion.peers.settings import Link, number_of
+from msfusion.peers.transport import ROUTER, configuration, zenoh
+from msfusion.report.numbers import percent
 
 _OWN = ("device", "threads", "evaluate_every", "checkpoint_every")
 """Settings in which peers may differ."""
@@ -28,28 +35,71 @@ def run(
     link: Link,
     own_data: bool,
     out: Path,
-    export: Path | None = None,
+    evaluate: bool,
+    export: Path | None,
 ) -> None:
     """Take part in a run until its last round."""
     config = load(preset, settings)
     number = number_of(participant, config.peers.names, config.participants)
-    task = task_of(config, number, own_data=own_data)
+    zenoh()
+    shower = Shower(participant)
+    with stoppable(out):
+        Peer(
+            task_of(config, number, own_data=own_data),
+            config,
+            config.peers,
+            number,
+            config.participants,
+            out,
+            link,
+            shower.say,
+            shower.show,
+            evaluate=evaluate,
+            export=export,
+        ).run()
+    shower.say(f"done: records and shards are in {out}")
 
-    def say(text: str) -> None:
-        print(f"{participant}: {text}", file=sys.stderr, flush=True)
 
-    Peer(
-        task,
-        config,
-        config.peers,
-        number,
-        config.participants,
-        out,
-        link,
-        say,
-        Shower(participant).show,
-        export=export,
-    ).run()
+def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
+    """Pass on what peers say to each other who can only connect outwards; no part in any run."""
+    config = load(preset, settings)
+    engine = zenoh()
+    text = configuration(link, ROUTER, config.peers.group, config.peers.lease, router=True)
+    with engine.open(engine.Config.from_json5(text)):
+        print(f"router: passing on at {', '.join(link.listen)}", file=sys.stderr, flush=True)
+        threading.Event().wait()
+
+
+def local(arguments: Sequence[str], peers: int, out: Path) -> None:
+    """Start so many peers on this machine and wait for them; the first also scores the full model.
+
+    arguments: of ``msfusion peer``, without those that say who and where.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "msfusion", "peer", *arguments]
+    own = [
+        ["--participant", str(n), "--out", str(out / str(n)), "--set", f"participants={peers}"]
+        + (["--connect", f"127.0.0.1:{port}"] if n else ["--listen", f"127.0.0.1:{port}", "--evaluate"])
+        for n in range(peers)
+    ]
+    started = [subprocess.Popen([*command, *one]) for one in own]
+    try:
+        codes = [process.wait() for process in started]
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    if any(codes):
+        raise SystemExit(max(map(abs, codes)))
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def task_of(config: Config, number: int, *, own_data: bool) -> Task:
@@ -62,15 +112,18 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
     spec, options = config.model.name, config.model.options
     model, example = build_without_values(spec, data.inputs, options)
     captured = capture(model, example, overrides=config.model.axes or None)
+    objective = Objective(language=data.task == "language")
     return Task(
         model,
         lambda: build(spec, data.inputs, options)[0],
         captured,
         example,
         data.train[0 if own_data else number],
-        Objective(language=data.task == "language"),
+        objective,
         fingerprint(config, captured.axes.to_json()),
         config.seed,
+        data.test,
+        Described(dataclasses.asdict(config), config.model.name, objective.metric),
     )
 
 
@@ -83,17 +136,33 @@ def fingerprint(config: Config, axes: str) -> str:
 
 
 class Shower:
-    """Shows a peer's progress: one line per round and stage."""
+    """Shows a peer's progress: on a terminal where it is, elsewhere a line per round."""
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._terminal = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """Tell what happened."""
+        clear = "\r\033[K" if self._terminal else ""
+        print(f"{clear}{self._name}: {text}", file=sys.stderr, flush=True)
 
     def show(self, progress: Progress) -> None:
         """Show where the peer is."""
-        loss = "" if progress.loss is None else f", loss {progress.loss:.3f}"
-        print(
-            f"{self._name}: round {progress.round} {progress.stage}{loss}, here {' '.join(progress.here)}, "
-            f"sent {progress.sent / 1e6:.1f} MB, received {progress.received / 1e6:.1f} MB",
-            file=sys.stderr,
-            flush=True,
-        )
+        if self._terminal:
+            print(f"\r\033[K{self._name}: {_line(progress)}", end="", file=sys.stderr, flush=True)
+        elif progress.stage == "push":
+            self.say(_line(progress))
+
+
+def _line(progress: Progress) -> str:
+    parts = [f"round {progress.round}", progress.stage]
+    if progress.loss is not None:
+        parts.append(f"loss {progress.loss:.3f}")
+    if progress.score is not None and progress.score.accuracy is not None:
+        parts.append(f"own accuracy {percent(progress.score.accuracy)}")
+    if progress.full is not None and progress.full.accuracy is not None:
+        parts.append(f"full model {percent(progress.full.accuracy)}")
+    parts.append(f"here {' '.join(progress.here)}")
+    parts.append(f"sent {progress.sent / 1e6:.1f} MB, received {progress.received / 1e6:.1f} MB")
+    return ", ".join(parts)

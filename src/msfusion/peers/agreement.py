@@ -90,11 +90,13 @@ class Offer:
     """A contribution that homes may fetch.
 
     only: as in Contribution.
+    failed: why there is none, where training went wrong.
     """
 
     version: Version
     given: Given
     only: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
+    failed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -254,6 +256,16 @@ def holders_of(view: View, shards: int, replicas: int) -> list[tuple[int, ...]]:
 
 def offers(view: View, at: Version, states: States) -> dict[int, Offer]:
     """Contributions to a version that are on offer, ascending by participant."""
+    return {n: offer for n, offer in _answers(view, at, states).items() if offer.failed is None}
+
+
+def failures(view: View, at: Version, states: States) -> dict[int, str]:
+    """Members whose training went wrong, and how."""
+    answers = _answers(view, at, states)
+    return {n: offer.failed for n, offer in answers.items() if offer.failed is not None}
+
+
+def _answers(view: View, at: Version, states: States) -> dict[int, Offer]:
     return {
         n: offer
         for n in sorted(view.members)

@@ -53,18 +53,23 @@ class Course:
 
     def participant(self, number: int, examples: int = 1) -> Participant:
         """A participant as the others know it."""
-        return Participant(number, Counted(examples), self._setup.plan)
+        return Participant(number, Counted(examples), self._setup.widths(number))
 
 
 class Coverages:
     """Coverage after every round, entry by entry."""
 
     def __init__(self, setup: Setup) -> None:
-        self._setup = setup
         self._course = Course(setup, Version(0, ""))
-        self.coverage = Coverage(setup.captured.axes, setup.parameters, setup.plan)
+        self.participant = self._course.participant
+        self.coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
 
-    def windows(self, entry: Entry) -> tuple[Learner, dict[int, Selection]]:
+    @property
+    def overlap(self) -> float:
+        """The overlap rate of the next round."""
+        return self._course.overlap.rate
+
+    def next(self, entry: Entry) -> tuple[Learner, dict[int, Selection]]:
         """Go one round on; the learner of that round, and who trained what in it."""
         course = self._course
         learner, round = course.learner, len(course.entries)

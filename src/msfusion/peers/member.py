@@ -318,14 +318,16 @@ class Member:
         own = self._board.own
         found = agreement.checked(view, own.at, states, {home for home, *_ in holders})
         expected = self._expected(own.at.round)
-        awaited = [n for n in expected if n in view.members and n not in found]
+        failed = agreement.failures(view, own.at, states)
+        awaited = [n for n in expected if n in view.members and n not in found and n not in failed]
         if awaited and (waited <= self._peers.deadline or not found):
             return False
         found = {n: checks for n, checks in found.items() if n in expected}
         good, bad = agreement.accepted(found, self._peers.norm_bound)
         late = [Left(n, "contribution came after the deadline") for n in awaited]
         gone = [Left(n, "not here") for n in expected if n not in view.members]
-        left = sorted([*bad, *late, *gone], key=lambda one: one.participant)
+        wrong = [Left(n, reason) for n, reason in failed.items() if n in expected]
+        left = sorted([*bad, *wrong, *late, *gone], key=lambda one: one.participant)
         self._board.update(decision=agreement.decision(view, own.at, states, good, left, waited))
         return True
 

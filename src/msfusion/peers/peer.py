@@ -19,7 +19,7 @@ from msfusion.capture import Capture
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
 from msfusion.core.seeds import derive
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.initial import write_initial
 from msfusion.learn.local import Evaluation
@@ -27,6 +27,7 @@ from msfusion.learn.objective import Objective
 from msfusion.learn.shards import Shards, Spec
 from msfusion.peers.agreement import Given, Offer, State, Version
 from msfusion.peers.board import Board
+from msfusion.peers.chronicle import Chronicle, Described, own_line
 from msfusion.peers.course import Course
 from msfusion.peers.disk import INITIAL, Disk
 from msfusion.peers.gather import gather
@@ -35,9 +36,11 @@ from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Disturbed, Network, Wanted
 from msfusion.peers.points import reached
+from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.strip import Strip
 from msfusion.peers.transport import configuration
+from msfusion.records import Own
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.run import Run
 from msfusion.runtimes.setup import Setup, device_of
@@ -54,6 +57,7 @@ class Task:
     model: the full model without values (parameters on the meta device).
     build: makes it with values; called under the run's seed.
     data: this participant's examples.
+    test: what the full model is scored on, where this peer does that.
     fingerprint: hash of all settings on which the peers must agree.
     """
 
@@ -65,6 +69,8 @@ class Task:
     objective: Objective
     fingerprint: str
     seed: int
+    test: Dataset[Any]
+    described: Described
 
 
 @dataclass
@@ -72,12 +78,16 @@ class Progress:
     """What a peer shows of itself.
 
     stage: what it is doing.
+    loss: of its last training.
+    score: of its sub-model as received, on its own examples.
+    full: of the full model, where this peer scores it.
     """
 
     round: int = 0
     stage: str = "starting"
     loss: float | None = None
     score: Evaluation | None = None
+    full: Evaluation | None = None
     here: list[str] = field(default_factory=list)
     sent: int = 0
     received: int = 0
@@ -88,6 +98,7 @@ class Peer:
 
     folder: of this peer alone; its shards and records.
     say: tells the user what happened.
+    evaluate: score the full model on the run's schedule.
     export: folder for the full model, once all rounds are done.
     """
 
@@ -103,10 +114,11 @@ class Peer:
         say: Callable[[str], None],
         show: Callable[[Progress], None] = lambda progress: None,
         *,
+        evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
         _check(run)
-        self._export = export
+        self._evaluate, self._export = evaluate, export
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._say, self._show = folder, say, show
         parameters = [name for name, _ in task.model.named_parameters()]
@@ -147,6 +159,9 @@ class Peer:
         )
         self._link = link
         self.progress = Progress()
+        self.chronicle = Chronicle(folder, self.setup, task.described)
+        self._scores: dict[int, Evaluation] = {}
+        self._seen: dict[int, Own] = {}
         self._received: dict[str, Tensor] = {}
 
     def run(self) -> None:
@@ -161,12 +176,16 @@ class Peer:
         try:
             self.member.start(self.network)
             self._rounds()
+            last = self.board.own.committed
+            self._score(last)
+            self._record()
             if self._export is not None:
-                self._gather(self._export, self.board.own.committed)
+                self._gather(self._export, last)
             self._linger()
         finally:
             self.member.stop()
             self.network.close()
+            self.chronicle.close()
             torch.set_num_threads(before)
 
     def _expected(self, round: int) -> list[int]:
@@ -176,6 +195,8 @@ class Peer:
         trained: Version | None = None
         while (version := self._next(trained)).round < self.run_settings.rounds:
             trained = version
+            self._score(version)
+            self._record()
             if self.number not in self._expected(version.round):
                 continue
             try:
@@ -210,12 +231,21 @@ class Peer:
         if windows is None:
             raise Disturbed
         values = self._pull(version, windows)
+        task = self.task
+        module = learner.submodels.load(windows, values)
+        self.progress.score = score_own(module, task.data, task.objective, task.seed)
         self._shown("train")
         reached("train", version.round)
         previous = self._previous(version.round)
-        contribution, loss = learner.train(version.round, self.own, windows, values, previous)
+        try:
+            contribution, loss = learner.train(version.round, self.own, windows, values, previous)
+        except Diverged as error:
+            self._say(str(error))
+            self._answer(Offer(version, Given(self.number, self.own.examples, None, ""), failed="diverged"))
+            return
         contribution = _on_cpu(contribution)
         self.progress.loss = loss
+        self._see(version.round)
         if learner.contrast is not None:
             self._keep(version.round, contribution)
         self._offer(version, contribution, loss)
@@ -255,11 +285,12 @@ class Peer:
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
         own = digest.hexdigest()[:32]
         self.home.offer(own, contribution)
-        finite = loss if loss == loss and abs(loss) != float("inf") else None
-        given = Given(self.number, self.own.examples, finite, own)
-        offer = Offer(version, given, dict(contribution.only))
+        given = Given(self.number, self.own.examples, loss, own)
+        self._answer(Offer(version, given, dict(contribution.only)))
+
+    def _answer(self, offer: Offer) -> None:
         with self.board.changed:
-            if self.board.own.at == version:
+            if self.board.own.at == offer.version:
                 self.board.update(offer=offer)
 
     def _previous(self, round: int) -> Contribution | None:
@@ -311,9 +342,35 @@ class Peer:
             f"{name_of(number, self.peers.names)} has another configuration or model and cannot take part"
         )
 
+    def _see(self, round: int) -> None:
+        assert self.progress.score is not None
+        sent, received = self.network.sent.total(), self.network.received.total()
+        self._seen[round] = own_line(
+            self.number, self.progress.score, sent, received, list(self.board.here())
+        )
+
+    def _record(self) -> None:
+        """Write the rounds that are over into the records."""
+        examples = {n: state.examples for n, state in self.board.here().items()}
+        self.chronicle.write(self.course.entries, examples, self._scores, self._seen)
+
+    def _score(self, version: Version) -> None:
+        """Score the full model, where this peer does that and it is time to."""
+        run, task = self.run_settings, self.task
+        due = version.round % run.evaluate_every == 0 or version.round == run.rounds
+        if not (self._evaluate and due and version.round):
+            return
+        self._shown("evaluate")
+        try:
+            whole = self._gather(self.folder / "model", version)
+        except Disturbed:
+            return
+        score = score_full(task.model, whole, task.data, task.test, task.objective, task.seed)
+        self._scores[version.round - 1] = self.progress.full = score
+
     def _gather(self, folder: Path, version: Version) -> Shards:
         def valid() -> bool:
-            return self.member.error is None
+            return self.member.error is None and self.board.own.at == version
 
         return gather(
             folder, version, self.layout, self.disk, self._buffers(), self.member, self.network, valid
