@@ -149,12 +149,18 @@ class Disk:
                 self._initial = None
             shutil.rmtree(self._folder / INITIAL)
 
+    def discard_after(self, version: Version) -> None:
+        """Drop what was written of rounds behind ``version``, which the group plays anew."""
+        for text in self._folders():
+            if Version.parse(text).round > version.round:
+                self._remove(Version.parse(text))
+
     def _remove(self, version: Version) -> None:
         with self._lock:
             self._holds.pop(version.text, None)
             for key in [key for key in self._open if key[0] == version]:
                 del self._open[key]
-        shutil.rmtree(self._versions / version.text)
+        shutil.rmtree(self._versions / version.text, ignore_errors=True)  # a late copy may still be written
 
     def _folders(self) -> Sequence[str]:
         return sorted(path.name for path in self._versions.iterdir())

@@ -19,7 +19,7 @@ from msfusion.peers.course import Course
 from msfusion.peers.disk import HISTORY, Disk, History
 from msfusion.peers.home import ALL, Home
 from msfusion.peers.layout import Layout
-from msfusion.peers.network import Network, Wanted
+from msfusion.peers.network import Disturbed, Network, Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers, name_of
 from msfusion.peers.strip import Strip
@@ -158,11 +158,17 @@ class Member:
         if view.base != own.at or own.view is None:
             self._home.clear()
         self._course.go(view.base, history.entries)
+        self._disk.discard_after(view.base)
         with self._board.changed:
             offer = self._board.own.offer
             keeps = offer is not None and offer.version == view.base
             self._board.update(
-                view=view, at=view.base, offer=offer if keeps else None, checks={}, decision=None
+                view=view,
+                at=view.base,
+                offer=offer if keeps else None,
+                checks={},
+                decision=None,
+                holds=self._disk.holds(),
             )
         names = ", ".join(self._name(n) for n in view.members)
         self._tell(f"{len(view.members)} here ({names}), going on from round {view.base.round}")
@@ -241,7 +247,12 @@ class Member:
             self._network.fetch([wanted], lambda: self._stands(view))
 
         if not self._disk.has(version, shard):
-            self._disk.write(version, shard, history, fill)
+            try:
+                self._disk.write(version, shard, history, fill)
+            except FileNotFoundError:  # the version was given up meanwhile
+                if self._stands(view):
+                    raise
+                raise Disturbed from None
         self._publish()
 
     def _publish(self, **changes: object) -> None:
@@ -363,9 +374,12 @@ class Member:
         return True
 
     def _advance(self, target: Version, history: History) -> None:
+        """Commit and go on, at once: between the two, a view could be formed that goes back behind it."""
+        self._disk.commit(target)
         self._course.go(target, history.entries)
         self._home.clear()
-        self._board.update(at=target, offer=None, checks={})
+        self._publish(at=target, committed=target, offer=None, checks={})
+        reached("commit", target.round - 1)
 
     def _windows(self, version: Version, participant: int) -> Selection:
         windows = self._course.windows(version, participant)
