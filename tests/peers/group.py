@@ -96,8 +96,13 @@ class Group:
         for number in self.pids:
             self.signal(number, signal.SIGKILL)
 
-    def start(self, number: int, stop_at: str | None = None, **link: Any) -> None:
-        """Start a peer, or start it anew. The first listens where all the others connect."""
+    def start(
+        self, number: int, stop_at: str | None = None, *, factor: float | None = None, **link: Any
+    ) -> None:
+        """Start a peer, or start it anew. The first listens where all the others connect.
+
+        factor: by which it multiplies what it hands over.
+        """
         own = f"127.0.0.1:{self.port if number == 0 else 0}"
         reach = {"connect": [f"127.0.0.1:{self.port}"] if number else [], "listen": [own]}
         self.pids[number] = self._nursery.start(
@@ -109,6 +114,7 @@ class Group:
                 "settings": self.settings,
                 "environment": {VARIABLE: stop_at} if stop_at else {},
                 "export": str(self.folder / f"full-{number}"),
+                **({} if factor is None else {"factor": factor}),
             }
         )
 
@@ -156,11 +162,20 @@ class Group:
         full = Shards(self.folder / f"full-{number}")
         return {name: tensor.clone() for name, tensor in full.items()}
 
+    def left(self, number: int) -> list[dict[int, str]]:
+        """Who was left out and why, round by round."""
+        return [
+            {one["participant"]: one["reason"] for one in entry["left"]} for entry in self._entries(number)
+        ]
+
     def history(self, number: int) -> list[list[int]]:
         """Who was merged, round by round, as a peer's disk tells."""
+        return [[given["participant"] for given in entry["given"]] for entry in self._entries(number)]
+
+    def _entries(self, number: int) -> list[dict[str, Any]]:
         last = sorted((self.folder / str(number) / "versions").iterdir())[-1]
-        entries = json.loads((last / "history.json").read_text())["entries"]
-        return [[given["participant"] for given in entry["given"]] for entry in entries]
+        entries: list[dict[str, Any]] = json.loads((last / "history.json").read_text())["entries"]
+        return entries
 
 
 def simulated(nursery: Nursery, **settings: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import torch
 
 from msfusion.commands.peer import task_of
 from msfusion.config import load
+from msfusion.core.merge import Contribution
+from msfusion.peers.agreement import Version
 from msfusion.peers.peer import Peer, Progress, Task
 from msfusion.peers.settings import Link
 
@@ -32,6 +35,16 @@ def main() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os._exit(play(config, tasks[order["number"]], order))
         print(pid, flush=True)
+
+
+class Poisoner(Peer):
+    """A member that hands over something else than what it has trained."""
+
+    factor: float
+
+    def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
+        values = {name: value * self.factor for name, value in contribution.values.items()}
+        super()._offer(version, replace(contribution, values=values), loss)
 
 
 def play(config: Any, task: Task, order: dict[str, Any]) -> int:
@@ -52,8 +65,10 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
 
     settings = load(sys.argv[1], order["settings"]) if order["settings"] else config
     export = Path(order["export"]) if order.get("export") else None
+    kind = Poisoner if "factor" in order else Peer
+    Poisoner.factor = order.get("factor", 1.0)
     try:
-        Peer(
+        kind(
             task,
             settings,
             settings.peers,

@@ -75,6 +75,7 @@ class Network:
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._head = f"msfusion/{group}"
+        self._zenoh.init_log_from_env_or("error")  # who is refused is said there
         self._session = self._zenoh.open(self._zenoh.Config.from_json5(config))
         own = board.own
         callback = self._zenoh.handlers.Callback

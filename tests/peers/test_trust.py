@@ -1,0 +1,107 @@
+"""Who may join, and what is taken from those who have."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from group import Group, Nursery, Replay
+
+from msfusion.errors import UserError
+from msfusion.peers.certificates import AUTHORITY, AUTHORITY_KEY, add_member, new_group
+from msfusion.peers.settings import Link, number_of
+
+
+def keyring(folder: Path, names: str = "0123") -> Path:
+    new_group(folder, "test")
+    for name in names:
+        add_member(folder, name)
+    return folder
+
+
+def intruder(folder: Path, kind: str, group: Path) -> Path:
+    """Certificates of somebody who calls itself participant 3 and is not on the access list of the group."""
+    if kind == "another authority":
+        return keyring(folder)
+    shutil.copytree(group, folder)
+    add_member(folder, "3" if kind == "not on the list" else "4", days=365)
+    if kind == "expired":
+        add_member(folder, "3", days=-1)
+    return folder
+
+
+def test_keys_are_the_owners_alone(tmp_path: Path) -> None:
+    folder = keyring(tmp_path / "certs", "0")
+    for name in (AUTHORITY_KEY, "0.key"):
+        assert (folder / name).stat().st_mode & 0o077 == 0
+    assert (folder / AUTHORITY).exists()
+    with pytest.raises(UserError, match="which has one"):
+        add_member(folder, "0")
+    with pytest.raises(UserError, match="expected a name"):
+        add_member(folder, "../0")
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        {"connect": ["192.0.2.1:7447"]},
+        {"listen": ["0.0.0.0:7447"]},
+        {"connect": ["no port"]},
+        {"outbound": True},
+    ],
+)
+def test_other_machines_need_certificates(link: dict[str, object]) -> None:
+    with pytest.raises(UserError):
+        Link(**link)  # type: ignore[arg-type]
+    if "connect" in link and link["connect"] != ["no port"]:
+        Link(**link, insecure=True)  # type: ignore[arg-type]
+
+
+def test_participants_have_names_or_numbers() -> None:
+    assert number_of("2", [], 3) == 2
+    assert number_of("b", ["a", "b"], 2) == 1
+    with pytest.raises(UserError, match="out of a, b"):
+        number_of("c", ["a", "b"], 2)
+
+
+@pytest.mark.slow
+def test_mutual_tls(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
+    certs = keyring(tmp_path / "certs")
+    with Group(nursery, tmp_path / "run", rounds=3) as group:
+        for n in range(4):
+            group.start(n, certificates=str(certs))
+        group.finished()
+        want = replay.model([[0, 1, 2, 3]] * 3)
+        assert all(torch.equal(group.model(1)[name], value) for name, value in want.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["another authority", "not on the list", "expired", "no certificate"])
+def test_others_are_refused_and_the_rounds_go_on(nursery: Nursery, tmp_path: Path, kind: str) -> None:
+    certs = keyring(tmp_path / "certs", "012")
+    rounds = {"rounds": 30, "peers.start": 3}
+    with Group(nursery, tmp_path / "run", **rounds) as group:
+        bad = None if kind == "no certificate" else str(intruder(tmp_path / "bad", kind, certs))
+        group.start(3, certificates=bad)
+        for n in range(3):
+            group.start(n, certificates=str(certs))
+        group.finished([0, 1, 2])
+        assert group.history(0) == [[0, 1, 2]] * 30
+        assert "going on" not in group.text(3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("factor", "reason"), [(float("nan"), "not finite"), (1e4, "times as large as the others'")]
+)
+def test_a_bad_contribution_is_left_out_by_name(
+    nursery: Nursery, tmp_path: Path, replay: Replay, factor: float, reason: str
+) -> None:
+    with Group(nursery, tmp_path, rounds=3) as group:
+        for n in range(4):
+            group.start(n, factor=factor if n == 2 else None)
+        group.finished()
+        assert group.history(0) == [[0, 1, 3]] * 3
+        assert all(list(left) == [2] and reason in left[2] for left in group.left(0))
+        want = replay.model([[0, 1, 3]] * 3)
+        assert all(torch.equal(group.model(0)[name], value) for name, value in want.items())
