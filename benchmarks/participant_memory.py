@@ -81,7 +81,7 @@ def text(results: dict[str, dict[str, Any]]) -> str:
 
 def nothing(folder: Path) -> dict[str, Any]:
     import msfusion.learn.disk_store
-    import msfusion.learn.round
+    import msfusion.learn.learner
     import msfusion.models  # noqa: F401
 
     return {}
@@ -119,7 +119,7 @@ def participant(folder: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import save_file
 
-    from msfusion.learn.round import Participant
+    from msfusion.learn.learner import Participant
 
     torch.set_num_threads(os.cpu_count() or 1)
     learner, plan, store = parts(folder)
@@ -135,7 +135,7 @@ def merge(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     from msfusion.core.merge import Contribution
-    from msfusion.learn.round import Participant
+    from msfusion.learn.learner import Participant
 
     learner, plan, store = parts(folder)
     windows = learner.windows(0, Participant(0, tokens(), plan))
@@ -152,9 +152,9 @@ def parts(folder: Path) -> tuple[Any, dict[str, int], Any]:
     from msfusion.capture import capture
     from msfusion.core.widths import for_share
     from msfusion.learn.disk_store import DiskStore
+    from msfusion.learn.learner import Learner
     from msfusion.learn.methods import Setting, get_method
     from msfusion.learn.objective import Objective
-    from msfusion.learn.round import Learner
     from msfusion.learn.submodels import SubModels
     from msfusion.models import build_without_values
 

@@ -23,7 +23,8 @@ from msfusion.flower.home import Home, sole
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
-from msfusion.learn.round import Participant, Trained
+from msfusion.learn.learner import Participant
+from msfusion.learn.round import Trained
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe
 

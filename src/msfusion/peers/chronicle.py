@@ -8,8 +8,9 @@ from typing import Any
 
 from msfusion import records
 from msfusion.core.axes import Selection
+from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
-from msfusion.learn.round import Learner, Participant, Trained
+from msfusion.learn.round import Trained
 from msfusion.peers.agreement import Entry
 from msfusion.peers.course import Coverages
 from msfusion.runtimes.facts import run_facts

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from msfusion.core.axes import Selection
 from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import State as Overlap
-from msfusion.learn.round import Learner, Participant
+from msfusion.learn.learner import Learner, Participant
 from msfusion.peers.agreement import Entry, Version
 from msfusion.runtimes.setup import Setup
 

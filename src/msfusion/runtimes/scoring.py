@@ -9,9 +9,9 @@ from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
 from msfusion.errors import Diverged
+from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
 from msfusion.learn.methods import Evaluated
-from msfusion.learn.round import Learner, Participant
 from msfusion.learn.store import Store
 from msfusion.runtimes.run import Problem
 

@@ -6,8 +6,9 @@ from typing import TypedDict
 from msfusion import records
 from msfusion.core.axes import AxisMap
 from msfusion.learn.cost import Cost
+from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
-from msfusion.learn.round import Learner, Participant, Trained
+from msfusion.learn.round import Trained
 from msfusion.learn.submodels import widths_of
 
 _REASONS = {"late": "contribution came one round late", "lost": "contribution lost"}

@@ -18,9 +18,9 @@ from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
+from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
-from msfusion.learn.round import Learner, Participant
 from msfusion.learn.submodels import SubModels
 from msfusion.learn.together import Together
 from msfusion.runtimes.run import Run

@@ -1,0 +1,196 @@
+"""Local training: what all participants agree on, and what one makes of the values of its windows."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msfusion.core.axes import Selection, Units, Widths
+from msfusion.core.merge import Contribution, overlay
+from msfusion.core.seeds import derive
+from msfusion.core.windows import Schedule
+from msfusion.errors import Diverged, UserError
+from msfusion.learn.contrast import Compared, Contrast
+from msfusion.learn.cost import Cost
+from msfusion.learn.local import Train, learning_rate, train
+from msfusion.learn.objective import Objective
+from msfusion.learn.store import Store
+from msfusion.learn.submodels import SubModels, plan_of, widths_of
+from msfusion.learn.together import Together, by_shape
+
+
+@dataclass(frozen=True)
+class Participant:
+    """An owner of private data that trains.
+
+    widths: units of each cut axis that it can afford.
+    seen: labels that it has seen, where rows of the head for others are left out of its contribution.
+    """
+
+    number: int
+    data: Dataset[Any]
+    widths: Mapping[str, int]
+    seen: Units | None = None
+
+    @property
+    def examples(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A participant and the windows that it is to train."""
+
+    participant: Participant
+    windows: Selection
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What all participants agree on.
+
+    contrast: the contrastive loss, or None for the task's loss alone.
+    head: parameter -> its dimension that counts the classes.
+    together: trains participants of equal shape at once; None trains one by one.
+    """
+
+    schedule: Schedule
+    submodels: SubModels
+    objective: Objective
+    config: Train
+    rounds: int
+    seed: int
+    contrast: Contrast | None = None
+    head: Mapping[str, int] = field(default_factory=dict)
+    together: Together | None = None
+
+    def windows(self, round: int, participant: Participant) -> Selection:
+        """The units that a participant trains in a round."""
+        return self.schedule.windows(round, participant.number, participant.widths)
+
+    def cost(self, participant: Participant, widths: Widths, *, first: bool = False) -> Cost:
+        """What a sub-model costs the participant, at its own batch size (smaller where data are few).
+
+        first: in the first round that it trains, without a previous model to turn away from.
+        """
+        own = replace(self.config, batch=min(self.config.batch, participant.examples))
+        with self._batch_norm_explained(participant):
+            return self.submodels.cost(widths, own, None if first else self.contrast)
+
+    def train(
+        self,
+        round: int,
+        participant: Participant,
+        windows: Selection,
+        values: Mapping[str, Tensor],
+        previous: Contribution | None = None,
+        *,
+        lend: bool = False,
+    ) -> tuple[Contribution, float]:
+        """Local training from the pulled values; returns what to push and the mean loss.
+
+        previous: what the participant handed over when it last trained. Where there is none, there is nothing
+        to turn away from: the contrastive loss would be log 1 for any model, and is left out.
+        lend: the contribution's values are the module's own, and hold until the next one trains.
+        Raises Diverged where the loss is not finite.
+        """
+        module = self.submodels.load(windows, values)
+        compared = self._compared(windows, values, previous)
+        lr = learning_rate(self.config, round, self.rounds)
+        seed = self._seed(round, participant)
+        with self._batch_norm_explained(participant):
+            loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
+        _check_loss(round, participant, loss)
+        trained = self.submodels.unload(windows, module, lend=lend)
+        return self._contribution(participant, windows, trained), loss
+
+    def train_together(
+        self, round: int, group: Sequence[Ready], store: Store
+    ) -> list[tuple[Contribution, float]] | None:
+        """The same for participants of equal shape at once; None where the model cannot. The values of the
+        contributions are lent."""
+        assert self.together is not None
+        widths = widths_of(group[0].windows)
+        stack = self.together.stack(widths, len(group))
+        for place, one in enumerate(group):
+            store.pull(one.participant.number, one.windows, stack.of(place))
+        lr = learning_rate(self.config, round, self.rounds)
+        seeds = [self._seed(round, one.participant) for one in group]
+        data = [one.participant.data for one in group]
+        with self._batch_norm_explained(group[0].participant):
+            losses = self.together.train(widths, stack, data, self.objective, self.config, lr, seeds)
+        if losses is None:
+            return None
+        for one, loss in zip(group, losses, strict=True):
+            _check_loss(round, one.participant, loss)
+        return [
+            (self._contribution(one.participant, one.windows, stack.values(place)), loss)
+            for place, (one, loss) in enumerate(zip(group, losses, strict=True))
+        ]
+
+    def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
+        """Those who train at once, with their windows."""
+        ready = [Ready(one, self.windows(round, one)) for one in participants]
+        if self.together is None or not self.together.tries:
+            return [[one] for one in ready]
+        shapes = [
+            (plan_of(widths_of(one.windows)), min(self.config.batch, one.participant.examples))
+            for one in ready
+        ]
+        memory = max(self.cost(one.participant, widths_of(one.windows)).memory_bytes for one in ready)
+        most = self.together.most(memory)
+        return list(by_shape(list(zip(shapes, ready, strict=True)), most))
+
+    def _seed(self, round: int, participant: Participant) -> int:
+        return derive(self.seed, "local training", round, participant.number)
+
+    def _contribution(
+        self, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
+    ) -> Contribution:
+        seen = participant.seen
+        only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}
+        return Contribution(participant.number, windows, values, participant.examples, only)
+
+    def _compared(
+        self, windows: Selection, values: Mapping[str, Tensor], previous: Contribution | None
+    ) -> Compared | None:
+        """The pulled values, and those with the previous ones on the units that both windows hold."""
+        if self.contrast is None or previous is None:
+            return None
+        dims = self.submodels.axes.tensors
+        own = {
+            name: overlay(values[name], windows, value, previous.selection, dims[name])
+            for name, value in previous.values.items()
+        }
+        return Compared(
+            self.contrast,
+            merged=self.submodels.scaled(windows, values),
+            previous=self.submodels.scaled(windows, {**values, **own}),
+        )
+
+    @contextmanager
+    def _batch_norm_explained(self, participant: Participant) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's refusal has no class of its own
+                raise
+            raise UserError(
+                f"participant {participant.number}: expected batches of at least 2 examples, as the model "
+                f"has batch norm, got {participant.examples} example{'s' * (participant.examples > 1)} in "
+                f"batches of {min(self.config.batch, participant.examples)}; raise train.batch or "
+                "data.min_examples, or take a model without batch norm"
+            ) from None
+
+
+def _check_loss(round: int, participant: Participant, loss: float) -> None:
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"round {round}, participant {participant.number}: expected a finite training loss, got NaN "
+            "or infinity; start again with a lower train.lr or with train.clip, or look for such values "
+            "in its data"
+        )
