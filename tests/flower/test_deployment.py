@@ -52,6 +52,7 @@ def test_three_rounds_end_with_the_parameters_of_the_simulation(
     until(lambda: deployment.processes.running["stranger"].poll() is not None, 30, "the stranger's end")
 
 
+@pytest.mark.faults
 def test_a_killed_node_and_a_killed_link_come_back(deployment: Deployment, tmp_path: Path) -> None:
     out = tmp_path / "run"
     waiting = {"waiting.deadline": 300.0, "waiting.patience": 300.0}

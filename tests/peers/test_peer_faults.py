@@ -5,14 +5,17 @@ contributions in it lead to.
 """
 
 import signal
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from group import Group, Nursery, Replay
 
 POINTS = ("pull", "train", "push", "stage", "commit")
+KINDS = ("SIGKILL", "SIGSTOP")
 ROUND = 2  # in which it happens
 SHORT, LONG = 5, 40  # rounds in all; the long runs leave time to come back
 
@@ -70,29 +73,37 @@ def one_dies(
             assert set(away) >= set(range(ROUND + 1, SHORT))
 
 
+def matrix(cells: Iterable[tuple[object, ...]]) -> list[Any]:
+    """The first cell runs with ``make test``, all of them with ``make faults``."""
+    first, *others = cells
+    return [
+        pytest.param(*first, marks=pytest.mark.slow),
+        *(pytest.param(*cell, marks=[pytest.mark.slow, pytest.mark.faults]) for cell in others),
+    ]
+
+
 def test_a_peer_is_killed_and_stays_away(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     one_dies(nursery, tmp_path, replay, 3, "push", "SIGKILL", returns=False)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("returns", [True, False], ids=["returns", "away"])
-@pytest.mark.parametrize(("point", "kind"), list(product(POINTS, ("SIGKILL", "SIGSTOP"))))
+@pytest.mark.parametrize(("point", "kind", "returns"), matrix(product(POINTS, KINDS, (True, False))))
 def test_one_peer(
     nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
 ) -> None:
     one_dies(nursery, tmp_path, replay, 2, point, kind, returns)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "kind", "returns"),
-    [
-        ("pull", "SIGSTOP", False),
-        ("train", "SIGKILL", True),
-        ("push", "SIGKILL", False),
-        ("stage", "SIGSTOP", True),
-        ("commit", "SIGKILL", True),
-    ],
+    matrix(
+        [
+            ("train", "SIGKILL", True),
+            ("pull", "SIGSTOP", False),
+            ("push", "SIGKILL", False),
+            ("stage", "SIGSTOP", True),
+            ("commit", "SIGKILL", True),
+        ]
+    ),
 )
 def test_the_bootstrap_peer_that_is_the_lead(
     nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
@@ -100,8 +111,7 @@ def test_the_bootstrap_peer_that_is_the_lead(
     one_dies(nursery, tmp_path, replay, 0, point, kind, returns)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", matrix((point,) for point in POINTS))
 def test_two_peers_and_some_shards_with_them(
     nursery: Nursery, tmp_path: Path, replay: Replay, point: str
 ) -> None:
