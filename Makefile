@@ -1,10 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q -c constraints.txt
-# Two per core: tests of real processes mostly wait.
-WORKERS := $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 
-.PHONY: demo test faults lint docs clean
+.PHONY: demo test deployed lint docs clean
 
 # Ten participants train one model on handwritten digits; the report is runs/demo/report.html.
 demo: .venv/package
@@ -12,11 +10,11 @@ demo: .venv/package
 	$(BIN)/msfusion compare demo --out runs/demo
 
 test: lint
-	$(BIN)/pytest -n $(WORKERS) -m "not network and not faults"
+	$(BIN)/pytest -n auto -m "not network and not deployed"
 
-# Real peers and SuperNodes killed and frozen at every point of a round.
-faults: .venv/dev
-	$(BIN)/pytest -n $(WORKERS) -m faults
+# Real peers and SuperNodes, killed and frozen at every point of a round; most of it is waiting.
+deployed: .venv/dev
+	$(BIN)/pytest -n 4 -m deployed
 
 lint: .venv/dev
 	$(BIN)/ruff check .

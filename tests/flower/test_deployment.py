@@ -8,7 +8,7 @@ import pytest
 from deployment import Deployment, until, write_app
 from points import CONFIG, alone, parameters, rounds, same, simulated, stored
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.deployed]
 
 ALL, OTHERS = frozenset({0, 1, 2}), frozenset({0, 2})
 
@@ -52,7 +52,6 @@ def test_three_rounds_end_with_the_parameters_of_the_simulation(
     until(lambda: deployment.processes.running["stranger"].poll() is not None, 30, "the stranger's end")
 
 
-@pytest.mark.faults
 def test_a_killed_node_and_a_killed_link_come_back(deployment: Deployment, tmp_path: Path) -> None:
     out = tmp_path / "run"
     waiting = {"waiting.deadline": 300.0, "waiting.patience": 300.0}

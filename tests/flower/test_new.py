@@ -54,6 +54,7 @@ def trained(folder: Path, names: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_the_app_trains_in_flowers_simulation(tmp_path: Path) -> None:
     app, out = tmp_path / "my-digits", tmp_path / "out"
     new(app, **SMALL)

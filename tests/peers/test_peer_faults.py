@@ -74,11 +74,11 @@ def one_dies(
 
 
 def matrix(cells: Iterable[tuple[object, ...]]) -> list[Any]:
-    """The first cell runs with ``make test``, all of them with ``make faults``."""
+    """The first cell runs with ``make test``, all of them with ``make deployed``."""
     first, *others = cells
     return [
         pytest.param(*first, marks=pytest.mark.slow),
-        *(pytest.param(*cell, marks=[pytest.mark.slow, pytest.mark.faults]) for cell in others),
+        *(pytest.param(*cell, marks=[pytest.mark.slow, pytest.mark.deployed]) for cell in others),
     ]
 
 
@@ -155,6 +155,7 @@ def test_the_whole_group(nursery: Nursery, tmp_path: Path, replay: Replay) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.deployed
 def test_a_slow_peer_is_left_out_and_counted(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     """Frozen for less than the lease: it is still of the group, but its contribution is not waited for."""
     settings = {"peers.deadline": 1.0, "peers.lease": 30.0, "peers.start": 4}

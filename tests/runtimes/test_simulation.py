@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 
 import msfusion
 from msfusion import Run, UserError
-from msfusion.learn import round as round_module
+from msfusion.learn import learner as learner_module
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.methods import METHODS
@@ -219,7 +219,7 @@ def interrupted(
 ) -> None:
     """Ctrl-C while the local training that is number ``call`` of the run is going on."""
     calls = 0
-    plain = round_module.train
+    plain = learner_module.train
 
     def train(*args: Any, **kwargs: Any) -> float:
         nonlocal calls
@@ -230,7 +230,7 @@ def interrupted(
         return plain(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(round_module, "train", train)
+        patch.setattr(learner_module, "train", train)
         with pytest.raises(KeyboardInterrupt):
             play(out, **changes)
 
