@@ -9,6 +9,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulations train in the test's own process, unless it asks for workers: the cores have other tests."""
+    monkeypatch.setattr("msfusion.runtimes.cores._MOST", 1)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder named by MSFUSION_DATA, else ``../shared/data`` beside the repository."""

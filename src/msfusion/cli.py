@@ -134,8 +134,8 @@ def compare(
 ) -> None:
     """Run several methods over several seeds: one table, one report."""
     from msfusion.commands import compare as command
-    from msfusion.commands.parallel import cores
     from msfusion.commands.tuning import Grid
+    from msfusion.runtimes.cores import cores
 
     settings = _settings(
         {"participants": participants, "rounds": rounds},

@@ -2,13 +2,12 @@
 
 import functools
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -72,11 +71,6 @@ def _pass_on(queue: Reports, report: Report) -> None:
         report(*queue.get())
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 _channel: tuple[Reports, Event] | None = None  # of a worker process, set as it starts
 
 
@@ -96,7 +90,8 @@ def _work(number: int, task: Task) -> None:
             signal.raise_signal(signal.SIGINT)
 
     if not stop.is_set():
-        _run(number, task, report)
+        alone = replace(task.config, workers=1)  # the other cores are those of other runs
+        _run(number, replace(task, config=alone), report)
 
 
 def _run(number: int, task: Task, report: Report) -> None:

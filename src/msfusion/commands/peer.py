@@ -23,7 +23,7 @@ from msfusion.peers.settings import Link, number_of
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
 
-_OWN = ("device", "threads", "evaluate_every", "checkpoint_every")
+_OWN = ("device", "threads", "workers", "evaluate_every", "checkpoint_every")
 """Settings in which peers may differ."""
 
 

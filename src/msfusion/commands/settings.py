@@ -25,6 +25,7 @@ _UNITS = {
     "evaluate_every": "rounds",
     "checkpoint_every": "rounds",
     "threads": "threads",
+    "workers": "processes",
     "participants": "participants",
     "train.batch": "examples",
     "train.steps": "steps",

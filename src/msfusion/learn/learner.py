@@ -106,7 +106,7 @@ class Learner:
             loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
         _check_loss(round, participant, loss)
         trained = self.submodels.unload(windows, module, lend=lend)
-        return self._contribution(participant, windows, trained), loss
+        return self.contribution(participant, windows, trained), loss
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
@@ -128,7 +128,7 @@ class Learner:
         for one, loss in zip(group, losses, strict=True):
             _check_loss(round, one.participant, loss)
         return [
-            (self._contribution(one.participant, one.windows, stack.values(place)), loss)
+            (self.contribution(one.participant, one.windows, stack.values(place)), loss)
             for place, (one, loss) in enumerate(zip(group, losses, strict=True))
         ]
 
@@ -148,9 +148,10 @@ class Learner:
     def _seed(self, round: int, participant: Participant) -> int:
         return derive(self.seed, "local training", round, participant.number)
 
-    def _contribution(
+    def contribution(
         self, participant: Participant, windows: Selection, values: Mapping[str, Tensor]
     ) -> Contribution:
+        """What a participant hands over, its values being these."""
         seen = participant.seen
         only = {name: (d, seen) for name, d in self.head.items()} if seen is not None else {}
         return Contribution(participant.number, windows, values, participant.examples, only)

@@ -1,7 +1,9 @@
 """One round of training together, whatever carries the values."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution
@@ -24,6 +26,15 @@ class Trained:
     loss: float
     first: bool
     fate: Fate = "on time"
+
+
+One: TypeAlias = tuple[Ready, Contribution, float]
+"""A participant, what it hands over, lent until the next is asked for, and its mean loss."""
+
+Trainer: TypeAlias = Callable[
+    [int, Sequence[Participant], Learner, Store, Mapping[int, Contribution]], Generator[One]
+]
+"""(round, participants, learner, store, previous contributions) -> what they make of the store's values."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ def play(
     carried: Carried,
     after_each: Callable[[], None] = lambda: None,
     fate: Callable[[int], Fate] = lambda participant: "on time",
+    train: Trainer | None = None,
 ) -> Played:
     """Pull, train, push for every participant; then commit. What came late in the round before is merged
     first, as values: where the model has moved on since, it is drawn back towards them.
@@ -60,6 +72,7 @@ def play(
     after_each: called after each participant; an exception that it raises leaves the store as it was
     before the round.
     fate: what becomes of a participant's contribution.
+    train: who trains; by default this process, ``in_turn``.
     """
     done = []
     late = []
@@ -68,8 +81,8 @@ def play(
     try:
         for contribution in carried.late:
             store.push(contribution)
-        for group in learner.groups(round, participants):
-            for one, contribution, loss in _trained(round, group, learner, store, previous):
+        with closing((train or in_turn)(round, participants, learner, store, previous)) as trained:
+            for one, contribution, loss in trained:
                 number = one.participant.number
                 before = previous.get(number)
                 outcome = fate(number)
@@ -95,14 +108,25 @@ def play(
     return Played(done, merged, Carried(previous, tuple(late)), ratio, why)
 
 
+def in_turn(
+    round: int,
+    participants: Sequence[Participant],
+    learner: Learner,
+    store: Store,
+    previous: Mapping[int, Contribution],
+) -> Generator[One]:
+    """Participants train in this process, one behind the other or in groups."""
+    for group in learner.groups(round, participants):
+        yield from _trained(round, group, learner, store, previous)
+
+
 def _trained(
     round: int,
     group: Sequence[Ready],
     learner: Learner,
     store: Store,
     previous: Mapping[int, Contribution],
-) -> Iterator[tuple[Ready, Contribution, float]]:
-    """What a group makes of the values in the store; a contribution is lent until the next is asked for."""
+) -> Generator[One]:
     if len(group) > 1 and (trained := learner.train_together(round, group, store)) is not None:
         for one, (contribution, loss) in zip(group, trained, strict=True):
             yield one, contribution, loss

@@ -75,6 +75,10 @@ class SubModels:
         """Number of parameters at these widths."""
         return sum(p.numel() for p in self._unset(widths).parameters())
 
+    def shapes(self, widths: Widths) -> dict[str, Tensor]:
+        """Parameters and buffers at these widths, without values."""
+        return tensors_of(self._unset(widths))
+
     @property
     def axes(self) -> AxisMap:
         """Which axes the full model's tensors follow."""

@@ -18,10 +18,15 @@ class RunFacts(TypedDict):
     hardware: str
 
 
-def run_facts() -> RunFacts:
-    """Versions of what computes, the commit of the source if it is a checkout, and the machine."""
+def run_facts(workers: str | None = None) -> RunFacts:
+    """Versions of what computes, the commit of the source if it is a checkout, and the machine.
+
+    workers: which processes train, in words.
+    """
     threads = torch.get_num_threads()
     hardware = f"{platform.machine()}, {os.cpu_count()} cores, {threads} thread{'s' * (threads > 1)}"
+    if workers is not None:
+        hardware += f", {workers}"
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
     versions = {

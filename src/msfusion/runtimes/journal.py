@@ -15,6 +15,9 @@ from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
 from msfusion.settings import flat
 
+_FREE = {"workers"}
+"""Settings that change nothing of what comes of a run: a resumed one may have others."""
+
 
 class Journal:
     """What a run leaves on disk; with no directory it leaves nothing.
@@ -145,7 +148,7 @@ class Journal:
 
 def _differences(before: Mapping[str, str], now: Mapping[str, str], free: Collection[str]) -> str:
     """What differs between settings by their dotted names, in words; empty where nothing does."""
-    keys = sorted((before.keys() | now.keys()) - set(free))
+    keys = sorted((before.keys() | now.keys()) - set(free) - _FREE)
     pairs = {key: (now.get(key), before.get(key)) for key in keys}
     return ", ".join(
         f"{key} = {_said(new)} where the run has {_said(old)}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from msfusion.learn.steps import ServerStep
 Part = Annotated[float, Gt(0), Le(1)]
 Positive = Annotated[float, Gt(0)]
 Bytes = int | str
+Workers = Annotated[int, Ge(1)] | Literal["auto"]
 T = TypeVar("T")
 
 CAPACITIES = tuple(field.name for field in fields(Capacity))
@@ -51,6 +52,7 @@ class Run:
     mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
     device: str = "cpu"  # or cuda, cuda:1: where to compute
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
+    workers: Workers = "auto"  # processes that train: one per core, or so many
     batched: Batched = "auto"  # equal sub-models train at once: on, off, or where that is faster: on a GPU
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only

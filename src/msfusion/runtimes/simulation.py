@@ -22,11 +22,12 @@ from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.local import Evaluation
 from msfusion.learn.objective import Objective
-from msfusion.learn.round import play
+from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
 from msfusion.learn.store import MemoryStore, OwnStore
 from msfusion.learn.submodels import tensors_of
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.cores import Crew, crew
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
@@ -126,6 +127,7 @@ class Simulation:
         self.scores = Scores(problem, setup.method.evaluated, run.seed)
         self.scribe = Scribe(self.learner, self.participants, exchange=setup.exchange)
         self._evaluation: Evaluation | None = None
+        self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
         self.journal = Journal(out, dict(settings or dataclasses.asdict(run)), captured.axes, examples)
 
@@ -140,7 +142,7 @@ class Simulation:
         """
         with torch_threads(self.config.threads):
             done = self._resume() if resume else 0
-            with self.journal.writing(self._header(), done if resume else None):
+            with self._trainers(), self.journal.writing(self._header(), done if resume else None):
                 if not resume:
                     self._save(0)  # from here on the run can be resumed, whatever happens
                 history = self._rounds(done, watch)
@@ -164,6 +166,11 @@ class Simulation:
                     check_finite(score, done)
         return history
 
+    @contextmanager
+    def _trainers(self) -> Iterator[None]:
+        with crew(self.config, self.setup, self.participants, self.learner) as self._crew:
+            yield
+
     def evaluate(self) -> Evaluation:
         """Score what the method trains on the test set."""
         return self.scores.evaluate(self.learner, self.participants, self.store)
@@ -182,6 +189,7 @@ class Simulation:
                 self.carried,
                 check,
                 lambda participant: self.setup.attendance.fate(round, participant),
+                self._crew.train,
             )
         except (Stopped, UserError):
             self._save(round)  # nothing of this round is in the store
@@ -215,7 +223,7 @@ class Simulation:
             "method": self.config.method,
             "seed": self.config.seed,
             "config": self.journal.settings,
-            **run_facts(),
+            **run_facts(str(self._crew)),
             "metric": self.problem.objective.metric,
             **self.scribe.facts(self.problem.name, self.journal.axes),
         }

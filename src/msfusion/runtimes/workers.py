@@ -1,0 +1,257 @@
+"""Participants of a round train in worker processes, each on a core of its own.
+
+Participants of a round do not depend on each other, so they can train at the same time; what they hand over
+is merged in their order, and a run ends with the same bits whatever the number of workers. Workers are forked
+once per run: they have inherited the data and the modules, and only a few numbers per participant go through
+pipes. Values travel in shared memory, through slots: this process pulls a sub-model into a slot, a worker
+trains it and writes it back, this process merges it from there. Threads would be simpler, but the generators
+that dropout draws from are the process's, and so are the modules.
+"""
+
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import Selection
+from msfusion.core.merge import Contribution
+from msfusion.errors import UserError
+from msfusion.learn.learner import Learner, Participant, Ready
+from msfusion.learn.round import One
+from msfusion.learn.store import Store
+from msfusion.learn.submodels import widths_of
+from msfusion.runtimes.shared import Shared, size_of
+
+_SLOTS = 2  # per worker: one that trains, and one that waits for its turn to be trained or merged
+
+
+class CannotFork(Exception):
+    """Why forked processes cannot train."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker is to do; the values are in the slot.
+
+    participant: its place among those of the run.
+    previous: windows of what it handed over when it last trained, whose values are in the slot as well.
+    """
+
+    round: int
+    participant: int
+    windows: Selection
+    slot: int
+    previous: Selection | None
+
+
+@dataclass(frozen=True)
+class _Worker:
+    process: Any
+    pipe: "Connection[Any, Any]"
+
+
+class Workers:
+    """Trains participants in ``number`` processes, which live until ``close``.
+
+    participants: all of the run.
+    learner: a later one may move the windows, and nothing else.
+    Raises CannotFork where a forked process cannot train.
+    """
+
+    def __init__(self, number: int, participants: Sequence[Participant], learner: Learner) -> None:
+        self._participants = participants
+        self._learner = learner
+        size = max(size_of(learner.submodels.shapes(plan)) for plan in distinct(participants))
+        both = 1 + (learner.contrast is not None)
+        self._slots = [[Shared(size) for _ in range(both)] for _ in range(_SLOTS * number)]
+        self._place = {participant.number: i for i, participant in enumerate(participants)}
+        self._workers: list[_Worker] = []
+        try:
+            for core in range(number):
+                self._workers.append(self._forked(core))
+            for worker in self._workers:
+                if (problem := self._answer(worker)) is not None:
+                    raise CannotFork(problem)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        for worker in self._workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+        self._workers = []
+
+    def train(
+        self,
+        round: int,
+        participants: Sequence[Participant],
+        learner: Learner,
+        store: Store,
+        previous: Mapping[int, Contribution],
+    ) -> Generator[One]:
+        """What participants make of the values in the store, in their order; a contribution is lent until the
+        next is asked for. Errors are raised in the turn of the participant that made them."""
+        todo = deque(enumerate(Ready(one, learner.windows(round, one)) for one in participants))
+        waiting: deque[tuple[int, _Job]] = deque()  # their values are in their slots
+        free, idle = list(range(len(self._slots))), list(self._workers)
+        busy: dict[Any, tuple[_Worker, int, _Job]] = {}
+        done: dict[int, tuple[_Job, Any]] = {}
+        try:
+            for turn, participant in enumerate(participants):
+                while True:
+                    while todo and free:
+                        place, one = todo.popleft()
+                        waiting.append((place, self._filled(free.pop(), round, one, store, previous)))
+                    while waiting and idle:
+                        worker, (place, job) = idle.pop(), waiting.popleft()
+                        with _alive(worker):
+                            worker.pipe.send(job)
+                        busy[worker.pipe] = worker, place, job
+                    if turn in done:
+                        break
+                    for pipe in wait(list(busy)):
+                        worker, place, job = busy.pop(pipe)
+                        done[place] = job, self._answer(worker)
+                        idle.append(worker)
+                job, answer = done.pop(turn)
+                if isinstance(answer, BaseException):
+                    raise answer
+                values = self._values(job.slot, 0, job.windows, trained=True)
+                ready = Ready(participant, job.windows)
+                yield ready, learner.contribution(participant, job.windows, values), answer
+                free.append(job.slot)
+        finally:
+            if busy:  # left in the middle of a round: what they are at is of no use to anybody
+                self.close()
+
+    def _filled(
+        self, slot: int, round: int, one: Ready, store: Store, previous: Mapping[int, Contribution]
+    ) -> _Job:
+        """Put into the slot what the participant starts from."""
+        number = one.participant.number
+        store.pull(number, one.windows, self._values(slot, 0, one.windows))
+        before = previous.get(number) if self._learner.contrast is not None else None
+        if before is not None:
+            kept = self._values(slot, 1, before.selection, trained=True)
+            for name, value in before.values.items():
+                kept[name].copy_(value)
+        selection = before.selection if before is not None else None
+        return _Job(round, self._place[number], one.windows, slot, selection)
+
+    def _values(
+        self, slot: int, side: int, windows: Selection, *, trained: bool = False
+    ) -> dict[str, Tensor]:
+        """The tensors of a sub-model in a slot; ``trained``: its parameters alone."""
+        shapes = self._learner.submodels.shapes(widths_of(windows))
+        tensors = self._slots[slot][side].tensors(shapes)
+        if not trained:
+            return tensors
+        return {name: tensors[name] for name, like in shapes.items() if isinstance(like, torch.nn.Parameter)}
+
+    def _answer(self, worker: _Worker) -> Any:
+        """What a worker says; an exception, which is not raised here, where its participant failed."""
+        with _alive(worker):
+            return worker.pipe.recv()
+
+    # --- in a worker
+
+    def _forked(self, core: int) -> _Worker:
+        ours, theirs = multiprocessing.Pipe()
+        others = [*(worker.pipe for worker in self._workers), ours]
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=self._serve, args=(theirs, others, core), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _serve(
+        self, pipe: "Connection[Any, Any]", others: Sequence["Connection[Any, Any]"], core: int
+    ) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+        for other in others:  # or this process would keep the pipes of a dead parent open
+            other.close()
+        _pin(core)
+        pipe.send(_problem())
+        with suppress(EOFError, BrokenPipeError):
+            while True:
+                pipe.send(self._outcome(pipe.recv()))
+
+    def _outcome(self, job: _Job) -> Any:
+        """Mean loss of the participant, whose values are in the slot then, or what went wrong."""
+        try:
+            return self._trained(job)
+        except Exception as error:
+            return _sendable(error)
+
+    def _trained(self, job: _Job) -> float:
+        participant = self._participants[job.participant]
+        before = None
+        if job.previous is not None:
+            kept = self._values(job.slot, 1, job.previous, trained=True)
+            before = Contribution(participant.number, job.previous, kept, participant.examples)
+        values = self._values(job.slot, 0, job.windows)
+        contribution, loss = self._learner.train(
+            job.round, participant, job.windows, values, before, lend=True
+        )
+        for name, value in contribution.values.items():
+            values[name].copy_(value)
+        return loss
+
+
+@contextmanager
+def _alive(worker: _Worker) -> Iterator[None]:
+    """UserError where talking to a worker shows that it is dead."""
+    try:
+        yield
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        worker.process.join()
+        code = worker.process.exitcode
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        raise UserError(
+            f"expected a worker process to live as long as the run, it ended with {how}, as happens "
+            "where memory runs out; set workers to 1, or lower train.batch or the participants' share"
+        ) from None
+
+
+def distinct(participants: Sequence[Participant]) -> list[Mapping[str, int]]:
+    """The width plans that participants have, each once."""
+    return list({tuple(sorted(one.widths.items())): one.widths for one in participants}.values())
+
+
+def _problem() -> str | None:
+    """Why this forked process cannot train; None where it can."""
+    try:
+        torch.ones((), requires_grad=True).mul(2.0).backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _pin(core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[core % len(allowed)]})
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as it can be sent; all but the user's keep the traceback, as a note."""
+    if not isinstance(error, UserError):
+        error.add_note("in a worker process:\n" + traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))  # some can be written and not be read
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} in a worker process:\n{traceback.format_exc()}")
+    return error
