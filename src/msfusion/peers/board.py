@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from msfusion.peers.agreement import State, moved
@@ -21,6 +22,7 @@ class Board:
         self._patience = patience
         self._seen: dict[int, tuple[State, float]] = {}
         self._sessions: dict[int, set[str]] = {}
+        self._arrivals: Counter[int] = Counter()
 
     @property
     def own(self) -> State:
@@ -46,6 +48,7 @@ class Board:
         """A peer's token is there."""
         with self.changed:
             self._sessions.setdefault(number, set()).add(session)
+            self._arrivals[number] += 1
             self._notify()
 
     def left(self, number: int, session: str) -> None:
@@ -65,6 +68,11 @@ class Board:
             }
             here[self._own.number] = self._own
             return dict(sorted(here.items()))
+
+    def link(self, number: int) -> int | None:
+        """None while a peer is not here, and another number each time that it comes."""
+        with self.changed:
+            return self._arrivals[number] if number in self.here() else None
 
     def last(self) -> dict[int, State]:
         """The last known states of all others, gone or not."""

@@ -2,7 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, create_file, sync
 from msfusion.peers.agreement import Entry, Held, Version
+from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
 
 INITIAL = "initial"
@@ -32,10 +34,13 @@ class History:
 
 HISTORY: TypeAdapter[History] = TypeAdapter(History)
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
+_NOTHING = Held("", frozenset())
 
 
 class Disk:
     """Reads and writes shards; what it says it holds survives a crash at any moment.
+
+    One thread removes versions while others read and write: whoever is at one that goes gets Disturbed.
 
     folder: of this peer alone.
     first: version 0, whose shards are cut from the checkpoint of initial values in ``folder/initial``.
@@ -48,6 +53,10 @@ class Disk:
         self._open: dict[tuple[Version, int], Shards] = {}
         self._initial: Shards | None = None
         self._lock = threading.Lock()
+        self._removals = 0
+        self._removed = folder / "removed"
+        shutil.rmtree(self._removed, ignore_errors=True)
+        self._removed.mkdir()
         for draft in self._versions.glob("**/*.draft"):
             draft.unlink()
         self._holds = {text: held for text in self._folders() if (held := self._held(text))}
@@ -82,12 +91,16 @@ class Disk:
         """The tensors of a shard by the names of its pieces, as views of its file; not to be changed."""
         if version == self._first:
             with self._lock:
+                if self._initial is None and not (self._folder / INITIAL).exists():
+                    raise Disturbed
                 initial = self._initial = self._initial or Shards(self._folder / INITIAL)
             pieces = self._layout.shards[shard]
             return {
                 p.name: t[p.start : p.stop] if (t := initial[p.tensor]).ndim else t.reshape(1) for p in pieces
             }
         with self._lock:
+            if shard not in self._holds.get(version.text, _NOTHING).shards:
+                raise Disturbed
             if (version, shard) not in self._open:
                 self._open[version, shard] = Shards(self._path(version, shard))
             return self._open[version, shard]
@@ -103,21 +116,23 @@ class Disk:
     ) -> None:
         """Write a shard of a version as a whole; ``fill`` sets the values of its tensors."""
         folder = self._versions / version.text
-        if not (folder / _HISTORY).exists():
-            folder.mkdir(exist_ok=True)
-            _replace(folder / _HISTORY, HISTORY.dump_json(history))
-            sync(self._versions)
         path = self._path(version, shard)
-        draft = path.with_suffix(f".{threading.get_ident()}.draft")
-        create_file(draft, self._layout.specs(shard))
-        shards = Shards(draft, writable=True)
-        fill(shards)
-        shards.sync()
-        shards.release()
-        sync(draft)
-        draft.replace(path)
-        sync(folder)
+        with self._while_kept():
+            if not (folder / _HISTORY).exists():
+                self.remember(version, history)
+                sync(self._versions)
+            draft = path.with_suffix(f".{threading.get_ident()}.draft")
+            create_file(draft, self._layout.specs(shard))
+            shards = Shards(draft, writable=True)
+            fill(shards)
+            shards.sync()
+            shards.release()
+            sync(draft)
+            draft.replace(path)
+            sync(folder)
         with self._lock:
+            if not path.exists():
+                raise Disturbed
             before = self._holds.get(version.text, Held(history.parent, frozenset()))
             self._holds[version.text] = Held(before.parent, before.shards | {shard})
 
@@ -131,8 +146,9 @@ class Disk:
     def remember(self, version: Version, history: History) -> None:
         """Keep the history of a version of which this peer need not hold a shard."""
         folder = self._versions / version.text
-        folder.mkdir(exist_ok=True)
-        _replace(folder / _HISTORY, HISTORY.dump_json(history))
+        with self._while_kept():
+            folder.mkdir(exist_ok=True)
+            _replace(folder / _HISTORY, HISTORY.dump_json(history))
 
     def commit(self, version: Version) -> None:
         """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
@@ -147,7 +163,7 @@ class Disk:
         if version.round > 1 and (self._folder / INITIAL).exists():
             with self._lock:
                 self._initial = None
-            shutil.rmtree(self._folder / INITIAL)
+            self._clear(self._folder / INITIAL)
 
     def discard_after(self, version: Version) -> None:
         """Drop what was written of rounds behind ``version``, which the group plays anew."""
@@ -160,7 +176,30 @@ class Disk:
             self._holds.pop(version.text, None)
             for key in [key for key in self._open if key[0] == version]:
                 del self._open[key]
-        shutil.rmtree(self._versions / version.text, ignore_errors=True)  # a late copy may still be written
+        self._clear(self._versions / version.text)
+
+    def _clear(self, folder: Path) -> None:
+        """Remove a folder, at one moment for everyone."""
+        with self._lock:
+            self._removals += 1
+            gone = self._removed / str(self._removals)
+            with suppress(FileNotFoundError):
+                folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    @contextmanager
+    def _while_kept(self) -> Iterator[None]:
+        """What goes wrong with files while a version is removed is Disturbed: whoever still wants it asks
+        again."""
+        before = self._removals
+        try:
+            yield
+        except (OSError, UserError):
+            with self._lock:
+                removed = self._removals != before
+            if removed:
+                raise Disturbed from None
+            raise
 
     def _folders(self) -> Sequence[str]:
         return sorted(path.name for path in self._versions.iterdir())

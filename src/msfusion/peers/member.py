@@ -19,7 +19,7 @@ from msfusion.peers.course import Course
 from msfusion.peers.disk import HISTORY, Disk, History
 from msfusion.peers.home import ALL, Home
 from msfusion.peers.layout import Layout
-from msfusion.peers.network import Disturbed, Network, Wanted
+from msfusion.peers.network import Network, Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers, name_of
 from msfusion.peers.strip import Strip
@@ -247,12 +247,7 @@ class Member:
             self._network.fetch([wanted], lambda: self._stands(view))
 
         if not self._disk.has(version, shard):
-            try:
-                self._disk.write(version, shard, history, fill)
-            except FileNotFoundError:  # the version was given up meanwhile
-                if self._stands(view):
-                    raise
-                raise Disturbed from None
+            self._disk.write(version, shard, history, fill)
         self._publish()
 
     def _publish(self, **changes: object) -> None:

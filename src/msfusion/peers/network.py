@@ -4,6 +4,7 @@ Every key begins with the group and a hash of the configuration, seed included, 
 runs never mix; values are asked for by version, which stands for the round and everything merged before.
 """
 
+import contextlib
 import queue
 import struct
 import threading
@@ -19,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from msfusion.peers.agreement import State
 from msfusion.peers.board import Board
+from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.strip import CHUNK, Strip
 from msfusion.peers.transport import zenoh
 
@@ -29,12 +31,9 @@ _STATE: TypeAdapter[State] = TypeAdapter(State)
 _HEAD = struct.Struct("<IQ")  # checksum of the chunk, bytes of the whole
 _FLYING = 8  # requests under way at a time
 _PATIENCE = 60.0  # seconds for one chunk
+_LOOK = 0.25  # seconds after which a request without an answer is looked at again
 _PAUSE = 0.1  # seconds before a request that failed is made again
 _SERVERS = 3  # threads that answer
-
-
-class Disturbed(Exception):
-    """What was being fetched is no longer wanted, or nobody has it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,17 @@ class Wanted:
     sources: Callable[[], Sequence[int]]
     path: str
     sink: Strip
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request under way: a chunk, how often it was asked for before, whom, and over which link."""
+
+    wanted: Wanted
+    chunk: int
+    tries: int
+    source: int | None
+    link: int | None
 
 
 class Network:
@@ -108,27 +118,31 @@ class Network:
 
     def fetch(self, wanted: Iterable[Wanted], valid: Callable[[], bool]) -> None:
         """Fetch everything, in chunks, from several peers at a time; what fails is asked for again, also from
-        the next source. Raises Disturbed as soon as ``valid`` says no."""
+        the next source. Raises Disturbed as soon as ``valid`` says no.
+
+        A request to a peer that dies under it may never end: it counts as failed once its link is gone."""
         waiting = deque((one, chunk, 0) for one in wanted for chunk in range(one.sink.chunks))
         replies: Replies = queue.SimpleQueue()
-        flying: dict[int, tuple[Wanted, int, int]] = {}
+        flying: dict[int, _Asked] = {}
         number = 0
         while waiting or flying:
             if not valid():
                 raise Disturbed
             while waiting and len(flying) < _FLYING:
-                flying[number] = waiting.popleft()
-                self._ask(number, *flying[number], replies)
+                flying[number] = self._ask(number, *waiting.popleft(), replies)
                 number += 1
             try:
-                answered, piece = replies.get(timeout=0.25)
+                answered, piece = replies.get(timeout=_LOOK)
             except queue.Empty:
+                for lost in [n for n, asked in flying.items() if self._lost(asked)]:
+                    replies.put((lost, None))
                 continue
             if answered not in flying:
                 continue
-            one, chunk, tries = flying.pop(answered)
+            asked = flying.pop(answered)
+            one, chunk = asked.wanted, asked.chunk
             if piece is None or not one.sink.write(chunk, piece.data):
-                waiting.append((one, chunk, tries + 1))
+                waiting.append((one, chunk, asked.tries + 1))
                 if not flying:
                     time.sleep(_PAUSE)
             else:
@@ -140,9 +154,7 @@ class Network:
             text = b""
             total: int | None = None
             while total is None or len(text) < total:
-                replies: Replies = queue.SimpleQueue()
-                self._request(0, source, f"{path}/{len(text) // CHUNK}", replies)
-                piece = replies.get()[1]
+                piece = self._piece(source, f"{path}/{len(text) // CHUNK}")
                 if piece is None or not piece.data:
                     break
                 text, total = text + piece.data, piece.total
@@ -150,12 +162,30 @@ class Network:
                 return text
         return None
 
-    def _ask(self, number: int, one: Wanted, chunk: int, tries: int, replies: "Replies") -> None:
+    def _piece(self, source: int, path: str) -> "_Piece | None":
+        """One chunk from one peer."""
+        replies: Replies = queue.SimpleQueue()
+        link = self._board.link(source)
+        self._request(0, source, path, replies)
+        while link is not None and link == self._board.link(source):
+            with contextlib.suppress(queue.Empty):
+                return replies.get(timeout=_LOOK)[1]
+        return None
+
+    def _ask(self, number: int, one: Wanted, chunk: int, tries: int, replies: "Replies") -> _Asked:
         sources = one.sources()
         if not sources:
             replies.put((number, None))
-            return
-        self._request(number, sources[tries % len(sources)], f"{one.path}/{chunk}", replies)
+            return _Asked(one, chunk, tries, None, None)
+        source = sources[tries % len(sources)]
+        link = self._board.link(source)
+        self._request(number, source, f"{one.path}/{chunk}", replies)
+        return _Asked(one, chunk, tries, source, link)
+
+    def _lost(self, asked: _Asked) -> bool:
+        return asked.source is not None and (
+            asked.link is None or asked.link != self._board.link(asked.source)
+        )
 
     def _request(self, number: int, source: int, path: str, replies: "Replies") -> None:
         def received(reply: Any) -> None:
@@ -184,7 +214,7 @@ class Network:
                 path = str(query.key_expr).split(f"/ask/{self._board.own.number}/", 1)[1].split("/")
                 try:
                     self._reply(query, path)
-                except (ValueError, KeyError, OSError, self._zenoh.ZError):
+                except (Disturbed, ValueError, KeyError, OSError, self._zenoh.ZError):
                     continue  # gone since, or never there: no answer is the answer
 
     def _reply(self, query: Any, path: list[str]) -> None:

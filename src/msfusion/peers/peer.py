@@ -30,11 +30,12 @@ from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle, Described, own_line
 from msfusion.peers.course import Course
 from msfusion.peers.disk import INITIAL, Disk
+from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.gather import gather
 from msfusion.peers.home import Home
 from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
-from msfusion.peers.network import Disturbed, Network, Wanted
+from msfusion.peers.network import Network, Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of

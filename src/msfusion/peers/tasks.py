@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Hashable
 
-from msfusion.peers.network import Disturbed
+from msfusion.peers.disturbed import Disturbed
 
 
 class Tasks:

@@ -1,0 +1,69 @@
+"""Shards on a disk, while the versions that they belong to come and go."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import AxisMap, Fixed
+from msfusion.learn.shards import Spec
+from msfusion.peers.agreement import Version
+from msfusion.peers.disk import Disk, History
+from msfusion.peers.disturbed import Disturbed
+from msfusion.peers.layout import Layout
+
+FIRST, NEXT = Version(0, "first"), Version(1, "next")
+HISTORY = History("first", ())
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    tensors = {"w": Spec(torch.float32, (4, 3))}
+    return Disk(tmp_path, Layout(AxisMap({"w": (Fixed(4), Fixed(3))}, {}), tensors, 2), FIRST)
+
+
+def ones(tensors: Mapping[str, Tensor]) -> None:
+    for tensor in tensors.values():
+        tensor.fill_(1)
+
+
+def test_what_was_written_is_held_and_read(disk: Disk) -> None:
+    disk.write(NEXT, 1, HISTORY, ones)
+    assert disk.holds()[NEXT.text].shards == {1}
+    (values,) = disk.shard(NEXT, 1).values()
+    assert torch.equal(values, torch.ones(2, 3))
+
+
+def test_a_version_that_is_removed_disturbs_who_writes_and_who_reads_it(disk: Disk) -> None:
+    def removed(tensors: Mapping[str, Tensor]) -> None:
+        ones(tensors)
+        disk.discard_after(FIRST)
+
+    with pytest.raises(Disturbed):
+        disk.write(NEXT, 0, HISTORY, removed)
+    assert NEXT.text not in disk.holds()
+    with pytest.raises(Disturbed):
+        disk.shard(NEXT, 0)
+    disk.write(NEXT, 0, HISTORY, ones)
+    assert disk.has(NEXT, 0)
+
+
+def test_a_version_that_is_made_anew_meanwhile_does_not_get_half_a_shard(disk: Disk) -> None:
+    def replaced(tensors: Mapping[str, Tensor]) -> None:
+        disk.discard_after(FIRST)
+        disk.write(NEXT, 1, HISTORY, ones)
+
+    with pytest.raises(Disturbed):
+        disk.write(NEXT, 0, HISTORY, replaced)
+    assert disk.holds()[NEXT.text].shards == {1}
+
+
+def test_a_disk_that_fails_is_no_disturbance(disk: Disk) -> None:
+    def full(tensors: Mapping[str, Tensor]) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        disk.write(NEXT, 0, HISTORY, full)
+    assert NEXT.text not in disk.holds()

@@ -1,0 +1,89 @@
+"""Pieces that travel between sessions on loopback."""
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+import torch
+from group import free_port
+
+import msfusion.peers.network
+from msfusion.peers.agreement import State, Version
+from msfusion.peers.board import Board
+from msfusion.peers.disturbed import Disturbed
+from msfusion.peers.network import Network, Serve, Wanted
+from msfusion.peers.settings import Link
+from msfusion.peers.strip import Strip
+from msfusion.peers.transport import configuration
+
+VALUES = torch.arange(1000.0)
+FIRST = Version(0, "first")
+
+
+class Sessions:
+    """Peers without a training."""
+
+    def __init__(self) -> None:
+        self._address = f"127.0.0.1:{free_port()}"
+        self.all: list[Network] = []
+
+    def open(self, serve: Serve) -> tuple[Network, Board]:
+        number = len(self.all)
+        board = Board(State(number, f"s{number}", 1, FIRST, FIRST), patience=60)
+        link = Link([self._address] if number else [], [self._address if not number else "127.0.0.1:0"])
+        network = Network(configuration(link, str(number), "test", 10.0), "test", "run", board, serve)
+        self.all.append(network)
+        return network, board
+
+
+def nothing(path: Sequence[str]) -> None:
+    return None
+
+
+def test_a_request_to_a_peer_that_goes_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msfusion.peers.network, "_PATIENCE", 3600.0)
+    sessions, asked, over = Sessions(), threading.Event(), threading.Event()
+
+    def silent(path: Sequence[str]) -> Strip | None:
+        asked.set()
+        over.wait()
+        return None
+
+    network, board = sessions.open(nothing)
+    try:
+        sessions.open(silent)
+        sessions.open(lambda path: Strip([VALUES]))
+        assert board.wait(lambda: len(board.here()) == 3, 30)
+
+        def goes() -> None:
+            asked.wait()
+            board.left(1, "s1")
+
+        threading.Thread(target=goes).start()
+        got = torch.zeros(1000)
+        wanted = Wanted(lambda: [n for n in (1, 2) if n in board.here()], "values/all", Strip([got]))
+        network.fetch([wanted], lambda: True)
+        assert torch.equal(got, VALUES)
+        board.arrived(1, "s1")
+
+        def comes_back() -> None:
+            asked.wait()
+            board.arrived(1, "s1")
+
+        asked.clear()
+        threading.Thread(target=comes_back).start()
+        assert network.text([1], "history/all") is None
+    finally:
+        over.set()
+        for one in sessions.all:
+            one.close()
+
+
+def test_nothing_is_fetched_that_is_not_wanted() -> None:
+    sessions = Sessions()
+    network, _ = sessions.open(nothing)
+    try:
+        with pytest.raises(Disturbed):
+            network.fetch([Wanted(list, "values/all", Strip([torch.zeros(1)]))], lambda: False)
+    finally:
+        network.close()
