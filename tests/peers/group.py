@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
+from msfusion.peers.agreement import Version
 from msfusion.peers.points import VARIABLE
 
 PRESET = """
@@ -37,10 +38,14 @@ limit = 400
 steps = 3
 batch = 16
 [peers]
-lease = 2.0
-settle = 3.0
-deadline = 20.0
+lease = 30.0  # a killed peer is noticed at once all the same, and no busy machine is silent for so long
+settle = 60.0
+deadline = 60.0
 """
+Name = int | Literal["router"]
+"""A participant's number, or the router."""
+
+WAIT = 150.0  # seconds after which a test is given up
 
 
 def free_port() -> int:
@@ -84,8 +89,10 @@ class Group:
         self.settings = settings
         self.config = load(str(nursery.preset), settings)
         self.port = free_port()
-        self.pids: dict[int, int] = {}
+        self._router = free_port()
+        self.pids: dict[Name, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        self._hold = folder / "hold"
 
     def __enter__(self) -> "Group":
         return self
@@ -114,26 +121,49 @@ class Group:
                 "settings": self.settings,
                 "environment": {VARIABLE: stop_at} if stop_at else {},
                 "export": str(self.folder / f"full-{number}"),
+                "hold": str(self._hold),
                 **({} if factor is None else {"factor": factor}),
             }
         )
+
+    def hold(self, round: int, who: Iterable[int] | None = None) -> None:
+        """From this round on nobody trains, or none of some, however fast the machine is."""
+        order = {"round": round, "who": sorted(who if who is not None else range(self.config.participants))}
+        draft = self._hold.with_suffix(".draft")
+        draft.write_text(json.dumps(order))
+        draft.rename(self._hold)
+
+    def go_on(self) -> None:
+        """Everybody trains again."""
+        self._hold.unlink()
+
+    def start_router(self) -> None:
+        """Start what peers ``behind_router`` connect to."""
+        self.pids["router"] = self._nursery.start(
+            {"router": self._router, "log": str(self.log("router")), "settings": self.settings}
+        )
+
+    @property
+    def behind_router(self) -> dict[str, Any]:
+        """The link of a peer that only connects outwards."""
+        return {"outbound": True, "connect": [f"127.0.0.1:{self._router}"], "listen": []}
 
     def start_all(self, numbers: Iterable[int] | None = None) -> "Group":
         for number in numbers if numbers is not None else range(self.config.participants):
             self.start(number)
         return self
 
-    def log(self, number: int) -> Path:
+    def log(self, number: Name) -> Path:
         return self.folder / f"{number}.log"
 
-    def text(self, number: int) -> str:
+    def text(self, number: Name) -> str:
         return self.log(number).read_text() if self.log(number).exists() else ""
 
-    def signal(self, number: int, kind: signal.Signals) -> None:
+    def signal(self, number: Name, kind: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pids[number], kind)
 
-    def alive(self, number: int) -> bool:
+    def alive(self, number: Name) -> bool:
         """Whether the process runs; a stopped one does not."""
         try:
             state = Path(f"/proc/{self.pids[number]}/stat").read_text().rpartition(")")[2].split()[0]
@@ -141,18 +171,16 @@ class Group:
             return False
         return state not in "ZXT"
 
-    def wait(self, until: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, until: Callable[[], bool], seconds: float = WAIT) -> None:
         limit = time.monotonic() + seconds
         while not until():
-            assert time.monotonic() < limit, "\n".join(
-                f"-- {n}\n{self.text(n)[-1500:]}" for n in sorted(self.pids)
-            )
+            assert time.monotonic() < limit, "\n".join(f"-- {n}\n{self.text(n)[-1500:]}" for n in self.pids)
             time.sleep(0.05)
 
-    def wait_for_text(self, number: int, text: str, seconds: float = 60) -> None:
+    def wait_for_text(self, number: int, text: str, seconds: float = WAIT) -> None:
         self.wait(lambda: text in self.text(number), seconds)
 
-    def finished(self, numbers: Iterable[int] | None = None, seconds: float = 60) -> None:
+    def finished(self, numbers: Iterable[int] | None = None, seconds: float = WAIT) -> None:
         """Wait until these peers, or all, have ended well."""
         own = list(self.pids if numbers is None else numbers)
         self.wait(lambda: all("ended well" in self.text(n) for n in own), seconds)
@@ -172,9 +200,19 @@ class Group:
         """Who was merged, round by round, as a peer's disk tells."""
         return [[given["participant"] for given in entry["given"]] for entry in self._entries(number)]
 
+    def committed(self, number: int) -> int:
+        """How many rounds a peer's disk holds for good."""
+        path = self.folder / str(number) / "committed.json"
+        return int(json.loads(path.read_text())["round"]) if path.exists() else 0
+
     def _entries(self, number: int) -> list[dict[str, Any]]:
-        last = sorted((self.folder / str(number) / "versions").iterdir())[-1]
-        entries: list[dict[str, Any]] = json.loads((last / "history.json").read_text())["entries"]
+        """The rounds that are committed on a peer's disk."""
+        path = self.folder / str(number) / "committed.json"
+        if not path.exists():
+            return []
+        last = Version(**json.loads(path.read_text())).text
+        history = self.folder / str(number) / "versions" / last / "history.json"
+        entries: list[dict[str, Any]] = json.loads(history.read_text())["entries"]
         return entries
 
 

@@ -4,20 +4,23 @@ Reads one JSON object per line: which participant, its folder, link and environm
 goes. Answers with the process id.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from msfusion.commands.peer import task_of
+from msfusion.commands.peer import route, task_of
 from msfusion.config import load
 from msfusion.core.merge import Contribution
 from msfusion.peers.agreement import Version
+from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.peer import Peer, Progress, Task
 from msfusion.peers.settings import Link
 
@@ -33,24 +36,48 @@ def main() -> None:
         pid = os.fork()
         if not pid:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            print_to(order["log"])
+            if "router" in order:
+                route(sys.argv[1], order["settings"], Link(listen=[f"127.0.0.1:{order['router']}"]))
             os._exit(play(config, tasks[order["number"]], order))
         print(pid, flush=True)
 
 
-class Poisoner(Peer):
-    """A member that hands over something else than what it has trained."""
+class Member(Peer):
+    """A peer as tests need it: it stands still before the round that a file names, as long as there is one,
+    and may hand over something else than what it has trained."""
 
+    hold: Path
     factor: float
 
+    def _train(self, version: Version) -> None:
+        while self._held(version.round) and self.member.error is None:
+            if self.board.own.at != version:
+                raise Disturbed
+            time.sleep(0.05)
+        super()._train(version)
+
+    def _held(self, round: int) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            order = json.loads(self.hold.read_text())
+            return round >= order["round"] and self.number in order["who"]
+        return False
+
     def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
-        values = {name: value * self.factor for name, value in contribution.values.items()}
-        super()._offer(version, replace(contribution, values=values), loss)
+        if self.factor != 1.0:
+            values = {name: value * self.factor for name, value in contribution.values.items()}
+            contribution = replace(contribution, values=values)
+        super()._offer(version, contribution, loss)
+
+
+def print_to(log: str) -> None:
+    """Everything that this process prints goes to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 def play(config: Any, task: Task, order: dict[str, Any]) -> int:
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     os.environ |= order["environment"]
     link = order["link"]
     if link.get("certificates"):
@@ -65,10 +92,9 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
 
     settings = load(sys.argv[1], order["settings"]) if order["settings"] else config
     export = Path(order["export"]) if order.get("export") else None
-    kind = Poisoner if "factor" in order else Peer
-    Poisoner.factor = order.get("factor", 1.0)
+    Member.factor, Member.hold = order.get("factor", 1.0), Path(order["hold"])
     try:
-        kind(
+        Member(
             task,
             settings,
             settings.peers,

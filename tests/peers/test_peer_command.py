@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from group import PRESET, free_port
+from group import PRESET, WAIT, free_port
 
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.learn.shards import Shards
 from msfusion.records import read
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 NAMED = PRESET.replace("participants = 4", "participants = 2").replace(
     "[peers]", '[peers]\ngroup = "pair"\nnames = ["anna", "ben"]'
@@ -67,7 +67,7 @@ def test_two_named_peers_with_certificates(folder: Path) -> None:
     )
     ben = started(folder, *common, "--participant", "ben", "--connect", f"127.0.0.1:{port}")
     try:
-        codes = [anna.wait(timeout=100), ben.wait(timeout=100)]
+        codes = [anna.wait(timeout=WAIT), ben.wait(timeout=100)]
     finally:
         anna.kill()
         ben.kill()
@@ -89,7 +89,7 @@ def test_peers_that_can_only_connect_outwards_and_a_router_that_dies(folder: Pat
         router.wait()
         until(lambda: "1 here" in log.read_text(), log)
         router = started(folder, *route)
-        codes = [one.wait(timeout=100) for one in pair]
+        codes = [one.wait(timeout=WAIT) for one in pair]
     finally:
         for process in (router, *pair):
             process.kill()
@@ -98,7 +98,7 @@ def test_peers_that_can_only_connect_outwards_and_a_router_that_dies(folder: Pat
 
 
 def until(holds: object, log: Path) -> None:
-    limit = time.monotonic() + 90
+    limit = time.monotonic() + WAIT
     while not holds():  # type: ignore[operator]
         assert time.monotonic() < limit, log.read_text()
         time.sleep(0.05)
@@ -108,7 +108,7 @@ def test_four_peers_on_this_machine(folder: Path) -> None:
     (folder / "ours.toml").write_text(PRESET)
     local = started(folder, "peer", "ours.toml", "--local", "3", "--rounds", "2", "--out", "run")
     try:
-        assert local.wait(timeout=100) == 0, (folder / "log").read_text()
+        assert local.wait(timeout=WAIT) == 0, (folder / "log").read_text()
     finally:
         local.send_signal(signal.SIGINT)
     runs = [read(folder / "run" / str(n)) for n in range(3)]

@@ -1,7 +1,8 @@
 """Peers that die, hang and come back, at every point of a round: real processes, real signals.
 
-In every case the others go on, everybody who ends has the same history, and the parameters are those that the
-contributions in it lead to.
+In every case the others go on, or stop and say why; everybody who ends has the same history, no committed
+round is lost, and the parameters are those that the contributions in the history lead to. Nothing here
+depends on how fast anything happens: where somebody has to be back in time, the group holds before a round.
 """
 
 import signal
@@ -14,28 +15,46 @@ import pytest
 import torch
 from group import Group, Nursery, Replay
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 POINTS = ("pull", "train", "push", "stage", "commit")
 KINDS = ("SIGKILL", "SIGSTOP")
 ROUND = 2  # in which it happens
-SHORT, LONG = 5, 40  # rounds in all; the long runs leave time to come back
+LATER = ROUND + 2  # the round before which the group holds for those who come back
+ROUNDS = LATER + 1
+ALL = [0, 1, 2, 3]
+SILENCE = {"peers.lease": 8.0}  # seconds after which a frozen peer or router is taken for dead
 
 
-def assert_as_replayed(group: Group, numbers: list[int], replay: Replay) -> list[list[int]]:
-    histories = [group.history(n) for n in numbers]
-    assert all(history == histories[0] for history in histories)
-    assert len(histories[0]) == group.config.rounds
-    want = replay.model(histories[0])
-    for n in numbers:
-        end = group.model(n)
-        assert all(torch.equal(end[name], value) for name, value in want.items())
-    return histories[0]
+def matrix(*axes: Iterable[object], often: tuple[object, ...] | None = None) -> list[Any]:
+    """The product; all but the cell ``often`` run with ``make deployed`` only."""
+    return [
+        pytest.param(*cell, marks=[] if cell == often else pytest.mark.deployed) for cell in product(*axes)
+    ]
 
 
-def strike(group: Group, victims: list[int], point: str, kind: str) -> None:
-    """Start all, of whom the victims end or freeze at a point of a round."""
-    for n in range(group.config.participants):
-        group.start(n, f"{point}:{ROUND}:{kind}" if n in victims else None)
+def strike(group: Group, victims: list[int], point: str, kind: str, hold: int) -> list[list[list[int]]]:
+    """Start all, of whom the victims end or freeze at a point of a round, and the others hold before a later
+    one; the histories that are committed on the victims' disks then.
+
+    Several freeze first and end together, as one that dies early would leave the others time to copy shards.
+    """
+    group.hold(hold)
+    alone = len(victims) == 1
+    if point == "commit" and not alone:
+        group.hold(ROUND + 1)
+        group.start_all()
+        group.wait(lambda: all(group.committed(n) == ROUND + 1 for n in ALL))
+    else:
+        for n in ALL:
+            group.start(n, f"{point}:{ROUND}:{kind if alone else 'SIGSTOP'}" if n in victims else None)
+        group.wait(lambda: not any(group.alive(n) for n in victims))
+    if not alone:
+        for n in victims:
+            group.signal(n, signal.Signals[kind])
     group.wait(lambda: not any(group.alive(n) for n in victims))
+    group.hold(hold)
+    return [group.history(n) for n in victims]
 
 
 def come_back(group: Group, victims: list[int], kind: str) -> None:
@@ -46,124 +65,180 @@ def come_back(group: Group, victims: list[int], kind: str) -> None:
             group.start(n)
 
 
-def noticed(group: Group, victims: list[int]) -> bool:
-    """Whether the survivors have formed a group of their own."""
-    survivors = [n for n in range(4) if n not in victims]
-    return all(f"{len(survivors)} here" in group.text(n) for n in survivors)
+def assert_as_replayed(
+    group: Group, numbers: list[int], replay: Replay, before: Iterable[list[list[int]]] = ()
+) -> list[list[int]]:
+    histories = [group.history(n) for n in numbers]
+    assert all(history == histories[0] for history in histories)
+    assert len(histories[0]) == group.config.rounds
+    assert all(histories[0][: len(past)] == past for past in before), "a committed round is lost"
+    want = replay.model(histories[0])
+    for n in numbers:
+        end = group.model(n)
+        assert all(torch.equal(end[name], value) for name, value in want.items())
+    return histories[0]
 
 
-def one_dies(
-    nursery: Nursery, folder: Path, replay: Replay, victim: int, point: str, kind: str, returns: bool
+def the_others_go_on(
+    group: Group, replay: Replay, victims: list[int], point: str, kind: str, returns: bool
 ) -> None:
-    with Group(nursery, folder, rounds=LONG if returns else SHORT) as group:
-        strike(group, [victim], point, kind)
-        survivors = [n for n in range(4) if n != victim]
-        group.wait(lambda: noticed(group, [victim]))
-        if returns:
-            come_back(group, [victim], kind)
-        group.finished(None if returns else survivors)
-        history = assert_as_replayed(group, [0, 1, 2, 3] if returns else survivors, replay)
-        assert all(one == [0, 1, 2, 3] for one in history[:ROUND])
-        assert all(set(survivors) <= set(one) for one in history)
-        away = [round for round, one in enumerate(history) if victim not in one]
-        if returns:
-            assert victim in history[-1]
-            assert away == list(range(away[0], away[0] + len(away))) if away else True
-        else:
-            assert set(away) >= set(range(ROUND + 1, SHORT))
-
-
-def matrix(cells: Iterable[tuple[object, ...]]) -> list[Any]:
-    """The first cell runs with ``make test``, all of them with ``make deployed``."""
-    first, *others = cells
-    return [
-        pytest.param(*first, marks=pytest.mark.slow),
-        *(pytest.param(*cell, marks=[pytest.mark.slow, pytest.mark.deployed]) for cell in others),
-    ]
-
-
-def test_a_peer_is_killed_and_stays_away(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
-    one_dies(nursery, tmp_path, replay, 3, "push", "SIGKILL", returns=False)
-
-
-@pytest.mark.parametrize(("point", "kind", "returns"), matrix(product(POINTS, KINDS, (True, False))))
-def test_one_peer(
-    nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
-) -> None:
-    one_dies(nursery, tmp_path, replay, 2, point, kind, returns)
+    survivors = [n for n in ALL if n not in victims]
+    before = strike(group, victims, point, kind, LATER)
+    group.wait(lambda: all(group.committed(n) == LATER for n in survivors))
+    if returns:
+        come_back(group, victims, kind)
+        group.wait(lambda: all(group.committed(n) == LATER for n in victims))
+    group.go_on()
+    group.finished(ALL if returns else survivors)
+    history = assert_as_replayed(group, ALL if returns else survivors, replay, before)
+    complete = ROUND + (point == "commit")
+    assert history[:complete] == [ALL] * complete
+    assert history[complete:LATER] == [survivors] * (LATER - complete)
+    assert history[LATER:] == [ALL if returns else survivors] * (ROUNDS - LATER)
 
 
 @pytest.mark.parametrize(
-    ("point", "kind", "returns"),
-    matrix(
-        [
-            ("train", "SIGKILL", True),
-            ("pull", "SIGSTOP", False),
-            ("push", "SIGKILL", False),
-            ("stage", "SIGSTOP", True),
-            ("commit", "SIGKILL", True),
-        ]
-    ),
+    ("point", "kind", "returns"), matrix(POINTS, KINDS, (True, False), often=("push", "SIGKILL", False))
+)
+def test_one_peer(
+    nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
+) -> None:
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind)) as group:
+        the_others_go_on(group, replay, [2], point, kind, returns)
+
+
+@pytest.mark.parametrize(
+    ("point", "kind", "returns"), matrix(POINTS, KINDS, (True, False), often=("train", "SIGKILL", True))
 )
 def test_the_bootstrap_peer_that_is_the_lead(
     nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
 ) -> None:
-    one_dies(nursery, tmp_path, replay, 0, point, kind, returns)
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind)) as group:
+        the_others_go_on(group, replay, [0], point, kind, returns)
 
 
-@pytest.mark.parametrize("point", matrix((point,) for point in POINTS))
+@pytest.mark.parametrize(
+    ("point", "kind", "returns"), matrix(POINTS, KINDS, (True, False), often=("train", "SIGKILL", False))
+)
+def test_two_peers_with_two_replicas(
+    nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
+) -> None:
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind), **{"peers.replicas": 2}) as group:
+        the_others_go_on(group, replay, [1, 3], point, kind, returns)
+
+
+def assert_stopped(group: Group, number: int) -> None:
+    """A peer says that it cannot go on, and what was the last safe round, and does not go on."""
+    group.wait_for_text(number, "nobody here has shards")
+    assert f"stopped after round {group.committed(number)}, the last safe one" in group.text(number)
+    assert group.alive(number)
+
+
+@pytest.mark.parametrize(
+    ("point", "kind", "returning"),
+    matrix(POINTS, KINDS, ([], [2], [1, 2]), often=("pull", "SIGKILL", [2])),
+)
 def test_two_peers_and_some_shards_with_them(
-    nursery: Nursery, tmp_path: Path, replay: Replay, point: str
+    nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returning: list[int]
 ) -> None:
     """Where a home and its replica are gone, training stops, says what is missing, and goes on when one of
     the two is back."""
-    with Group(nursery, tmp_path, rounds=SHORT) as group:
-        strike(group, [1, 2], point, "SIGKILL")
-        group.wait_for_text(0, "nobody here has shards")
-        assert "stopped after round" in group.text(0)
-        group.start(2)
-        group.finished([0, 2, 3])
-        history = assert_as_replayed(group, [0, 2, 3], replay)
-        assert all(one == [0, 1, 2, 3] for one in history[:ROUND])
-        assert all({0, 3} <= set(one) for one in history)
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind)) as group:
+        before = strike(group, [1, 2], point, kind, LATER)
+        assert_stopped(group, 0)
+        complete = ROUND + (point == "commit")
+        assert group.history(0) == group.history(3) == [ALL] * complete
+        if not returning:
+            return
+        come_back(group, returning, kind)
+        here = sorted({0, 3, *returning})
+        group.wait(lambda: all(group.committed(n) == LATER for n in here))
+        group.go_on()
+        group.finished(here)
+        history = assert_as_replayed(group, here, replay, before)
+        assert history[:complete] == [ALL] * complete
+        assert all({0, 3} < set(one) <= set(here) for one in history[complete:])  # one may come before two
+        assert history[LATER:] == [here] * (ROUNDS - LATER)
 
 
-@pytest.mark.slow
-def test_two_peers_with_two_replicas(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
-    with Group(nursery, tmp_path, rounds=SHORT, **{"peers.replicas": 2}) as group:
-        strike(group, [1, 3], "train", "SIGKILL")
-        group.finished([0, 2])
-        history = assert_as_replayed(group, [0, 2], replay)
-        assert history[-1] == [0, 2]
+@pytest.mark.parametrize(("point", "kind", "returns"), matrix(POINTS, KINDS, (True, False)))
+def test_the_router_of_peers_that_only_connect_outwards(
+    nursery: Nursery, tmp_path: Path, replay: Replay, point: str, kind: str, returns: bool
+) -> None:
+    """It goes when one of the peers is at a point of a round: all stop, and go on when it is back."""
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind)) as group:
+        group.hold(LATER)
+        group.start_router()
+        for n in ALL:
+            group.start(n, f"{point}:{ROUND}:SIGSTOP" if n == 1 else None, **group.behind_router)
+        group.wait(lambda: not group.alive(1))
+        group.signal("router", signal.Signals[kind])
+        group.signal(1, signal.SIGCONT)
+        for n in ALL:
+            assert_stopped(group, n)
+        before = [group.history(n) for n in ALL]
+        assert all(past[:ROUND] == [ALL] * ROUND for past in before)
+        if not returns:
+            return
+        if kind == "SIGSTOP":
+            group.signal("router", signal.SIGCONT)
+        else:
+            group.start_router()
+        group.wait(lambda: all(group.committed(n) == LATER for n in ALL))
+        group.go_on()
+        group.finished(ALL)
+        history = assert_as_replayed(group, ALL, replay, before)
+        assert history[LATER:] == [ALL] * (ROUNDS - LATER)
 
 
-@pytest.mark.slow
 def test_the_whole_group(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     """A power cut in the middle of a round, and everybody is started again."""
-    with Group(nursery, tmp_path, rounds=LONG).start_all() as group:
-        group.wait_for_text(1, "round 6 push")
-        for n in range(4):
+    with Group(nursery, tmp_path, rounds=ROUNDS) as group:
+        for n in ALL:
+            group.start(n, f"push:{ROUND}:SIGSTOP" if n == 1 else None)
+        group.wait(lambda: not group.alive(1))
+        for n in ALL:
             group.signal(n, signal.SIGKILL)
-        group.wait(lambda: not any(group.alive(n) for n in range(4)))
-        for n in range(4):
-            assert '"round":0' not in (group.folder / str(n) / "committed.json").read_text()
+        group.wait(lambda: not any(group.alive(n) for n in ALL))
+        before = [group.history(n) for n in ALL]
+        for n in ALL:
             group.log(n).unlink()
         group.start_all()
         group.finished()
-        assert_as_replayed(group, [0, 1, 2, 3], replay)
-        assert not any("round 0 " in group.text(n) for n in range(4))
+        assert assert_as_replayed(group, ALL, replay, before) == [ALL] * ROUNDS
+        assert not any(f"round {ROUND - 1} " in group.text(n) for n in ALL)
 
 
-@pytest.mark.slow
 @pytest.mark.deployed
 def test_a_slow_peer_is_left_out_and_counted(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
-    """Frozen for less than the lease: it is still of the group, but its contribution is not waited for."""
-    settings = {"peers.deadline": 1.0, "peers.lease": 30.0, "peers.start": 4}
-    with Group(nursery, tmp_path, rounds=LONG, **settings) as group:
-        strike(group, [3], "train", "SIGSTOP")
-        group.wait_for_text(0, f"round {ROUND + 1} push")
-        group.signal(3, signal.SIGCONT)
+    """It keeps its shards as before, but its contribution is not waited for."""
+    with Group(nursery, tmp_path, rounds=ROUNDS, **{"peers.deadline": 15.0}) as group:
+        group.hold(ROUND, who=[3])
+        group.start_all()
+        group.wait(lambda: all(group.committed(n) == ROUND + 1 for n in ALL))
+        group.go_on()
         group.finished()
-        history = assert_as_replayed(group, [0, 1, 2, 3], replay)
-        assert 3 not in history[ROUND]
-        assert history[-1] == [0, 1, 2, 3]
+        history = assert_as_replayed(group, ALL, replay)
+        assert history == [ALL] * ROUND + [[0, 1, 2]] + [ALL] * (ROUNDS - ROUND - 1)
+        assert group.left(0)[ROUND] == {3: "contribution came after the deadline"}
+
+
+@pytest.mark.deployed
+def test_a_peer_that_hangs_is_left_behind(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
+    """Frozen for less than the lease, so that nobody takes it for dead: the group goes on without it."""
+    with Group(nursery, tmp_path, rounds=ROUNDS, **{"peers.deadline": 5.0}) as group:
+        before = strike(group, [3], "train", "SIGSTOP", LATER)
+        group.wait_for_text(0, "3 wrote no shards within 5 s: going on without it")
+        group.wait(lambda: all(group.committed(n) == LATER for n in (0, 1, 2)))
+        come_back(group, [3], "SIGSTOP")
+        group.wait(lambda: group.committed(3) == LATER)
+        group.go_on()
+        group.finished()
+        history = assert_as_replayed(group, ALL, replay, before)
+        assert history[:ROUND] == [ALL] * ROUND
+        assert all(3 not in one for one in history[ROUND:LATER])
+        assert history[LATER:] == [ALL] * (ROUNDS - LATER)
+
+
+def silence(kind: str) -> dict[str, float]:
+    return SILENCE if kind == "SIGSTOP" else {}

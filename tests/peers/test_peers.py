@@ -6,6 +6,8 @@ import pytest
 import torch
 from group import Group, Nursery, simulated
 
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 
 def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
     with Group(nursery, tmp_path, rounds=3).start_all() as group:
@@ -17,7 +19,6 @@ def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
         assert all(torch.equal(end[name], value) for name, value in want.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

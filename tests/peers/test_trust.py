@@ -65,6 +65,7 @@ def test_participants_have_names_or_numbers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_mutual_tls(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     certs = keyring(tmp_path / "certs")
     with Group(nursery, tmp_path / "run", rounds=3) as group:
@@ -76,6 +77,7 @@ def test_mutual_tls(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("kind", ["another authority", "not on the list", "expired", "no certificate"])
 def test_others_are_refused_and_the_rounds_go_on(nursery: Nursery, tmp_path: Path, kind: str) -> None:
     certs = keyring(tmp_path / "certs", "012")
@@ -91,6 +93,7 @@ def test_others_are_refused_and_the_rounds_go_on(nursery: Nursery, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("factor", "reason"), [(float("nan"), "not finite"), (1e4, "times as large as the others'")]
 )
