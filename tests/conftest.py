@@ -1,12 +1,16 @@
-"""What every test shares: one thread, and the folder of datasets that are not bundled."""
+"""What every test shares: one thread, no deadline for an example, and the folder of datasets that are not
+bundled."""
 
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
