@@ -53,19 +53,26 @@ class Entry:
     """What was merged in a round; the contributions ascend by participant.
 
     seconds: from the moment the round was open; not part of the lineage.
+    shift: spread and size of the model shift (core/merge.py), where it is measured; known once all shards
+        are merged, and not part of the lineage, from which it follows.
     """
 
     given: tuple[Given, ...]
     left: tuple[Left, ...]
     seconds: float = 0.0
+    shift: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Held:
-    """Shards of one version on a peer's disk, and the lineage that the version came from."""
+    """Shards of one version on a peer's disk, and the lineage that the version came from.
+
+    shifts: shard -> its part of the model shift, where that is measured.
+    """
 
     parent: str
     shards: frozenset[int]
+    shifts: dict[int, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,6 +245,21 @@ def held(state: State, version: Version) -> frozenset[int]:
     """Shards of a version on a peer's disk."""
     own = state.holds.get(version.text)
     return own.shards if own else frozenset()
+
+
+def shift_of(version: Version, states: States, shard: int) -> tuple[float, float] | None:
+    """A shard's part of the model shift of the round that led to a version, if one of its holders is here."""
+    held_by = (state.holds.get(version.text) for state in states.values())
+    return next((held.shifts[shard] for held in held_by if held and shard in held.shifts), None)
+
+
+def whole_shift(version: Version, states: States, shards: int) -> tuple[float, float] | None:
+    """The model shift of the round that led to a version: the same sum, in the same order, for everyone;
+    None unless all shards are here."""
+    parts = [part for shard in range(shards) if (part := shift_of(version, states, shard)) is not None]
+    if len(parts) < shards:
+        return None
+    return sum(spread for spread, _ in parts), sum(size for _, size in parts)
 
 
 def duties(holders: Sequence[tuple[int, ...]], members: Iterable[int]) -> dict[int, set[int]]:

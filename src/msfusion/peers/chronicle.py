@@ -8,6 +8,7 @@ from typing import Any
 
 from msfusion import records
 from msfusion.core.axes import Selection
+from msfusion.core.merge import Shift
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Trained
@@ -125,7 +126,7 @@ class Chronicle:
             trained,
             coverage=self._coverages.coverage.summary().share,
             overlap=overlap,
-            shift=None,
+            shift=Shift(*entry.shift).ratio if entry.shift else None,
             evaluation=score,
             seconds=entry.seconds,
         )

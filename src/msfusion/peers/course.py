@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 
 from msfusion.core.axes import Selection
 from msfusion.core.coverage import Coverage
+from msfusion.core.merge import Shift
 from msfusion.core.overlap import State as Overlap
 from msfusion.learn.learner import Learner, Participant
 from msfusion.peers.agreement import Entry, Version
@@ -42,7 +43,8 @@ class Course:
             self.restart()
         for entry in entries[len(self.entries) :]:
             self.entries = (*self.entries, entry)
-            self.overlap = self._setup.next_overlap(self.overlap, len(self.entries) - 1, None)
+            shift = Shift(*entry.shift).ratio if entry.shift else None
+            self.overlap = self._setup.next_overlap(self.overlap, len(self.entries) - 1, shift)
         self.learner = self._setup.learner(self.overlap)
         self.version = version
 

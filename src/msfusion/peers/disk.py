@@ -34,6 +34,8 @@ class History:
 
 HISTORY: TypeAdapter[History] = TypeAdapter(History)
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
+_PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
+_SHIFT = ".shift.json"
 _NOTHING = Held("", frozenset())
 
 
@@ -112,9 +114,17 @@ class Disk:
                 shards.release()
 
     def write(
-        self, version: Version, shard: int, history: History, fill: Callable[[Mapping[str, Tensor]], None]
+        self,
+        version: Version,
+        shard: int,
+        history: History,
+        fill: Callable[[Mapping[str, Tensor]], None],
+        shift: tuple[float, float] | None = None,
     ) -> None:
-        """Write a shard of a version as a whole; ``fill`` sets the values of its tensors."""
+        """Write a shard of a version as a whole; ``fill`` sets the values of its tensors.
+
+        shift: its part of the model shift, where that is measured.
+        """
         folder = self._versions / version.text
         path = self._path(version, shard)
         with self._while_kept():
@@ -128,13 +138,16 @@ class Disk:
             shards.sync()
             shards.release()
             sync(draft)
+            if shift is not None:
+                _replace(path.with_suffix(_SHIFT), _PART.dump_json(shift))
             draft.replace(path)
             sync(folder)
         with self._lock:
             if not path.exists():
                 raise Disturbed
             before = self._holds.get(version.text, Held(history.parent, frozenset()))
-            self._holds[version.text] = Held(before.parent, before.shards | {shard})
+            shifts = before.shifts if shift is None else {**before.shifts, shard: shift}
+            self._holds[version.text] = Held(before.parent, before.shards | {shard}, shifts)
 
     def history(self, version: Version) -> History | None:
         """How a version came about, where the disk has anything of it."""
@@ -210,7 +223,9 @@ class Disk:
         if not shards or not (folder / _HISTORY).exists():
             return None
         parent = HISTORY.validate_json((folder / _HISTORY).read_bytes()).parent
-        return Held(parent, frozenset(shards))
+        parts = {n: folder / f"{n:05d}{_SHIFT}" for n in shards}
+        shifts = {n: _PART.validate_json(path.read_bytes()) for n, path in parts.items() if path.exists()}
+        return Held(parent, frozenset(shards), shifts)
 
     def _path(self, version: Version, shard: int) -> Path:
         return self._versions / version.text / f"{shard:05d}.safetensors"

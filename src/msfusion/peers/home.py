@@ -21,10 +21,13 @@ _CACHED = 8  # windows cut from shards that are kept for the next chunks
 
 
 class Home:
-    """Keeps shards on disk, and one's own contribution while it is on offer."""
+    """Keeps shards on disk, and one's own contribution while it is on offer.
 
-    def __init__(self, layout: Layout, disk: Disk, course: Course) -> None:
-        self._layout, self._disk, self._course = layout, disk, course
+    measure: whether merging measures the model shift.
+    """
+
+    def __init__(self, layout: Layout, disk: Disk, course: Course, *, measure: bool = False) -> None:
+        self._layout, self._disk, self._course, self._measure = layout, disk, course, measure
         self._cut: OrderedDict[tuple[str, ...], Strip] = OrderedDict()
         self._lock = threading.Lock()
         self._offered: tuple[str, Contribution] | None = None
@@ -99,7 +102,7 @@ class Home:
     ) -> None:
         """Write the next version of a shard."""
         values = self._disk.shard(decision.version, shard)
-        merge = Merge(values, self._layout.axes(shard))
+        merge = Merge(values, self._layout.axes(shard), measure=self._measure)
         for given in decision.entry.given:
             whole = contribution_of(offers[given.participant], windows(given.participant))
             fetched = self._fetched[given.digest, shard]
@@ -112,7 +115,9 @@ class Home:
                 new[name][rows] = moved
             reached("stage", decision.version.round)
 
-        self._disk.write(following(decision.version, decision.entry), shard, history, fill)
+        target, shift = following(decision.version, decision.entry), merge.shift()
+        part = (shift.spread, shift.size) if shift else None
+        self._disk.write(target, shard, history, fill, part)
         self._disk.release()
 
     def clear(self) -> None:

@@ -7,7 +7,7 @@ remembered that the next step could not see again. So it does not matter when a 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from msfusion.core.axes import Selection
@@ -133,7 +133,8 @@ class Member:
         if not self._may_begin(states, view, base):
             return False
         if missing:
-            self._tell_missing(base, sorted(missing))
+            if not own.done:  # a peer that waits for the last others needs no shards
+                self._tell_missing(base, sorted(missing))
             return False
         members = {n: s.session for n, s in states.items() if n == own.number or not self._sits_out(n, base)}
         known = [s.view.epoch for s in (*self._board.last().values(), *states.values()) if s.view]
@@ -175,16 +176,34 @@ class Member:
         return True
 
     def _history(self, version: Version) -> History | None:
-        history = self._disk.history(version)
-        if history is None:
-            states = self._board.here()
-            having = [n for n, s in states.items() if n != self._board.own.number and version.text in s.holds]
-            text = self._network.text(having, f"history/{version.text}")
-            if text is None:
-                return None
-            history = HISTORY.validate_json(text)
-            self._disk.remember(version, history)
-        return history
+        """How a version came about, to the end: with the model shift of the last round, where it is measured,
+        from all shards or from somebody who has seen them all."""
+        history, states = self._disk.history(version), self._board.here()
+        if history is not None and (whole := self._measured(version, history, states)) is not None:
+            if whole != history:
+                self._disk.remember(version, whole)
+            return whole
+        others = [n for n, s in states.items() if n != self._board.own.number]
+        for n in sorted(others, key=lambda n: states[n].committed != version):
+            if version != states[n].committed and version.text not in states[n].holds:
+                continue
+            text = self._network.text([n], f"history/{version.text}")
+            theirs = HISTORY.validate_json(text) if text else None
+            whole = self._measured(version, theirs, states) if theirs else None
+            if whole is not None:
+                self._disk.remember(version, whole)
+                return whole
+        return None
+
+    def _measured(self, version: Version, history: History, states: States) -> History | None:
+        """The history with the model shift of its last round; None as long as that cannot be known."""
+        if not (self._run.adapt.measures and history.entries) or history.entries[-1].shift is not None:
+            return history
+        shift = agreement.whole_shift(version, states, len(self._layout))
+        if shift is None:
+            return None
+        *before, last = history.entries
+        return History(history.parent, (*before, replace(last, shift=shift)))
 
     def _renew(self, view: View, states: States) -> bool:
         """Whether the lead proposes another view though nobody left: to take someone in between two rounds,
@@ -247,7 +266,8 @@ class Member:
             self._network.fetch([wanted], lambda: self._stands(view))
 
         if not self._disk.has(version, shard):
-            self._disk.write(version, shard, history, fill)
+            shift = agreement.shift_of(version, self._board.here(), shard)
+            self._disk.write(version, shard, history, fill, shift)
         self._publish()
 
     def _publish(self, **changes: object) -> None:
@@ -364,8 +384,11 @@ class Member:
             return True
         if not self._complete(view, target, states, holders):
             return False
-        self._disk.remember(target, history)
-        self._advance(target, history)
+        whole = self._measured(target, history, states) or self._history(target)
+        if whole is None:
+            return False
+        self._disk.remember(target, whole)
+        self._advance(target, whole)
         return True
 
     def _advance(self, target: Version, history: History) -> None:
