@@ -180,3 +180,21 @@ def test_records_and_report_agree_on_what_a_run_is(tmp_path: Path) -> None:
         file.write(b'{"kind":"round","round":2')
     assert len(read(run).rounds) == 2
     assert one(tmp_path, run).row("msfusion")[-1] == "2"
+
+
+def test_of_the_peers_of_a_run_the_one_that_tells_most_is_shown(tmp_path: Path) -> None:
+    """Every peer writes down the same rounds; one of them has scored the full model."""
+    header = a_header("msfusion", 0)
+    own = {
+        "participant": 0,
+        "score": {"accuracy": 0.5, "loss": 1.0, "examples": 4},
+        "sent": 1,
+        "received": 1,
+        "here": [0, 1],
+    }
+    for n, facts in enumerate([{"evaluation": None}, {}, {"evaluation": None}]):
+        write(tmp_path / "peers" / str(n), header, 3 if n else 4, own={**own, "participant": n}, **facts)
+    page = one(tmp_path, tmp_path / "peers")
+    assert page.row("msfusion")[-1] == "3"
+    assert page.row("msfusion")[1] != "no evaluation yet"
+    assert "1 method, 1 run" in page.source

@@ -216,11 +216,11 @@ class Group:
         return entries
 
 
-def simulated(nursery: Nursery, **settings: Any) -> dict[str, Tensor]:
-    """Parameters after the same run in one process."""
+def simulated(nursery: Nursery, out: Path | None = None, **settings: Any) -> dict[str, Tensor]:
+    """Parameters after the same run in one process, which leaves its records in ``out``."""
     torch.set_num_threads(1)
     config = load(str(nursery.preset), settings)
-    result = simulation_of(config, federation_of(config), None).run()
+    result = simulation_of(config, federation_of(config), out).run()
     return {name: p.detach() for name, p in result.model.named_parameters()}
 
 

@@ -6,6 +6,9 @@ import pytest
 import torch
 from group import Group, Nursery, simulated
 
+from msfusion.records import read
+from msfusion.report import write_report
+
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
@@ -27,15 +30,31 @@ def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
         {"mask_unseen": True},
         {"method": "random", "server_step": "cosine"},
         {"method": "fedavg", "width": 1.0, "train.optimizer": "adamw", "train.lr": 0.01},
-        {"overlap": 0.3, "adapt.kind": "feedback", "adapt.target": 0.5, "rounds": 9},
         {"overlap": 0.3, "adapt.kind": "linear", "adapt.last": 0.1, "peers.replicas": 2},
     ],
     ids=str,
 )
 def test_with_options_as_well(nursery: Nursery, tmp_path: Path, settings: dict[str, object]) -> None:
-    settings = {"rounds": 3, **settings}
-    with Group(nursery, tmp_path, **settings).start_all() as group:
+    with Group(nursery, tmp_path, rounds=3, **settings).start_all() as group:
         group.finished()
         end = group.model(2)
-    want = simulated(nursery, **settings)
+    want = simulated(nursery, rounds=3, **settings)
     assert all(torch.equal(end[name], value) for name, value in want.items())
+
+
+def test_the_overlap_rate_follows_the_measured_shift(nursery: Nursery, tmp_path: Path) -> None:
+    """Every peer measures what a simulation measures, changes the rate with it, and writes it down; and the
+    records make a report."""
+    settings = {"rounds": 9, "overlap": 0.3, "adapt.kind": "feedback", "adapt.target": 0.5}
+    with Group(nursery, tmp_path / "peers", **settings).start_all() as group:
+        group.finished()
+        end = group.model(2)
+    out = tmp_path / "simulation"
+    want = simulated(nursery, out=out, **settings)
+    assert all(torch.equal(end[name], value) for name, value in want.items())
+    runs = [read(out), *(read(tmp_path / "peers" / str(n)) for n in range(4))]
+    tracks = [[(line["shift"], line["overlap"]) for line in run.rounds] for run in runs]
+    assert tracks == [tracks[0]] * 5
+    assert len({rate for _, rate in tracks[0]}) > 2
+    write_report([tmp_path / "peers"], tmp_path / "report.html")
+    assert "Model shift over rounds" in (tmp_path / "report.html").read_text()

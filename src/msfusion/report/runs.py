@@ -43,7 +43,21 @@ def find(paths: Sequence[Path]) -> dict[Path, Run]:
             found.setdefault(directory.resolve(), read(directory))
     if not found:
         raise UserError("expected at least one run, got none: give run directories or a directory above them")
-    return found
+    return _of_one_peer_each(found)
+
+
+def _of_one_peer_each(found: Mapping[Path, Run]) -> dict[Path, Run]:
+    """All peers of a run write down its rounds: of several, the one that tells most of it."""
+    fullest: dict[str, Path] = {}
+    for path, run in found.items():
+        if any("own" in record for record in run.rounds):
+            facts = [run.header["method"], run.header["seed"], run.header["model"], _settings(run)]
+            key = json.dumps(facts, sort_keys=True)
+            fullest[key] = max(fullest.get(key, path), path, key=lambda one: _told(found[one]))
+        else:
+            fullest[str(path)] = path
+    kept = set(fullest.values())
+    return {path: run for path, run in found.items() if path in kept}
 
 
 def _directories(path: Path) -> list[Path]:
@@ -87,6 +101,11 @@ def _groups(found: Mapping[Path, Run]) -> tuple[Group, ...]:
     bundles = [tuple(run for _, (_, run) in sorted(seeds.items())) for _, seeds in sorted(by_key.items())]
     groups = (Group(label, runs) for label, runs in zip(_labels(bundles), bundles, strict=True))
     return tuple(sorted(groups, key=lambda group: rank(group.label)))
+
+
+def _told(run: Run) -> tuple[int, int]:
+    """How much of a run its records tell: scores of the full model, then rounds."""
+    return sum(record["evaluation"] is not None for record in run.rounds), len(run.rounds)
 
 
 def _settings(run: Run) -> dict[str, str]:
