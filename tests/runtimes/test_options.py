@@ -224,3 +224,25 @@ def test_every_option_is_a_setting_with_bounds(key: str, good: Any, bad: Any) ->
     assert load("demo", {key: good}) != load("demo")
     with pytest.raises(UserError, match=f"setting {key}"):
         load("demo", {key: bad})
+
+
+# --- twins
+
+
+def test_twins_are_of_msfusion_only() -> None:
+    assert not same(state(play(twins=0.5)), state(play()))
+    for method in ("fedrolex", "fedavg", "msfusion:no-twins"):
+        assert same(state(play(method=method, twins=0.5)), state(play(method=method)))
+
+
+def test_fully_tied_twins_stay_alike() -> None:
+    model = state(play(twins=1.0, rounds=4))["first.weight"]
+    assert torch.allclose(model[:6], model[6:], atol=1e-6)
+    model = state(play(twins=0.5, rounds=4))["first.weight"]
+    assert not torch.allclose(model[:6], model[6:], atol=1e-3)
+
+
+def test_twins_go_on_as_if_unbroken(tmp_path: Path) -> None:
+    play(tmp_path, twins=0.5, rounds=1)
+    resumed = state(play(tmp_path, twins=0.5, rounds=3, resume=True))
+    assert same(resumed, state(play(twins=0.5, rounds=3)))

@@ -11,6 +11,7 @@ from torch import Tensor
 from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, positions
 from msfusion.core.cut import Cut, Cuts, index, room
 from msfusion.core.cut import overlay as overlay
+from msfusion.core.twins import Twins
 from msfusion.errors import Diverged, UserError
 
 Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
@@ -102,6 +103,7 @@ class Merge:
     zeros: where the sums are kept, (shape, dtype, device) -> a tensor of zeros; in memory by default.
     measure: keep what ``shift`` needs: one number, and how many hold each parameter.
     cuts: those of ``axes``, where they are at hand.
+    twins: units that share their changes; ``apply`` knows of them, ``moved`` does not.
     """
 
     def __init__(
@@ -112,8 +114,10 @@ class Merge:
         *,
         measure: bool = False,
         cuts: Cuts | None = None,
+        twins: Twins | None = None,
     ) -> None:
         self._values = values
+        self._twins = twins
         self._measure = measure
         self._squares = 0.0
         self._holders: dict[str, Tensor] = {}
@@ -221,7 +225,10 @@ class Merge:
         """Move every parameter by ``step`` times its mean change."""
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
+            common = self._twins.mean(name, total, weight) if self._twins and self._twins.tie else None
             mean = total.div_(weight.clamp_min_(torch.finfo(total.dtype).tiny))
+            if self._twins and common is not None:
+                mean.lerp_(common, self._twins.tie)
             value.sub_(mean, alpha=step)  # x - 0 is x, even for -0
         self.clear()
 

@@ -75,6 +75,10 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
             f"expected a method whose participants exchange something, got {settings.method!r}: "
             "train on your own without Flower"
         )
+    if settings.twins is not None:
+        raise UserError(
+            f"expected no twins under Flower, got {settings.twins}: they work in a simulation only yet"
+        )
     for name in ("loss_rate", "late_rate"):
         if getattr(settings, name):
             raise UserError(

@@ -57,6 +57,7 @@ class Method:
     scale_power: the scale rule's exponent (core/scale.py).
     contrast: it obeys the setting of the contrastive loss; others train on the task's loss alone.
     overlap: it obeys the settings of the overlap rate; those of others have none.
+    twins: it obeys the setting of twins; in others every unit starts and learns on its own.
     """
 
     schedule: Callable[[Setting], Schedule]
@@ -65,6 +66,7 @@ class Method:
     scale_power: float = 1.0
     contrast: bool = False
     overlap: bool = False
+    twins: bool = False
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
 
@@ -85,7 +87,7 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
 
 
 def _msfusion() -> Method:
-    base = Method(_shifted("designed"), cut="inner", contrast=True, overlap=True)
+    base = Method(_shifted("designed"), cut="inner", contrast=True, overlap=True, twins=True)
     return replace(
         base,
         variants={
@@ -95,6 +97,7 @@ def _msfusion() -> Method:
             "no-scale": replace(base, scale_power=0.0),
             "no-contrast": replace(base, contrast=False),
             "no-overlap": replace(base, overlap=False),
+            "no-twins": replace(base, twins=False),
         },
     )
 

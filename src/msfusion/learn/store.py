@@ -8,6 +8,7 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.cut import Cuts
 from msfusion.core.merge import Contribution, Merge, Shift, extract
+from msfusion.core.twins import Twins
 
 
 class Store(Protocol):
@@ -51,6 +52,7 @@ class MemoryStore:
     values: parameter and buffer name -> tensor; changed in place by ``commit``.
     parameters: which of them participants train.
     measure: whether the model shift is measured.
+    twins: units that share their changes.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class MemoryStore:
         parameters: frozenset[str],
         *,
         measure: bool = False,
+        twins: Twins | None = None,
     ) -> None:
         self._measure = measure
+        self._twins = twins
         self._values = values
         self._axes = axes
         self._cuts = Cuts(axes)
@@ -83,7 +87,7 @@ class MemoryStore:
 
     def discard(self) -> None:
         trained = {name: self._values[name] for name in sorted(self._parameters)}
-        self._merge = Merge(trained, self._axes, measure=self._measure, cuts=self._cuts)
+        self._merge = Merge(trained, self._axes, measure=self._measure, cuts=self._cuts, twins=self._twins)
 
     def state(self) -> Mapping[str, Tensor]:
         return self._values

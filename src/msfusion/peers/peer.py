@@ -385,6 +385,8 @@ class Peer:
 
 
 def _check(run: Run) -> None:
+    if run.twins is not None:
+        raise UserError(f"expected no twins among peers, got {run.twins}: they work in a simulation only yet")
     if run.loss_rate or run.late_rate:
         raise UserError(
             "expected no loss_rate or late_rate among peers, whose network is a real one, got some"

@@ -43,6 +43,7 @@ class Run:
     rounds: Annotated[int, Ge(1)] = 20  # in all; a resumed run counts those that it has done
     seed: int = 0  # of every random choice
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
+    twins: Annotated[float, Ge(0), Le(1)] | None = None  # msfusion: units start as copies; 1: stay so
     server_step: ServerStep = "constant"  # how much of the merged change is applied: all, or ever less
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved

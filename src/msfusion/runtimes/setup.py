@@ -12,6 +12,7 @@ from msfusion.capture import Capture
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.overlap import Signal, State, advance
+from msfusion.core.twins import Twins
 from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
@@ -58,6 +59,12 @@ class Setup:
         self.together = Together(self.submodels, run.batched, self.contrast)
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
+
+    @property
+    def twins(self) -> Twins | None:
+        """Units that start as copies of one another, where the settings want any."""
+        tie = self.run.twins if self.method.twins else None
+        return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
 
     @property
     def exchange(self) -> bool:

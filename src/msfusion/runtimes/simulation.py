@@ -120,7 +120,10 @@ class Simulation:
         values, trained = values_of(self.model), frozenset(parameters)
         self.store: MemoryStore
         if setup.exchange:
-            self.store = MemoryStore(values, captured.axes, trained, measure=run.adapt.measures)
+            twins = setup.twins
+            if twins:
+                twins.start_(values, setup.method.scale_power)
+            self.store = MemoryStore(values, captured.axes, trained, measure=run.adapt.measures, twins=twins)
         else:
             self.store = OwnStore(values, captured.axes, trained)
         self.coverage = Coverage(captured.axes, parameters, setup.setting.narrowest)

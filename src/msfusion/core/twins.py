@@ -1,0 +1,107 @@
+"""Twins: units that start as copies of one another, and go on sharing what they learn.
+
+Trained from independent initial values, the units of a sub-model learn to work beside one another, and in
+the next round each works beside others. Here unit ``u`` of a cut axis starts as a copy of unit ``u mod
+width``; units that are alike are twins. A cyclic window of that width then holds one of each kind, wherever
+it starts, so all sub-models are the same function at first, up to the order of their units, and so is the
+full model under the scale rule (core/scale.py): what participants learn in different windows, they learn
+about the same function. From there twins drift apart with the data and the neighbours that they see. How
+fast, is the tie: the share of a unit's merged change that is the mean over its twins instead of its own. With
+a tie of 1 they stay alike, and the full model is a small one in many copies. (Ours; the start is related to
+Net2Net's widening, arXiv 1511.05641.) Where an axis does not divide by the width, the window that crosses its
+end holds some kinds twice and misses others.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Widths
+from msfusion.core.scale import factors
+
+
+class Twins:
+    """Who is whose twin in a model, and how they are tied.
+
+    widths: axis -> units of the narrowest window, the number of kinds; axes that are not named have no twins.
+    tie: in [0, 1].
+    """
+
+    def __init__(self, axes: AxisMap, widths: Widths, tie: float) -> None:
+        self.tie = tie
+        self._axes, self._widths = axes, dict(widths)
+        self._kinds = cache(lambda dim: kinds(dim, self._widths))
+
+    @torch.no_grad()
+    def start_(self, values: Mapping[str, Tensor], power: float) -> None:
+        """Make all twins copies of the first of their kind, in place.
+
+        power: the scale rule's exponent; 0 where the rule is off. Tensors to which it applies become smaller
+        by the root of the factor, so that a sub-model's outputs spread as those of the full model did by its
+        own initial values.
+        """
+        shrink = factors(self._axes, self._widths, 0.5 if power else 0.0)
+        for name, value in values.items():
+            copies = value
+            for d, (first, kind) in self._cut(name):
+                copies = copies.index_select(d, first[kind].to(value.device))
+            value.copy_(copies / shrink[name] if name in shrink else copies)
+
+    def mean(self, name: str, total: Tensor, weight: Tensor) -> Tensor:
+        """The weighted mean over twins, in the shape of the tensor.
+
+        total: weighted sum per parameter. weight: sum of the weights, broadcast to it; 0 where nobody held a
+        parameter. Twins of which nobody held any have the mean 0.
+        """
+        cut = self._cut(name)
+        shape = list(weight.shape)
+        for d, _ in cut:
+            shape[d] = total.shape[d]
+        weight = weight.expand(shape)
+        for d, (first, kind) in cut:
+            kind = kind.to(total.device)
+            total, weight = (_added(tensor, d, kind, len(first)) for tensor in (total, weight))
+        mean = total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+        for d, (_, kind) in cut:
+            mean = mean.index_select(d, kind.to(mean.device))
+        return mean
+
+    def _cut(self, name: str) -> list[tuple[int, tuple[Tensor, Tensor]]]:
+        """The dimensions in which a tensor's indices have twins, with what ``kinds`` says of them."""
+        found = [(d, self._kinds(dim)) for d, dim in enumerate(self._axes.tensors[name])]
+        return [(d, (first, kind)) for d, (first, kind) in found if len(first) < len(kind)]
+
+
+def kinds(dim: Dim, widths: Widths) -> tuple[Tensor, Tensor]:
+    """The first index of every kind along a dimension, and the kind of every index; int64."""
+    first, kind = torch.unique(_first(dim, widths), return_inverse=True)
+    return first, kind
+
+
+def _first(dim: Dim, widths: Widths) -> Tensor:
+    """For every index of a dimension, the first one of its kind."""
+    match dim:
+        case Axis(name=name, size=size):
+            return torch.arange(size) % widths.get(name, size)
+        case Product(factors=inner):
+            places = torch.zeros(1, dtype=torch.int64)
+            for factor in inner:
+                places = (places[:, None] * factor.size + _first(factor, widths)).flatten()
+            return places
+        case Concat(parts=parts):
+            columns, offset = [], 0
+            for part in parts:
+                columns.append(_first(part, widths) + offset)
+                offset += part.size
+            return torch.cat(columns)
+        case Fixed(size=size):
+            return torch.arange(size)
+
+
+def _added(tensor: Tensor, dimension: int, kind: Tensor, count: int) -> Tensor:
+    """The sums over the indices of each kind along a dimension."""
+    shape = list(tensor.shape)
+    shape[dimension] = count
+    return tensor.new_zeros(shape).index_add_(dimension, kind, tensor)
