@@ -69,7 +69,7 @@ def simulation(
 ) -> Simulation:
     torch.manual_seed(0)
     data = examples(name, shape, 0)
-    run = Run(**{"evaluate_every": 10**9, "train": TRAIN, "rounds": 10**6, **changes})
+    run = Run(**{"evaluate_every": 10**9, "train": TRAIN, "rounds": 10**6, "workers": 1, **changes})
     x, _ = data.batch(torch.arange(2))
     return Simulation(Problem(build(name, None, options)[0], (x,), [data] * participants, data), run)
 

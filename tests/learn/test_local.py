@@ -100,13 +100,31 @@ def test_clip_leaves_a_small_gradient_alone() -> None:
     assert module.weight.item() == pytest.approx(3 - 0.24)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
-)
-def test_the_optimizer_is_the_configured_one(name: Any, kind: type) -> None:
-    optimizer = make_optimizer(line(1.0), Train(optimizer=name, weight_decay=0.25), 0.125)
-    assert type(optimizer) is kind
-    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.125, 0.25)
+STOCK: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_optimizer_is_the_configured_one(name: Any, momentum: float) -> None:
+    """To the bit, over steps in which one parameter has a gradient every second time, and one never."""
+    draw = torch.Generator().manual_seed(0)
+    modules = [nn.ParameterList(torch.ones(*shape) for shape in ((3, 5), (7,), (2,))) for _ in range(2)]
+    ours = make_optimizer(modules[0], Train(optimizer=name, weight_decay=0.25, momentum=momentum), 0.125)
+    own = {"momentum": momentum} if name == "sgd" else {}
+    stock = STOCK[name](modules[1].parameters(), 0.125, weight_decay=0.25, foreach=True, **own)
+    for step in range(5):
+        ours.zero_grad()
+        stock.zero_grad()
+        for place, (one, other) in enumerate(zip(*(m.parameters() for m in modules), strict=True)):
+            if place == 0 or (place == 1 and step % 2):
+                one.grad = torch.randn(one.shape, generator=draw)
+                other.grad = one.grad.clone()
+        ours.step()
+        stock.step()
+    for one, other in zip(*(m.parameters() for m in modules), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(modules[0][1], torch.ones(7))
+    assert torch.equal(modules[0][2], torch.ones(2))
 
 
 def test_frozen_parameters_are_not_trained() -> None:

@@ -79,7 +79,7 @@ def bare(module: nn.Module, config: Train, steps: int) -> None:
     optimizer = make_optimizer(module, config, 0.1)
     x, y = images().batch(torch.arange(config.batch))
     for _ in range(steps):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         F.cross_entropy(module(x), y).backward()
         optimizer.step()
 

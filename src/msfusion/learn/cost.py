@@ -17,6 +17,7 @@ from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, update
 from msfusion.learn.objective import Objective
+from msfusion.learn.optimizer import Optimizer
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -139,11 +140,10 @@ def _empty(shape: Sequence[int], like: Tensor, device: str) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=device)
 
 
-def _make_states(optimizer: torch.optim.Optimizer) -> None:
+def _make_states(optimizer: Optimizer) -> None:
     """A step with any gradients."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.empty_like(parameter)
+    for parameter in optimizer.parameters:
+        parameter.grad = torch.empty_like(parameter)
     optimizer.step()
 
 

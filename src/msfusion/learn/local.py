@@ -17,6 +17,7 @@ from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared
 from msfusion.learn.objective import Objective
+from msfusion.learn.optimizer import Kind, Optimizer
 
 _FETCHED = 16_000_000  # bytes of inputs
 
@@ -25,7 +26,7 @@ _FETCHED = 16_000_000  # bytes of inputs
 class Train:
     """Local training of one participant in one round."""
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"  # made anew in each round
+    optimizer: Kind = "sgd"  # made anew in each round
     lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
     momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
@@ -36,19 +37,16 @@ class Train:
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast in local training; values stay float32
 
 
-def make_optimizer(module: nn.Module, config: Train, lr: float) -> torch.optim.Optimizer:
+def make_optimizer(module: nn.Module, config: Train, lr: float) -> Optimizer:
     """The configured optimizer over all parameters that want a gradient."""
     return optimizer_of([p for p in module.parameters() if p.requires_grad], config, lr)
 
 
-def optimizer_of(parameters: list[nn.Parameter], config: Train, lr: float) -> torch.optim.Optimizer:
-    """The configured optimizer; its steps work element by element."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters, lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-        )
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr, weight_decay=config.weight_decay, foreach=True)
+def optimizer_of(parameters: list[nn.Parameter], config: Train, lr: float) -> Optimizer:
+    """The configured optimizer over these parameters."""
+    return Optimizer(
+        config.optimizer, parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
 
 
 def learning_rate(config: Train, round: int, rounds: int) -> float:
@@ -87,7 +85,7 @@ def train(
 
 def update(
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     objective: Objective,
     config: Train,
     inputs: Tensor,
@@ -104,7 +102,7 @@ def update(
         else:
             output, term = module(inputs), None
         loss = objective.loss(output, targets)
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
     if config.clip is not None:
         nn.utils.clip_grad_norm_(module.parameters(), config.clip)
@@ -125,27 +123,24 @@ def batches(data: Dataset[Any], batch: int, steps: int, seed: int) -> Iterator[t
     A dataset that serves batches itself is asked for many at once, as far as ``_FETCHED`` bytes hold them.
     """
     changes = torch.Generator().manual_seed(derive(seed, "augmentation"))
-    chosen = list(orders(len(data), batch, steps, seed))  # type: ignore[arg-type]
-    at_once = 1
-    while chosen:
-        now, chosen = chosen[:at_once], chosen[at_once:]
-        inputs, targets = fetch(data, torch.cat(now), changes)
-        if hasattr(data, "batch"):
-            at_once = max(1, _FETCHED * len(now) // max(1, inputs.nbytes))
-        size = len(now[0])
+    size = min(batch, len(data))  # type: ignore[arg-type]
+    chosen = order(len(data), size, steps, seed)  # type: ignore[arg-type]
+    serves, at_once = hasattr(data, "batch"), 1
+    while len(chosen):
+        now, chosen = chosen[: at_once * size], chosen[at_once * size :]
+        inputs, targets = fetch(data, now, changes)
+        if serves:
+            at_once = max(1, _FETCHED * (len(now) // size) // max(1, inputs.nbytes))
         yield from zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
 
-def orders(examples: int, batch: int, steps: int, seed: int) -> Iterator[Tensor]:
-    """The examples of each of ``steps`` batches."""
-    order = torch.Generator().manual_seed(derive(seed, "order"))
-    size = min(batch, examples)
-    left = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
-        if len(left) < size:
-            left = torch.randperm(examples, generator=order)
-        yield left[:size]
-        left = left[size:]
+def order(examples: int, size: int, steps: int, seed: int) -> Tensor:
+    """The examples of ``steps`` batches of so many, one batch behind the other."""
+    draw = torch.Generator().manual_seed(derive(seed, "order"))
+    whole = examples // size * size  # those of the last, smaller batch wait for the next shuffle
+    shuffles = -(-steps * size // whole)
+    every = [torch.randperm(examples, generator=draw)[:whole] for _ in range(shuffles)]
+    return (torch.cat(every) if shuffles > 1 else every[0])[: steps * size]
 
 
 @contextmanager

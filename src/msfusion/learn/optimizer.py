@@ -1,0 +1,97 @@
+"""Optimizers of local training: torch's own arithmetic, without what ``torch.optim`` does around it.
+
+For a small sub-model the hooks, profiler marks and checks of a ``torch.optim.Optimizer`` take as long as its
+arithmetic. Here the functions behind its classes are called directly; the values are the same to the bit.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+Kind = Literal["sgd", "adam", "adamw"]
+
+
+class Optimizer:
+    """Moves parameters against their gradients; its steps work element by element.
+
+    parameters: those without a gradient in a step are left alone in it.
+    momentum: of sgd only.
+    """
+
+    def __init__(
+        self, kind: Kind, parameters: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        self.kind, self.parameters = kind, parameters
+        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        # One kernel for all parameters on a GPU; on a CPU those of foreach are as fast.
+        self._fused = all(p.is_cuda and p.is_floating_point() for p in parameters)
+        self._momenta: dict[int, Tensor | None] = {}
+        self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Apply the gradients that there are."""
+        places = [place for place, p in enumerate(self.parameters) if p.grad is not None]
+        if places:
+            parameters: list[Tensor] = [self.parameters[place] for place in places]
+            gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+            (self._sgd if self.kind == "sgd" else self._adam)(places, parameters, gradients)
+
+    def _sgd(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        momenta = [self._momenta.get(place) for place in places]
+        sgd(
+            parameters,
+            gradients,
+            momenta,
+            foreach=not self._fused,
+            fused=self._fused,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            lr=self.lr,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        if self.momentum:
+            self._momenta |= zip(places, momenta, strict=True)
+
+    def _adam(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        for place, parameter in zip(places, parameters, strict=True):
+            if place not in self._moments:
+                self._moments[place] = self._unmoved(parameter)
+        first, second, steps = (
+            list(column) for column in zip(*(self._moments[place] for place in places), strict=True)
+        )
+        adam(
+            parameters,
+            gradients,
+            first,
+            second,
+            [],
+            steps,
+            foreach=not self._fused,
+            fused=self._fused,
+            has_complex=any(p.is_complex() for p in parameters),
+            decoupled_weight_decay=self.kind == "adamw",
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    def _unmoved(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments and number of steps before the first one."""
+        one, other = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
+        device = parameter.device if self._fused else "cpu"  # where the functions of torch want it
+        return one, other, torch.tensor(0.0, dtype=torch.float32, device=device)
