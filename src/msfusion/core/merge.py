@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, positions
-from msfusion.core.cut import Cut, Cuts, index, room
+from msfusion.core.cut import Cut, Cuts, block_size, index, room
 from msfusion.core.cut import overlay as overlay
 from msfusion.core.twins import Twins
 from msfusion.errors import Diverged, UserError
@@ -119,13 +119,13 @@ class Merge:
         self._values = values
         self._twins = twins
         self._measure = measure
-        self._squares = 0.0
+        self._squares: Tensor | float = 0.0
         self._holders: dict[str, Tensor] = {}
         self._axes = axes
         self._cuts = cuts or Cuts(axes)
         self._zeros = zeros or _zeros
         self._sum: dict[str, Tensor] = {}
-        self._used: dict[str, Tensor] = {}  # sums of an earlier round, to be overwritten
+        self._used: dict[str, Tensor] = {}  # sums of an earlier round, zero again
         self._weight: dict[str, Tensor] = {}
         self._room: dict[torch.dtype, Tensor] = {}
 
@@ -150,8 +150,9 @@ class Merge:
             self._room[total.dtype] = room(total)
         for moved in cut.add_change(total, value, part, weight, self._room[total.dtype]):
             if self._measure:
-                norm = torch.linalg.vector_norm(moved, dtype=torch.float64)
-                self._squares += weight * float(norm) ** 2
+                self._squares = self._squares + weight * _squares(
+                    moved
+                )  # no float: a GPU would be waited for
         self._weight[name] = self._counted(self._weight.get(name), cut, weight, total)
         if self._measure:
             held = self._holders.get(name)
@@ -162,8 +163,8 @@ class Merge:
         if name not in self._sum:
             value, used = self._values[name], self._used.pop(name, None)
             wide = torch.promote_types(value.dtype, torch.float32)
-            zeros = self._zeros(tuple(value.shape), wide, value.device) if used is None else used.zero_()
-            self._sum[name] = zeros
+            new = self._zeros(tuple(value.shape), wide, value.device) if used is None else used
+            self._sum[name] = new
         return self._sum[name]
 
     def _counted(
@@ -190,15 +191,16 @@ class Merge:
         """
         if not self._measure:
             return None
-        moved = common = 0.0
+        moved: Tensor | float = 0.0
+        common: Tensor | float = 0.0
         for name, total in self._sum.items():
             for rows in row_blocks(tuple(total.shape)):
                 weight = _rows(self._weight[name], rows).clamp_min(torch.finfo(total.dtype).tiny)
                 squares = total[rows].square().div_(weight)
-                moved += float(squares.sum(dtype=torch.float64))
+                moved = moved + squares.sum(dtype=torch.float64)
                 shared = _rows(self._holders[name], rows) > 1
-                common += float(squares.mul_(shared).sum(dtype=torch.float64))
-        return Shift(max(0.0, self._squares - moved), common)
+                common = common + squares.mul_(shared).sum(dtype=torch.float64)
+        return Shift(max(0.0, float(self._squares - moved)), float(common))
 
     def check(self, contribution: Contribution) -> None:
         """Raise UserError unless names, shapes, values and weight are as they must be."""
@@ -226,11 +228,14 @@ class Merge:
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
             common = self._twins.mean(name, total, weight) if self._twins and self._twins.tie else None
-            mean = total.div_(weight.clamp_min_(torch.finfo(total.dtype).tiny))
-            if self._twins and common is not None:
-                mean.lerp_(common, self._twins.tie)
-            value.sub_(mean, alpha=step)  # x - 0 is x, even for -0
-        self.clear()
+            for rows in row_blocks(tuple(value.shape), block_size(value.device)):
+                changes = total[rows]
+                changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
+                if self._twins and common is not None:
+                    changes.lerp_(_rows(common, rows), self._twins.tie)
+                value[rows].sub_(changes, alpha=step)  # x - 0 is x, even for -0
+                changes.zero_()  # for the next round, as long as it is in the cache
+        self._forget()
 
     @torch.no_grad()
     def moved(self, step: float) -> Iterator[tuple[str, Rows, Tensor]]:
@@ -244,6 +249,11 @@ class Merge:
 
     def clear(self) -> None:
         """Forget all contributions."""
+        for total in self._sum.values():
+            total.zero_()
+        self._forget()
+
+    def _forget(self) -> None:
         self._used |= self._sum
         self._sum.clear()
         self._weight.clear()
@@ -273,6 +283,11 @@ def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows
     step = max(1, elements // max(1, math.prod(shape[1:])))
     for start in range(0, shape[0], step):
         yield slice(start, min(start + step, shape[0]))
+
+
+def _squares(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    return norm.square()
 
 
 @torch.no_grad()
