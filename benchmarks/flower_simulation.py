@@ -4,7 +4,8 @@ Each row is a run of its own, in processes of its own, on the same digits, model
 
 - Flower, FedAvg: the stock strategy of ``flwr.serverapp.strategy``; each client trains the full model.
 - Flower, msfusion: the app of ``msfusion flower new``; each client trains a share of 0.3.
-- simulation, fedavg and msfusion: ``msfusion simulate``, without any engine.
+- simulation, fedavg and msfusion: ``msfusion simulate``, without any engine; in one process, and with a
+  worker per core, as it runs by default.
 
 Seconds per round are the median of those between the ends of rounds, without the first; nobody scores
 anything. Memory is the largest sum of the resident memory of all processes of a run, looked at every half
@@ -16,16 +17,19 @@ second, shared pages counted in each. Bytes are those of the parameters that tra
 import argparse
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import machine
 
 BIN = Path(sys.executable).parent
 PARTICIPANTS, ROUNDS, SEED = 10, 10, 0
@@ -106,14 +110,18 @@ def data(number):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print the numbers alone")
+    parser.add_argument(
+        "--method", choices=["fedavg", "msfusion"], help="its rows alone, and Flower's FedAvg"
+    )
     arguments = parser.parse_args()
+    ways: dict[str, Callable[[Path], dict[str, float]]] = {"Flower, FedAvg": stock}
+    if arguments.method != "fedavg":
+        ways["Flower, msfusion"] = own
+    for method in [arguments.method] if arguments.method else ["fedavg", "msfusion"]:
+        ways[f"simulation, {method}, one worker"] = partial(simulated, method=method, workers=1)
+        ways[f"simulation, {method}"] = partial(simulated, method=method, workers="auto")
     with tempfile.TemporaryDirectory() as folder:
-        rows = {
-            "Flower, FedAvg": stock(Path(folder) / "a"),
-            "Flower, msfusion": own(Path(folder) / "b"),
-            "simulation, fedavg": simulated(Path(folder) / "c", "fedavg"),
-            "simulation, msfusion": simulated(Path(folder) / "d", "msfusion"),
-        }
+        rows = {name: way(Path(folder) / str(place)) for place, (name, way) in enumerate(ways.items())}
     print(json.dumps(rows) if arguments.json else text(rows))
 
 
@@ -144,10 +152,11 @@ def own(folder: Path) -> dict[str, float]:
     return {**recorded(out), "memory": peak}
 
 
-def simulated(folder: Path, method: str) -> dict[str, float]:
+def simulated(folder: Path, method: str, workers: int | str) -> dict[str, float]:
     """The project's own simulation; scored after the last round only."""
     flags = ["--method", method, "--rounds", ROUNDS, "--out", folder, "--set", f"evaluate_every={ROUNDS}"]
-    process = subprocess.Popen([str(a) for a in (BIN / "msfusion", "simulate", "demo", *flags)])
+    command = [BIN / "msfusion", "simulate", "demo", *flags, "--set", f"workers={workers}"]
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     peak = watched(process, lambda: process.poll() is not None)
     return {**recorded(folder), "memory": peak}
 
@@ -216,7 +225,7 @@ def resident(root: int, rows: list[list[int]]) -> int:
 def text(rows: dict[str, dict[str, float]]) -> str:
     first = rows["Flower, FedAvg"]
     lines = [
-        f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, flwr {version('flwr')}; "
+        f"{machine()}, flwr {version('flwr')}; "
         f"{PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits",
         "",
         "| run | s per round | of Flower's | memory | of Flower's | bytes per round | of Flower's |",

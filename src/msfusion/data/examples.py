@@ -50,7 +50,7 @@ class LabelledImages(Examples):
         return len(self.indices)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        rows = self.indices[indices]
+        rows = self.indices[indices.to(self.indices.device)]
         x = (self.images[rows].float() - self.mean) / self.std
         if self.augment and generator is not None:
             x = crop_and_flip(x, generator)
@@ -74,8 +74,9 @@ class TokenBlocks(Examples):
         return max(0, (self.stop - self.start - self.block - 1) // self.stride + 1)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        first = self.start + indices * self.stride
-        both = self.tokens[first[:, None] + torch.arange(self.block + 1)].long()
+        device = self.tokens.device
+        first = self.start + indices.to(device) * self.stride
+        both = self.tokens[first[:, None] + torch.arange(self.block + 1, device=device)].long()
         return both[:, :-1], both[:, 1:]
 
 

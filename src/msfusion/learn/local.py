@@ -180,10 +180,11 @@ def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch:
     device = next(module.parameters()).device
     module.eval()
     loss, correct, count = 0.0, 0.0, 0
-    for index in torch.split(torch.arange(examples), batch):
-        inputs, targets = fetch(data, index, None)
-        score = objective.score(module(inputs.to(device)), targets.to(device))
-        loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
+    with _uncompiled(module):
+        for index in torch.split(torch.arange(examples), batch):
+            inputs, targets = fetch(data, index, None)
+            score = objective.score(module(inputs.to(device)), targets.to(device))
+            loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
     accuracy = correct / count if objective.classes else None
     return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
 
@@ -205,5 +206,13 @@ def estimate_batch_norm(
                 for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
                     yield x
 
-    with seeded(seed, device):
+    with seeded(seed, device), _uncompiled(module):
         update_bn(inputs(), module, device=device)
+
+
+def _uncompiled(module: nn.Module) -> AbstractContextManager[Any]:
+    """Where a compiled module runs its own code: batches of scoring differ in size from those of training."""
+    if module._compiled_call_impl is None:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from msfusion.capture import Capture
@@ -14,6 +16,9 @@ from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost, cost
 from msfusion.learn.local import Train
 
+BACKEND: Any = "inductor"
+"""What torch.compile makes code with."""
+
 Plan = tuple[tuple[str, int], ...]
 """Widths in a fixed order, as a key."""
 
@@ -21,12 +26,22 @@ Plan = tuple[tuple[str, int], ...]
 class SubModels:
     """Makes and keeps the narrow modules of a captured model.
 
-    A window that moves keeps its width, so a module is built once per width plan, not once per round.
+    A window that moves keeps its width, so a module is built, and compiled, once per width plan, not once per
+    round.
+
+    compiled: modules that train are compiled, for each shape of a batch when it first comes.
     """
 
     def __init__(
-        self, captured: Capture, example: tuple[Tensor, ...], device: torch.device, power: float
+        self,
+        captured: Capture,
+        example: tuple[Tensor, ...],
+        device: torch.device,
+        power: float,
+        *,
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
         self._captured = captured
         self._example = example
         self.device = device
@@ -106,6 +121,10 @@ class SubModels:
         key = plan_of(widths)
         if key not in self._modules:
             module = self.module(widths)
+            if self.compiled:
+                # All widths share the code of one class, which is compiled no more often than this.
+                torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+                module.compile(backend=BACKEND, dynamic=False)
             tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
             factors = {name: f for name, f in self.factors(widths).items() if name in tensors}
             self._modules[key] = _Held(module, tensors, factors)

@@ -55,8 +55,9 @@ class Setup:
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
         self.attendance = attendance_of(run, exchange=self.exchange)
-        self.submodels = SubModels(captured, example, device, self.method.scale_power)
-        self.together = Together(self.submodels, run.batched, self.contrast)
+        self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=run.compile)
+        self._check_compiled()
+        self.together = Together(self.submodels, "off" if run.compile else run.batched, self.contrast)
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -108,6 +109,15 @@ class Setup:
             return overlap
         rule = self.run.adapt.rule(self.run.overlap, self.run.rounds)
         return advance(overlap, Signal(round, schedule.epoch(self.setting.narrowest), shift), rule)
+
+    def _check_compiled(self) -> None:
+        against = (
+            "batched=on" if self.run.batched == "on" else "the contrastive loss" if self.contrast else None
+        )
+        if self.run.compile and against:
+            raise UserError(
+                f"expected compile to be off beside {against}, which has no compiled form; drop one"
+            )
 
     def _capacities(self) -> list[Capacity]:
         return self.run.capacities() if self.method.cut else []

@@ -17,7 +17,7 @@ from msfusion import records
 from msfusion.capture import Capture, capture
 from msfusion.core.coverage import Coverage, Summary
 from msfusion.core.overlap import State
-from msfusion.data import fetch
+from msfusion.data import fetch, resident
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.local import Evaluation
@@ -102,6 +102,9 @@ class Simulation:
     ) -> None:
         self.problem, self.config = problem, run
         device = device_of(run.device)
+        if device.type != "cpu":
+            *train, test = resident([*problem.train, problem.test], device)
+            self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
         captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
         parameters = [name for name, _ in self.model.named_parameters()]

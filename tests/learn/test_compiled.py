@@ -1,0 +1,65 @@
+"""Compiled sub-models: once per width plan and shape of a batch, wherever the windows move."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.utils.data import TensorDataset
+
+from msfusion import Run, UserError
+from msfusion.learn import submodels
+from msfusion.learn.contrast import Contrast
+from msfusion.learn.local import Train
+from msfusion.models import build
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.simulation import Simulation
+
+
+def simulation(sizes: tuple[int, ...], **changes: Any) -> Simulation:
+    torch.manual_seed(0)
+    model = build("mlp", None, {"hidden": [24, 24]})[0]
+    data = [TensorDataset(torch.randn(n, 64), torch.randint(10, (n,))) for n in sizes]
+    settings = {"width": 0.5, "rounds": 3, "train": Train(batch=8, steps=3), "compile": True, **changes}
+    return Simulation(Problem(model, (torch.randn(2, 64),), data, data[0]), Run(**settings))
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    torch._dynamo.reset()
+    made = CompileCounter()
+    monkeypatch.setattr(submodels, "BACKEND", made)
+    return made
+
+
+CASES: list[tuple[tuple[int, ...], dict[str, Any], int]] = [
+    ((20, 9, 12, 30), {}, 1),
+    ((20, 9, 12, 30), {"width": (0.5, 0.25)}, 2),
+    ((20, 5, 12, 5), {}, 2),
+    ((20, 9, 12, 30), {"method": "standalone"}, 1),
+    ((20,) * 10, {"width": tuple(w / 24 for w in range(3, 23, 2))}, 10),
+]
+
+
+@pytest.mark.parametrize(("sizes", "changes", "expected"), CASES)
+def test_nothing_is_compiled_again_when_windows_move(
+    counter: CompileCounter, sizes: tuple[int, ...], changes: dict[str, Any], expected: int
+) -> None:
+    """Three rounds, one plan; two plans; two sizes of a batch. Scoring compiles nothing."""
+    run = simulation(sizes, **changes)
+    windows = [run.learner.windows(round, run.participants[0]) for round in range(3)]
+    assert windows[0] != windows[1] or run.config.method == "standalone"
+    compiled = run.run()
+    assert counter.frame_count == expected
+    plain = simulation(sizes, compile=False, **changes).run()
+    for one, other in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(one, other)  # the counter runs the graph as it is
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [({"batched": "on"}, "batched=on"), ({"contrast": Contrast(1.0)}, "contrastive loss")],
+)
+def test_what_has_no_compiled_form_is_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError, match=f"compile to be off beside .*{what}"):
+        simulation((9, 9), **changes)
