@@ -21,8 +21,9 @@ from msfusion.config import load
 from msfusion.core.merge import Contribution
 from msfusion.peers.agreement import Version
 from msfusion.peers.disturbed import Disturbed
-from msfusion.peers.peer import Peer, Progress, Task
+from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link
+from msfusion.peers.task import Progress, Task
 
 
 def main() -> None:

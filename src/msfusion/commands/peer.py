@@ -18,8 +18,9 @@ from msfusion.data import load as load_data
 from msfusion.learn.objective import Objective
 from msfusion.models import build, build_without_values
 from msfusion.peers.chronicle import Described
-from msfusion.peers.peer import Peer, Progress, Task
+from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, number_of
+from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
 

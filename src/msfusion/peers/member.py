@@ -7,7 +7,7 @@ remembered that the next step could not see again. So it does not matter when a 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from msfusion.core.axes import Selection
@@ -16,14 +16,16 @@ from msfusion.peers import agreement
 from msfusion.peers.agreement import Decision, Left, Offer, State, States, Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.course import Course
-from msfusion.peers.disk import HISTORY, Disk, History
+from msfusion.peers.disk import Disk, History
+from msfusion.peers.histories import Histories
 from msfusion.peers.home import ALL, Home
 from msfusion.peers.layout import Layout
 from msfusion.peers.network import Network, Wanted
 from msfusion.peers.points import reached
-from msfusion.peers.settings import Peers, name_of
+from msfusion.peers.settings import Peers
 from msfusion.peers.strip import Strip
 from msfusion.peers.tasks import Tasks
+from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
 
 
@@ -64,11 +66,10 @@ class Member:
     ) -> None:
         self._run, self._peers, self._participants, self._expected = run, peers, participants, expected
         self._layout, self._disk, self._course, self._home = layout, disk, course, home
-        self._board, self._say = board, say
+        self._board, self._tell = board, Teller(board, peers.names, say)
         self._tasks = Tasks(board.wake)
         self._placing, self._opened, self._staging, self._alone = Clock(), Clock(), Clock(), Clock()
         self._away: dict[int, int] = {}
-        self._said = ""
         self._stop = threading.Event()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -76,6 +77,9 @@ class Member:
     def start(self, network: Network) -> None:
         """Take part from now on."""
         self._network = network
+        self._histories = Histories(
+            self._disk, self._board, network, len(self._layout), measured=self._run.adapt.measures
+        )
         self._thread.start()
 
     def stop(self) -> None:
@@ -134,7 +138,7 @@ class Member:
             return False
         if missing:
             if not own.done:  # a peer that waits for the last others needs no shards
-                self._tell_missing(base, sorted(missing))
+                self._tell.missing(base, sorted(missing))
             return False
         members = {n: s.session for n, s in states.items() if n == own.number or not self._sits_out(n, base)}
         known = [s.view.epoch for s in (*self._board.last().values(), *states.values()) if s.view]
@@ -145,7 +149,7 @@ class Member:
         if base.round == 0 and view is None:
             wanted = self._peers.start or self._participants
             if len(states) < wanted:
-                self._tell(f"waiting for {wanted - len(states)} of {wanted} participants")
+                self._tell.waiting(len(states), wanted)
                 return False
             return True
         settled = time.monotonic() - self._board.started > self._peers.settle
@@ -153,7 +157,7 @@ class Member:
 
     def _follow(self, view: View) -> bool:
         own = self._board.own
-        history = self._history(view.base)
+        history = self._histories.of(view.base)
         if history is None:
             return False
         if view.base != own.at or own.view is None:
@@ -171,39 +175,8 @@ class Member:
                 decision=None,
                 holds=self._disk.holds(),
             )
-        names = ", ".join(self._name(n) for n in view.members)
-        self._tell(f"{len(view.members)} here ({names}), going on from round {view.base.round}")
+        self._tell.going_on(view)
         return True
-
-    def _history(self, version: Version) -> History | None:
-        """How a version came about, to the end: with the model shift of the last round, where it is measured,
-        from all shards or from somebody who has seen them all."""
-        history, states = self._disk.history(version), self._board.here()
-        if history is not None and (whole := self._measured(version, history, states)) is not None:
-            if whole != history:
-                self._disk.remember(version, whole)
-            return whole
-        others = [n for n, s in states.items() if n != self._board.own.number]
-        for n in sorted(others, key=lambda n: states[n].committed != version):
-            if version != states[n].committed and version.text not in states[n].holds:
-                continue
-            text = self._network.text([n], f"history/{version.text}")
-            theirs = HISTORY.validate_json(text) if text else None
-            whole = self._measured(version, theirs, states) if theirs else None
-            if whole is not None:
-                self._disk.remember(version, whole)
-                return whole
-        return None
-
-    def _measured(self, version: Version, history: History, states: States) -> History | None:
-        """The history with the model shift of its last round; None as long as that cannot be known."""
-        if not (self._run.adapt.measures and history.entries) or history.entries[-1].shift is not None:
-            return history
-        shift = agreement.whole_shift(version, states, len(self._layout))
-        if shift is None:
-            return None
-        *before, last = history.entries
-        return History(history.parent, (*before, replace(last, shift=shift)))
 
     def _renew(self, view: View, states: States) -> bool:
         """Whether the lead proposes another view though nobody left: to take someone in between two rounds,
@@ -228,7 +201,7 @@ class Member:
     def _evict(self, view: View, states: States, slow: set[int], why: str) -> bool:
         for n in slow:
             self._away[n] = self._board.own.at.round + 1
-            self._tell(f"{self._name(n)} {why} within {self._peers.deadline:g} s: going on without it")
+            self._tell.slow(n, why, self._peers.deadline)
         return self._propose(states, view)
 
     # --- a round
@@ -250,7 +223,7 @@ class Member:
 
     def _place(self, view: View, version: Version, shards: set[int]) -> None:
         """Get shards that this peer should hold from those who have them."""
-        history = self._history(version)
+        history = self._histories.of(version)
         if history is None:
             return
         for shard in sorted(shards):
@@ -384,7 +357,7 @@ class Member:
             return True
         if not self._complete(view, target, states, holders):
             return False
-        whole = self._measured(target, history, states) or self._history(target)
+        whole = self._histories.whole(target, history, states) or self._histories.of(target)
         if whole is None:
             return False
         self._disk.remember(target, whole)
@@ -403,22 +376,3 @@ class Member:
         windows = self._course.windows(version, participant)
         assert windows is not None
         return windows
-
-    # --- what the user hears
-
-    def _name(self, number: int) -> str:
-        return name_of(number, self._peers.names)
-
-    def _tell(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
-            self._say(text)
-
-    def _tell_missing(self, base: Version, shards: list[int]) -> None:
-        last = self._board.last()
-        had = {n for n, s in last.items() if set(shards) & agreement.held(s, base)}
-        who = ", ".join(self._name(n) for n in sorted(had)) or "the peers that held them"
-        self._tell(
-            f"stopped after round {base.round}, the last safe one: nobody here has shards "
-            f"{', '.join(map(str, shards))} of it; going on as soon as {who} can be reached"
-        )

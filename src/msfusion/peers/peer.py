@@ -2,37 +2,29 @@
 
 import hashlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from msfusion.capture import Capture
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
-from msfusion.core.seeds import derive
 from msfusion.errors import Diverged, UserError
-from msfusion.learn.carried import Carried
-from msfusion.learn.initial import write_initial
 from msfusion.learn.local import Evaluation
-from msfusion.learn.objective import Objective
 from msfusion.learn.shards import Shards, Spec
 from msfusion.peers.agreement import Given, Offer, State, Version
 from msfusion.peers.board import Board
-from msfusion.peers.chronicle import Chronicle, Described, own_line
+from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.course import Course
-from msfusion.peers.disk import INITIAL, Disk
+from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.gather import gather
 from msfusion.peers.home import Home
+from msfusion.peers.initial import buffers_in, make_initial
+from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network, Wanted
@@ -40,58 +32,14 @@ from msfusion.peers.points import reached
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.strip import Strip
+from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import configuration
 from msfusion.records import Own
-from msfusion.runtimes import checkpoint
 from msfusion.runtimes.run import Run
 from msfusion.runtimes.setup import Setup, device_of
 
-BUFFERS = "buffers.safetensors"
 PREVIOUS = "previous"
 _LINGER = 60.0  # seconds that a peer that is done waits for others
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a peer trains.
-
-    model: the full model without values (parameters on the meta device).
-    build: makes it with values; called under the run's seed.
-    data: this participant's examples.
-    test: what the full model is scored on, where this peer does that.
-    fingerprint: hash of all settings on which the peers must agree.
-    """
-
-    model: nn.Module
-    build: Callable[[], nn.Module]
-    captured: Capture
-    example: tuple[Tensor, ...]
-    data: Dataset[Any]
-    objective: Objective
-    fingerprint: str
-    seed: int
-    test: Dataset[Any]
-    described: Described
-
-
-@dataclass
-class Progress:
-    """What a peer shows of itself.
-
-    stage: what it is doing.
-    loss: of its last training.
-    score: of its sub-model as received, on its own examples.
-    full: of the full model, where this peer scores it.
-    """
-
-    round: int = 0
-    stage: str = "starting"
-    loss: float | None = None
-    score: Evaluation | None = None
-    full: Evaluation | None = None
-    here: list[str] = field(default_factory=list)
-    sent: int = 0
-    received: int = 0
 
 
 class Peer:
@@ -139,7 +87,8 @@ class Peer:
         self.layout = Layout(task.captured.axes, own_specs, shards_for(own_specs, participants))
         first = Version(0, task.fingerprint)
         self.disk = Disk(folder, self.layout, first)
-        self._make_initial(first)
+        make_initial(folder, task, self.disk, first)
+        self._kept = Kept(folder / PREVIOUS, number, device_of(run.device))
         self.course = Course(self.setup, first)
         self.home = Home(self.layout, self.disk, self.course, measure=run.adapt.measures)
         committed = self.disk.committed()
@@ -237,7 +186,7 @@ class Peer:
         self.progress.score = score_own(module, task.data, task.objective, task.seed)
         self._shown("train")
         reached("train", version.round)
-        previous = self._previous(version.round)
+        previous = self._kept.before(version.round) if learner.contrast is not None else None
         try:
             contribution, loss = learner.train(version.round, self.own, windows, values, previous)
         except Diverged as error:
@@ -248,7 +197,7 @@ class Peer:
         self.progress.loss = loss
         self._see(version.round)
         if learner.contrast is not None:
-            self._keep(version.round, contribution)
+            self._kept.keep(version.round, contribution)
         self._offer(version, contribution, loss)
         self._shown("push")
 
@@ -269,7 +218,7 @@ class Peer:
                 wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(places)))
         self.disk.release()
         self.network.fetch(wanted, lambda: self.board.own.at == version)
-        return {**values, **extract(self._buffers(), self.setup.captured.axes, windows)}
+        return {**values, **extract(buffers_in(self.folder), self.setup.captured.axes, windows)}
 
     def _room(self, windows: Selection) -> dict[str, Tensor]:
         """Where the pulled values go: the same memory in every round, as long as the widths are the same."""
@@ -293,43 +242,6 @@ class Peer:
         with self.board.changed:
             if self.board.own.at == offer.version:
                 self.board.update(offer=offer)
-
-    def _previous(self, round: int) -> Contribution | None:
-        """What this participant handed over when it last trained before a round."""
-        if not self.run_settings.contrast.weight:
-            return None
-        kept = [path for path in self._kept() if int(path.stem) < round]
-        if not kept:
-            return None
-        device = device_of(self.run_settings.device)
-        return Carried.restored(load_file(kept[-1]), device).previous[self.number]
-
-    def _keep(self, round: int, contribution: Contribution) -> None:
-        """Keep a contribution for the next rounds, and the one before it: the round may be repeated."""
-        path = self.folder / PREVIOUS / f"{round:06d}.safetensors"
-        checkpoint.write(path, Carried({self.number: contribution}).state(), {})
-        for old in self._kept()[:-2]:
-            old.unlink()
-
-    def _kept(self) -> list[Path]:
-        return sorted((self.folder / PREVIOUS).glob("*.safetensors"))
-
-    def _make_initial(self, first: Version) -> None:
-        """Initial values straight into a file, as a simulation makes them; buffers are kept beside it."""
-        if self.disk.committed() != first or (self.folder / INITIAL).exists():
-            return
-        draft = self.folder / f"{INITIAL}.draft"
-        _remove(draft)
-        shards = write_initial(self.task.build, draft, derive(self.task.seed, "model"))
-        buffers = {
-            name: shards[name].clone() if name in shards else value
-            for name, value in self.task.model.named_buffers()
-        }
-        checkpoint.write(self.folder / BUFFERS, buffers, {})
-        draft.rename(self.folder / INITIAL)
-
-    def _buffers(self) -> dict[str, Tensor]:
-        return load_file(self.folder / BUFFERS)
 
     def _shown(self, stage: str) -> None:
         progress = self.progress
@@ -374,7 +286,7 @@ class Peer:
             return self.member.error is None and self.board.own.at == version
 
         return gather(
-            folder, version, self.layout, self.disk, self._buffers(), self.member, self.network, valid
+            folder, version, self.layout, self.disk, buffers_in(self.folder), self.member, self.network, valid
         )
 
     def _linger(self) -> None:
@@ -398,7 +310,3 @@ def _on_cpu(contribution: Contribution) -> Contribution:
     return Contribution(
         contribution.participant, contribution.selection, values, contribution.weight, contribution.only
     )
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)

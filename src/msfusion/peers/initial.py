@@ -1,0 +1,35 @@
+"""Initial values of a run on a peer's disk."""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from msfusion.core.seeds import derive
+from msfusion.learn.initial import write_initial
+from msfusion.peers.agreement import Version
+from msfusion.peers.disk import INITIAL, Disk
+from msfusion.peers.task import Task
+from msfusion.runtimes import checkpoint
+
+_BUFFERS = "buffers.safetensors"
+
+
+def make_initial(folder: Path, task: Task, disk: Disk, first: Version) -> None:
+    """Initial values straight into a file, as a simulation makes them; buffers are kept beside it."""
+    if disk.committed() != first or (folder / INITIAL).exists():
+        return
+    draft = folder / f"{INITIAL}.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    shards = write_initial(task.build, draft, derive(task.seed, "model"))
+    buffers = {
+        name: shards[name].clone() if name in shards else value for name, value in task.model.named_buffers()
+    }
+    checkpoint.write(folder / _BUFFERS, buffers, {})
+    draft.rename(folder / INITIAL)
+
+
+def buffers_in(folder: Path) -> dict[str, Tensor]:
+    """The model's buffers, which no round changes."""
+    return load_file(folder / _BUFFERS)

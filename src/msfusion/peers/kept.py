@@ -1,0 +1,32 @@
+"""What a participant handed over in the rounds before, which contrast looks at."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from msfusion.core.merge import Contribution
+from msfusion.learn.carried import Carried
+from msfusion.runtimes import checkpoint
+
+
+class Kept:
+    """Contributions in files, the last two: a round may be repeated."""
+
+    def __init__(self, folder: Path, number: int, device: torch.device) -> None:
+        self._folder, self._number, self._device = folder, number, device
+
+    def before(self, round: int) -> Contribution | None:
+        """What was handed over when this participant last trained before a round."""
+        kept = [path for path in self._files() if int(path.stem) < round]
+        return Carried.restored(load_file(kept[-1]), self._device).previous[self._number] if kept else None
+
+    def keep(self, round: int, contribution: Contribution) -> None:
+        """Keep a contribution for the next rounds."""
+        path = self._folder / f"{round:06d}.safetensors"
+        checkpoint.write(path, Carried({self._number: contribution}).state(), {})
+        for old in self._files()[:-2]:
+            old.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.safetensors"))

@@ -1,0 +1,47 @@
+"""What a peer tells its user of the group."""
+
+from collections.abc import Callable, Sequence
+
+from msfusion.peers import agreement
+from msfusion.peers.agreement import Version, View
+from msfusion.peers.board import Board
+from msfusion.peers.settings import name_of
+
+
+class Teller:
+    """Says what happens, by names, and nothing twice in a row."""
+
+    def __init__(self, board: Board, names: Sequence[str], say: Callable[[str], None]) -> None:
+        self._board, self._names, self._say = board, names, say
+        self._said = ""
+
+    def waiting(self, here: int, wanted: int) -> None:
+        """The run has not begun."""
+        self._tell(f"waiting for {wanted - here} of {wanted} participants")
+
+    def going_on(self, view: View) -> None:
+        """There is a new view."""
+        names = ", ".join(self._name(n) for n in view.members)
+        self._tell(f"{len(view.members)} here ({names}), going on from round {view.base.round}")
+
+    def slow(self, number: int, why: str, seconds: float) -> None:
+        """A member is left behind."""
+        self._tell(f"{self._name(number)} {why} within {seconds:g} s: going on without it")
+
+    def missing(self, base: Version, shards: Sequence[int]) -> None:
+        """Nobody here has some shards."""
+        last = self._board.last()
+        had = {n for n, s in last.items() if set(shards) & agreement.held(s, base)}
+        who = ", ".join(self._name(n) for n in sorted(had)) or "the peers that held them"
+        self._tell(
+            f"stopped after round {base.round}, the last safe one: nobody here has shards "
+            f"{', '.join(map(str, shards))} of it; going on as soon as {who} can be reached"
+        )
+
+    def _name(self, number: int) -> str:
+        return name_of(number, self._names)
+
+    def _tell(self, text: str) -> None:
+        if text != self._said:
+            self._said = text
+            self._say(text)
