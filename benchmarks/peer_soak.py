@@ -1,8 +1,9 @@
 """Peers that are killed at random, for half an hour: what was committed stays, and memory does not grow.
 
-Real ``msfusion peer`` processes over loopback. Every so often one of them is killed (SIGKILL, at whatever
-point of a round it is) and started again with the same command. One peer is never killed: its memory is
-watched over the whole time. In the end all are stopped with Ctrl-C and the disks are read. Then
+Real processes over loopback, each with what ``msfusion peer`` does; they are forked from this one, as loading
+PyTorch anew at every start takes a busy machine longer than the peer was away. Every so often one of them is
+killed (SIGKILL, at whatever point of a round it is) and started again. One peer is never killed: its memory
+is watched over the whole time. In the end all are stopped with Ctrl-C and the disks are read. Then
 
 - every round that any disk had committed at any kill must be in the history that all ended with,
 - the histories of all peers must be one (some end a round or two earlier),
@@ -13,15 +14,16 @@ watched over the whole time. In the end all are stopped with Ctrl-C and the disk
 
 import argparse
 import json
+import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +31,14 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from msfusion.commands.peer import free_port
+from msfusion.commands.peer import free_port, run
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
 from msfusion.peers.agreement import Version
+from msfusion.peers.settings import Link
 
 PRESET = """
 participants = {peers}
@@ -67,18 +70,32 @@ class Peer:
 
     number: int
     folder: Path
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
+    preset: Path
+    link: Link
+    process: BaseProcess | None = None
     memory: list[tuple[float, int, float, float]] = field(default_factory=list)
 
     def start(self) -> None:
-        with self.folder.with_suffix(".log").open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+        self.process = get_context("fork").Process(target=self._play)
+        self.process.start()
 
     def kill(self) -> None:
         assert self.process
         self.process.kill()
-        self.process.wait()
+        self.process.join()
+
+    def stop(self) -> None:
+        """Ctrl-C."""
+        assert self.process
+        assert self.process.pid
+        os.kill(self.process.pid, signal.SIGINT)
+
+    def _play(self) -> None:
+        log = os.open(self.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        own = {"participant": str(self.number), "link": self.link, "out": self.folder}
+        run(str(self.preset), {}, **own, own_data=False, evaluate=False, export=None)
 
     def look(self, since: float) -> None:
         """Note the memory that the process takes."""
@@ -124,7 +141,7 @@ def main() -> None:
             marks = soak(peers, arguments.minutes * 60, arguments.interval, random.Random(arguments.seed))
         finally:
             for peer in peers:
-                if peer.process and peer.process.poll() is None:
+                if peer.process and peer.process.is_alive():
                     peer.kill()
         report(peers, marks, preset)
 
@@ -135,9 +152,8 @@ def group(preset: Path, count: int) -> list[Peer]:
     for n in range(count):
         folder = preset.parent / str(n)
         folder.mkdir()
-        reach = ["--connect", f"127.0.0.1:{port}"] if n else ["--listen", f"127.0.0.1:{port}"]
-        own = ["peer", str(preset), "--participant", str(n), "--out", str(folder), *reach]
-        peers.append(Peer(n, folder, [sys.executable, "-m", "msfusion", *own]))
+        link = Link([f"127.0.0.1:{port}"]) if n else Link(listen=[f"127.0.0.1:{port}"])
+        peers.append(Peer(n, folder, preset, link))
     return peers
 
 
@@ -174,19 +190,18 @@ def soak(peers: list[Peer], seconds: float, interval: float, chance: random.Rand
             next_look += LOOK
             for peer in peers:
                 assert peer.process
-                assert peer.process.poll() is None, f"peer {peer.number} ended by itself"
+                assert peer.process.is_alive(), f"peer {peer.number} ended by itself"
                 peer.look(began)
-        for mark in marks[-2:]:
+        for mark in marks:
             newest = peers[mark.victim].committed()
             if mark.rejoined is None and newest and newest.round > len(mark.committed):
                 mark.rejoined = now - began - mark.at
         time.sleep(0.05)
     for peer in peers:
-        assert peer.process
-        peer.process.send_signal(signal.SIGINT)
+        peer.stop()
     for peer in peers:
         assert peer.process
-        peer.process.wait(120)
+        peer.process.join(120)
     return marks
 
 
@@ -201,10 +216,8 @@ def report(peers: list[Peer], marks: list[Mark], preset: Path) -> None:
     print(f"committed rounds lost: {lost}")
     print(f"one history everywhere: {'yes' if same else 'NO'}")
     back = [mark.rejoined for mark in marks if mark.rejoined is not None]
-    print(
-        f"victims that were back: {len(back)} of {len(marks)}, "
-        f"after {statistics.median(back):.0f} s (most {max(back):.0f} s)"
-    )
+    after = f", after {statistics.median(back):.0f} s (most {max(back):.0f} s)" if back else ""
+    print(f"victims that had committed a new round before the end: {len(back)} of {len(marks)}{after}")
     absent = Counter(left["reason"] for entry in longest for left in entry["left"])
     merged, expected = sum(map(len, facts)), len(longest) * len(peers)
     print(f"contributions merged: {merged} of {expected}; left out: {dict(absent)}")
