@@ -3,13 +3,14 @@
 Code with sizes written out (``view(-1, 2048)``) or derived from another width (``embed // n_head``) does not
 follow its tensors. The graph does, once its size constants are replaced by those that the labels give. It is
 captured with symbolic batch and sequence lengths, once in train and once in eval mode, and what every
-operation makes of the narrow tensors is compared with the labels before it is used.
+operation makes of the narrow tensors is compared with the labels before it is used. Sizes that it holds as
+numbers (heights and widths of images) are captured anew where inputs of another size come.
 """
 
 import copy
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from .graph import Graph, capture_graph, device_of, fake_copy, fake_inputs, quie
 from .propagate import shape_of
 from .resize import Change, Sizes, changes
 from .rules.registry import base_name, labels_in
+from .runner import Runner, graph_modules
 
 _INPUT = InputKind.USER_INPUT
 
@@ -44,7 +46,7 @@ class SymbolicGraph:
         sizes = Sizes(self.derived.names, widths)
         wanted = {c.node: c for c in changes(self.derived.found, self.graph.nodes(), sizes)}
         new: torch.fx.GraphModule = copy.deepcopy(self.graph.program.graph_module)
-        for old, module in zip(self.graph.modules(), _graph_modules(new), strict=True):
+        for old, module in zip(self.graph.modules(), graph_modules(new), strict=True):
             for node, copied in zip(old.graph.nodes, list(module.graph.nodes), strict=True):
                 copied.meta["labels"] = _sizes_of(self.derived.found.values.get(node), sizes)
                 if node in wanted:
@@ -82,10 +84,6 @@ class SymbolicGraphs:
                 " others; make its forward do the same in both"
             )
         return {graph.training: SymbolicGraph(graph, derived) for graph in graphs}
-
-
-def _graph_modules(top: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
-    return [m for m in top.modules() if isinstance(m, torch.fx.GraphModule)]
 
 
 def _sizes_of(value: Any, sizes: Sizes) -> list[tuple[int, ...]]:
@@ -126,99 +124,6 @@ def _merged(node: torch.fx.Node, new: Any, old: Any) -> Any:
     return old
 
 
-@dataclass
-class Runner:
-    """Runs the graph of the mode that a module is in on that module's tensors.
-
-    graphs, programs: training -> the resized graph, and the program that it was made from.
-    example: the inputs that were captured, whose form every call must have.
-    fixed: per flat input, the sizes that the graphs hold as numbers: dimension -> size.
-    placed: the graphs on the devices that they have run on.
-    """
-
-    graphs: Mapping[bool, torch.fx.GraphModule]
-    programs: Mapping[bool, torch.export.ExportedProgram]
-    example: tuple[tuple[Any, ...], dict[str, Any]]
-    fixed: Sequence[Mapping[int, int]]
-    placed: dict[tuple[bool, torch.device], torch.fx.GraphModule] = field(default_factory=dict)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Runner":
-        """Copies of the module share it: it holds none of the module's tensors."""
-        return self
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        flat = self.flat_inputs(args, kwargs)
-        return self.run(module, flat, self.on(module.training, _device(flat)), module.training)
-
-    def run(self, module: nn.Module, flat: list[Any], graph: Any, training: bool) -> Any:
-        """Call ``graph`` with the tensors of the module, the captured constants and the inputs."""
-        program = self.programs[training]
-        tensors = {
-            **dict(module.named_parameters(remove_duplicate=False)),
-            **dict(module.named_buffers(remove_duplicate=False)),
-        }
-        given = iter(flat)
-        inputs: list[Any] = []
-        for spec in program.graph_signature.input_specs:
-            if spec.target in tensors:
-                inputs.append(tensors[spec.target])
-            elif spec.target is not None:
-                constant = program.constants[spec.target]
-                inputs.append(constant.to(_device(flat)) if isinstance(constant, Tensor) else constant)
-            else:
-                inputs.append(next(given))
-        out_spec = program.call_spec.out_spec
-        assert out_spec is not None
-        return pytree.tree_unflatten(list(graph(*inputs)), out_spec)
-
-    def flat_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The inputs in the order of the graph; ``UserError`` where they are not of the captured form."""
-        example_args, example_kwargs = self.example
-        if len(args) != len(example_args) or kwargs.keys() != example_kwargs.keys():
-            raise self._other_form()
-        ordered = {name: kwargs[name] for name in example_kwargs}
-        flat, spec = pytree.tree_flatten((args, ordered))
-        example, example_spec = pytree.tree_flatten(self.example)
-        if spec != example_spec:
-            raise self._other_form()
-        for value, captured, sizes in zip(flat, example, self.fixed, strict=True):
-            if not isinstance(captured, Tensor) and value != captured:
-                raise self._other_form()
-            for dim, size in sizes.items():
-                if value.shape[dim] != size:
-                    raise UserError(
-                        f"expected inputs of size {size} in dimension {dim}, as captured, got"
-                        f" {tuple(value.shape)}; capture the model with inputs of the size it is trained with"
-                    )
-        return flat
-
-    def _other_form(self) -> UserError:
-        args, kwargs = self.example
-        form = [f"{len(args)} positional"] + [f"{name}=" for name in kwargs]
-        return UserError(
-            f"expected inputs of the form that was captured ({', '.join(form)}, and other values than tensors"
-            " as there), got others; capture the model with inputs of the form it is trained with"
-        )
-
-    def on(self, training: bool, device: torch.device) -> torch.fx.GraphModule:
-        """The graph with the devices that it names replaced by the one it runs on."""
-        key = training, device
-        if key not in self.placed:
-            graph = copy.deepcopy(self.graphs[training])
-            for module in _graph_modules(graph):
-                for node in module.graph.nodes:
-                    node.args, node.kwargs = pytree.tree_map_only(
-                        torch.device, lambda _: device, (tuple(node.args), dict(node.kwargs))
-                    )
-                module.recompile()
-            self.placed[key] = graph
-        return self.placed[key]
-
-
-def _device(flat: list[Any]) -> torch.device:
-    return next((value.device for value in flat if isinstance(value, Tensor)), torch.device("cpu"))
-
-
 class _Checked(torch.fx.Interpreter):
     """Runs a resized graph and compares the shape of every value with that of its labels."""
 
@@ -237,21 +142,31 @@ class _GraphMismatch(RuntimeError):
 
 def with_graph_forward(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths) -> nn.Module | None:
     """The narrow copy with the resized graphs as its forward, or None where these do not fit it either."""
+    runner = _runner(copy.deepcopy(module), symbolic, widths)
+    if runner is None:
+        return None
+    module.__dict__["_captured_graphs"] = runner
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": _forward, "__module__": kind.__module__})
+    return module
+
+
+def _runner(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths) -> Runner | None:
+    """Runs the graphs on modules like this one, which is without values."""
     try:
         modes = symbolic.modes
     except UserError:
         return None
     graphs = {training: mode.resized(widths) for training, mode in modes.items()}
     programs = {training: mode.graph.program for training, mode in modes.items()}
-    fixed = _fixed_sizes(list(programs.values()))
-    runner = Runner(graphs, programs, (symbolic.args, dict(symbolic.kwargs)), fixed)
-    for training in (False, True):
-        if not _fits(module, runner, training):
-            return None
-    module.__dict__["_captured_graphs"] = runner
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"forward": _forward, "__module__": kind.__module__})
-    return module
+
+    def again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runner | None:
+        other = SymbolicGraphs(symbolic.model, symbolic.axes, args, kwargs, symbolic.overrides)
+        return _runner(module, other, widths)
+
+    example = symbolic.args, dict(symbolic.kwargs)
+    runner = Runner(graphs, programs, example, _fixed_sizes(list(programs.values())), again)
+    return runner if all(_fits(module, runner, training) for training in (False, True)) else None
 
 
 def _fixed_sizes(programs: Sequence[torch.export.ExportedProgram]) -> list[dict[int, int]]:
