@@ -1,12 +1,14 @@
 """What the laws over models are made of."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
 from zoo import Inputs, Row
 
 from msfusion.capture import Capture, capture
@@ -15,6 +17,10 @@ from msfusion.capture.graph import copy_with, main_output, named_tensors
 from msfusion.capture.narrow import Source
 from msfusion.core.axes import Dim, Units, axes_of, count, positions
 from msfusion.core.merge import take
+from msfusion.learn.submodels import materialised
+
+ELSEWHERE = torch.device("lazy", 0)
+"""Beside the CPU and meta the one device for which a build of PyTorch without GPUs records gradients."""
 
 
 @cache
@@ -106,18 +112,56 @@ def assert_trains(row: Row, widths: dict[str, int]) -> None:
         assert all(g.isfinite().all() for g in gradients)
 
 
+def assert_runs_elsewhere(row: Row, widths: dict[str, int], modes: Sequence[bool] = (True, False)) -> None:
+    """The narrow model runs forward and backward in both modes on a device that is not the CPU. Tensors have
+    shapes there and no values, and PyTorch raises where one of the CPU would meet them."""
+    narrow = captured(row).narrow(widths)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module = materialised(narrow, ELSEWHERE)
+        for train in modes:
+            module.train(train).zero_grad()
+            out = run(module, moved(row.inputs(3), ELSEWHERE))
+            out.square().mean().backward()
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            assert gradients
+            assert {t.device for t in (out, *gradients, *module.buffers())} == {ELSEWHERE}
+
+
+def assert_equals_on(row: Row, widths: dict[str, int], device: torch.device) -> None:
+    """The narrow model gives on the device what it gives on the CPU, and trains there."""
+    dtype = _proved_in(row)
+    module = in_dtype(filled(row, last_units(row, widths)), dtype).eval()
+    inputs = moved(row.inputs(3), torch.device("cpu"), dtype)
+    expected = run(module, inputs)
+    found = run(module.to(device), moved(inputs, device))
+    scale = float(expected.detach().abs().max())
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-3 * scale)
+    run(module.train(), moved(inputs, device)).square().mean().backward()
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    assert gradients
+    assert all(g.isfinite().all() and g.device.type == device.type for g in gradients)
+
+
 def assert_equals_silenced(row: Row) -> None:
     """The narrow model computes what the full one does with the other units silenced."""
     selection = last_units(row, halved(row, without=row.normed))
-    dtype = torch.float64 if row.tolerance < 1e-6 else torch.float32
-    args, kwargs = row.inputs(2)
-    args = tuple(_cast(x, dtype) for x in args)
-    kwargs = {name: _cast(x, dtype) for name, x in kwargs.items()}
-    expected = run(in_dtype(silenced(row, selection), dtype).eval(), (args, kwargs))
-    found = run(in_dtype(filled(row, selection), dtype).eval(), (args, kwargs))
+    dtype = _proved_in(row)
+    inputs = moved(row.inputs(2), torch.device("cpu"), dtype)
+    expected = run(in_dtype(silenced(row, selection), dtype).eval(), inputs)
+    found = run(in_dtype(filled(row, selection), dtype).eval(), inputs)
     scale = float(expected.detach().abs().max())
     torch.testing.assert_close(found, expected, rtol=0, atol=10 * row.tolerance * scale)
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype | None = None) -> Inputs:
+    """The inputs on a device, those that are no numbers of tokens in another type."""
+
+    def move(x: Tensor) -> Tensor:
+        return x.to(device, dtype if x.is_floating_point() else None)
+
+    found: Inputs = pytree.tree_map_only(Tensor, move, inputs)
+    return found
+
+
+def _proved_in(row: Row) -> torch.dtype:
+    return torch.float64 if row.tolerance < 1e-6 else torch.float32

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 from laws import (
+    assert_equals_on,
     assert_equals_silenced,
+    assert_runs_elsewhere,
     assert_trains,
     captured,
     filled,
@@ -28,6 +30,7 @@ parametrised = pytest.mark.parametrize(
         for row in [*ROWS, *VISION_ROWS]
     ],
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
 over_widths = pytest.mark.parametrize("inner_only", [False, True], ids=["all axes", "inner axes"])
 
 
@@ -85,8 +88,20 @@ def test_a_narrow_model_has_the_shapes_of_the_map(row: Row, inner_only: bool) ->
 
 @parametrised
 @over_widths
-def test_a_narrow_model_trains_at_another_batch_size(row: Row, inner_only: bool) -> None:
-    assert_trains(row, halved(row, without=row.residual if inner_only else ()))
+def test_a_narrow_model_trains_at_another_batch_size_and_on_another_device(
+    row: Row, inner_only: bool
+) -> None:
+    widths = halved(row, without=row.residual if inner_only else ())
+    assert_trains(row, widths)
+    assert_runs_elsewhere(row, widths)
+
+
+@needs_gpu
+@parametrised
+@over_widths
+def test_a_narrow_model_is_the_same_on_a_gpu(row: Row, inner_only: bool) -> None:
+    widths = halved(row, without=row.residual if inner_only else ())
+    assert_equals_on(row, widths, torch.device("cuda"))
 
 
 @parametrised

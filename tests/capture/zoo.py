@@ -419,7 +419,7 @@ class OrderedOps(nn.Module):
         x = self.b(self.a(x).cumsum(-1))
         x = self.c(x + x.flip(-1))
         x = self.d(x.sort(-1).values)
-        return self.out(self.e(F.relu(x) * torch.arange(16, dtype=x.dtype)))
+        return self.out(self.e(F.relu(x) * torch.arange(16, dtype=x.dtype, device=x.device)))
 
 
 class SqueezeExcite(nn.Module):

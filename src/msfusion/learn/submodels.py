@@ -69,9 +69,12 @@ class SubModels:
         return held.module
 
     def scaled(self, selection: Selection, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of ``values`` under the scale rule: what ``load`` puts into the module."""
+        """Copies of ``values`` under the scale rule, where the module is: what ``load`` puts into it."""
         factors = self.factors(widths_of(selection))
-        return {n: value * factors[n] if n in factors else value.clone() for n, value in values.items()}
+        return {
+            n: value.to(self.device) * factors[n] if n in factors else value.to(self.device, copy=True)
+            for n, value in values.items()
+        }
 
     def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
         """The module's parameters as values of the full model, the scale rule undone.

@@ -88,7 +88,8 @@ class Peer:
         first = Version(0, task.fingerprint)
         self.disk = Disk(folder, self.layout, first)
         make_initial(folder, task, self.disk, first)
-        self._kept = Kept(folder / PREVIOUS, number, device_of(run.device))
+        here = torch.device("cpu")  # beside the pulled values, which it is laid over
+        self._kept = Kept(folder / PREVIOUS, number, here)
         self.course = Course(self.setup, first)
         self.home = Home(self.layout, self.disk, self.course, measure=run.adapt.measures)
         committed = self.disk.committed()
