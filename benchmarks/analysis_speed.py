@@ -3,7 +3,8 @@
     python benchmarks/analysis_speed.py
 
 Every row is a process of its own: a model of 1.2B parameters has to take less than 15 s and 1 GB, one of 80
-layers and 5B parameters less than 60 s. Exit code 1 where one does not.
+layers and 5B parameters less than 60 s. Exit code 1 where one does not. Seconds are those of the processor
+(one thread works, so on an idle machine they are also those of the clock, which stand beside them).
 """
 
 import argparse
@@ -48,11 +49,12 @@ def main() -> None:
         return
     print(f"{platform.machine()}, {os.cpu_count()} cores\n")
     print(
-        "| layers | parameters | axes | cut | unknown operations | build | capture | peak memory | allowed |"
+        "| layers | parameters | axes | cut | unknown operations | build | capture | by the clock |"
+        " peak memory | allowed |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    kept = all(row(layers, *limits) for layers, limits in LIMITS.items())
-    sys.exit(0 if kept else 1)
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    kept = [row(layers, *limits) for layers, limits in LIMITS.items()]
+    sys.exit(0 if all(kept) else 1)
 
 
 def row(layers: int, seconds: float, peak: float) -> bool:
@@ -69,7 +71,8 @@ def row(layers: int, seconds: float, peak: float) -> bool:
     print(
         f"| {layers} | {one['parameters'] / 1e9:.2f}B | {one['axes']} | {one['cuttable']} |"
         f" {one['unknown']} |"
-        f" {one['build']:.1f} s | {one['capture']:.1f} s | {one['peak'] / 1e9:.2f} GB | {allowed} |",
+        f" {one['build']:.1f} s | {one['capture']:.1f} s | {one['clock']:.1f} s |"
+        f" {one['peak'] / 1e9:.2f} GB | {allowed} |",
         flush=True,
     )
     return bool(one["build"] + one["capture"] <= seconds and one["peak"] <= peak)
@@ -79,11 +82,11 @@ def analysed(config: Path) -> dict[str, float]:
     from msfusion.capture import capture
     from msfusion.models import build_without_values
 
-    start = time.perf_counter()
+    clock, start = time.perf_counter(), time.process_time()
     module, example = build_without_values(f"hf:{config}", None)
-    built = time.perf_counter()
+    built = time.process_time()
     axes = capture(module, example).axes
-    end = time.perf_counter()
+    end = time.process_time()
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "axes": len(axes.axes),
@@ -91,6 +94,7 @@ def analysed(config: Path) -> dict[str, float]:
         "unknown": len(axes.unknown),
         "build": built - start,
         "capture": end - built,
+        "clock": time.perf_counter() - clock,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

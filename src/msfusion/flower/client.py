@@ -78,7 +78,7 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     previous = kept.before(order.round, device) if kept else None
     values = {name: value.to(device) for name, value in values.items()}
     with torch_threads(settings.threads):
-        contribution, loss = learner.train(order.round, participant, windows, values, previous)
+        contribution, loss = learner.train(order.round, participant, windows, values, previous, lend=True)
     if kept:
         kept.keep(order.round, contribution)
     answer = Answer(participant.examples, loss, previous is None, participant.seen)
