@@ -499,7 +499,7 @@ def test_no_test_data(tmp_path: Path) -> None:
         (Run(width=math.nan), "setting width"),
         (Run(share=-1), "setting share"),
         (Run(width=0.01), "units of axis 'second.out' round to none"),
-        (Run(share=0.001), "too little"),
+        (Run(share=0.001), "give participants more"),
         (Run(width=0.5, rounds=0), "setting rounds"),
         (Run(width=0.5, overlap=1.0), "setting overlap"),
         (Run(width=0.5, train=msfusion.Train(lr=0)), "setting train.lr"),

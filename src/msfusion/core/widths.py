@@ -38,17 +38,26 @@ def clamped(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
     return _clamped(axes, _axes_to_cut(axes, cut), width)
 
 
-def largest(axes: AxisMap, fits: Callable[[dict[str, int]], bool], cut: Cut, wanted: str) -> dict[str, int]:
+def largest(
+    axes: AxisMap,
+    fits: Callable[[dict[str, int]], bool],
+    cut: Cut,
+    wanted: str,
+    takes: Callable[[dict[str, int]], str],
+) -> dict[str, int]:
     """The widest plan that fits: inner axes first, all axes alike only where that does not suffice.
 
     fits: whether a plan can be afforded; must be monotone in the widths.
-    wanted: what the plan had to fit, for the message of the UserError when none does.
+    wanted, takes: what the plan had to fit, and what a plan would have fitted, for the message of the
+    UserError when none does.
     """
     for names, least in ((_axes_to_cut(axes, cut), LEAST_INNER), (axes.cuttable, 0.0)):
         if (plan := _widest(axes, names, fits, least)) is not None:
             return plan
     raise UserError(
-        f"expected a capacity that holds one unit of every axis, got {wanted}, which is too little"
+        "expected a capacity that holds one unit of every axis, which takes"
+        f" {takes(_clamped(axes, axes.cuttable, 0.0))}, got {wanted}: give participants more, or take a model"
+        " whose axes have more units (`msfusion axes` shows them)"
     )
 
 
@@ -57,12 +66,17 @@ def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) 
     if not 0 < share <= 1:
         raise UserError(f"expected a share of the parameters in (0, 1], got {share}")
     names = list(parameters)
-    most = share * parameter_count(axes, names, {})
+    whole = parameter_count(axes, names, {})
+
+    def takes(plan: Widths) -> str:
+        return f"a share of {math.ceil(1000 * parameter_count(axes, names, plan) / whole) / 1000}"
+
     return largest(
         axes,
-        lambda plan: parameter_count(axes, names, plan) <= most,
+        lambda plan: parameter_count(axes, names, plan) <= share * whole,
         cut,
         f"a share of {share} of the parameters",
+        takes,
     )
 
 

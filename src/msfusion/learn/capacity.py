@@ -46,10 +46,22 @@ class Capacity:
             return widths.for_share(axes, parameters, self.share, cut)
         if self.memory is not None:
             most, wanted = self.memory, f"{self.memory} bytes of memory"
-            return widths.largest(axes, lambda plan: price(plan).memory_bytes <= most, cut, wanted)
+            return widths.largest(
+                axes,
+                lambda plan: price(plan).memory_bytes <= most,
+                cut,
+                wanted,
+                lambda plan: f"{price(plan).memory_bytes} bytes",
+            )
         assert self.flops is not None
         limit, wanted = self.flops, f"{self.flops:g} FLOPs per step"
-        return widths.largest(axes, lambda plan: price(plan).flops_per_step <= limit, cut, wanted)
+        return widths.largest(
+            axes,
+            lambda plan: price(plan).flops_per_step <= limit,
+            cut,
+            wanted,
+            lambda plan: f"{price(plan).flops_per_step} FLOPs",
+        )
 
 
 def parse_bytes(text: str | int) -> int:
