@@ -21,8 +21,10 @@ from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
+from msfusion.learn.store import Store
 from msfusion.peers.agreement import Version
 from msfusion.peers.points import VARIABLE
+from msfusion.runtimes.simulation import Simulation
 
 PRESET = """
 participants = 4
@@ -190,6 +192,12 @@ class Group:
         full = Shards(self.folder / f"full-{number}")
         return {name: tensor.clone() for name, tensor in full.items()}
 
+    def received(self, number: int) -> dict[str, int]:
+        """Bytes that a peer that has ended well got from others, by kind."""
+        line = next(line for line in self.text(number).splitlines() if line.startswith("received "))
+        counted: dict[str, int] = json.loads(line.removeprefix("received "))
+        return counted
+
     def left(self, number: int) -> list[dict[int, str]]:
         """Who was left out and why, round by round."""
         return [
@@ -233,10 +241,16 @@ class Replay:
         self._data = federation_of(self._config)
         self._captured = simulation_of(self._config, self._data, None).setup.captured
 
-    def model(self, history: list[list[int]]) -> dict[str, Tensor]:
-        """Parameters after rounds in which these participants contributed."""
+    def model(
+        self, history: list[list[int]], store: Callable[[Simulation], Store] | None = None
+    ) -> dict[str, Tensor]:
+        """Parameters after rounds in which these participants contributed.
+
+        store: what they pull from and push to, by default the simulation's own.
+        """
         simulation = simulation_of(self._config, self._data, None, self._captured)
+        kept = store(simulation) if store else simulation.store
         for round, numbers in enumerate(history):
             own = [simulation.participants[n] for n in numbers]
-            play(round, own, simulation.learner, simulation.store, 1.0, Carried())
+            play(round, own, simulation.learner, kept, 1.0, Carried())
         return {name: p.detach() for name, p in simulation.model.named_parameters()}

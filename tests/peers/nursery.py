@@ -95,7 +95,7 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
     export = Path(order["export"]) if order.get("export") else None
     Member.factor, Member.hold = order.get("factor", 1.0), Path(order["hold"])
     try:
-        Member(
+        peer = Member(
             task,
             settings,
             settings.peers,
@@ -107,10 +107,12 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
             show,
             export=export,
             evaluate=order.get("evaluate", False),
-        ).run()
+        )
+        peer.run()
     except BaseException as error:
         say(f"ended: {type(error).__name__}: {error}")
         raise
+    say(f"received {json.dumps(peer.network.received)}")
     say("ended well")
     return 0
 

@@ -11,7 +11,8 @@ import msfusion.peers.network
 from msfusion.peers.agreement import State, Version
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
-from msfusion.peers.network import Network, Serve, Wanted
+from msfusion.peers.network import Network, Serve
+from msfusion.peers.pieces import Wanted
 from msfusion.peers.settings import Link
 from msfusion.peers.strip import Strip
 from msfusion.peers.transport import configuration

@@ -10,10 +10,10 @@ from torch import Tensor
 from msfusion.learn.shards import Shards, Spec, create, sync
 from msfusion.peers.agreement import Version
 from msfusion.peers.disk import Disk
-from msfusion.peers.home import ALL
 from msfusion.peers.layout import Layout
 from msfusion.peers.member import Member
-from msfusion.peers.network import Network, Wanted
+from msfusion.peers.network import Network
+from msfusion.peers.pieces import Wanted
 from msfusion.peers.strip import Strip
 
 
@@ -45,7 +45,7 @@ def gather(
         else:
             wanted = Wanted(
                 partial(member.sources, version, shard),
-                f"values/{version.text}/{shard}/{ALL}",
+                f"shard/{version.text}/{shard}",
                 Strip(places.values()),
             )
             network.fetch([wanted], valid)

@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,22 +16,25 @@ from msfusion.peers.disk import HISTORY, Disk, History
 from msfusion.peers.layout import Layout, rows_of
 from msfusion.peers.points import reached
 from msfusion.peers.strip import Strip
+from msfusion.peers.wire import Wire
 
-ALL = "all"
 _CACHED = 8  # windows cut from shards that are kept for the next chunks
 
 
 class Home:
-    """Keeps shards on disk, and one's own contribution while it is on offer.
+    """Keeps shards on disk, and one's own contribution while it is on offer, as it travels.
 
     measure: whether merging measures the model shift.
     """
 
-    def __init__(self, layout: Layout, disk: Disk, course: Course, *, measure: bool = False) -> None:
-        self._layout, self._disk, self._course, self._measure = layout, disk, course, measure
-        self._cut: OrderedDict[tuple[str, ...], Strip] = OrderedDict()
+    def __init__(
+        self, layout: Layout, disk: Disk, course: Course, wire: Wire, *, measure: bool = False
+    ) -> None:
+        self._layout, self._disk, self._course, self._wire = layout, disk, course, wire
+        self._measure = measure
+        self._cut: OrderedDict[tuple[Version, int, int], Strip] = OrderedDict()
         self._lock = threading.Lock()
-        self._offered: tuple[str, Contribution] | None = None
+        self._offered: tuple[str, Contribution, dict[int, Strip]] | None = None
         self._asked = 0
         self._fetched: dict[tuple[str, int], list[Tensor]] = {}
         self._checks: dict[tuple[str, int], Check] = {}
@@ -38,11 +42,13 @@ class Home:
         self._spare: dict[int, list[Tensor]] = {}
 
     def serve(self, path: Sequence[str]) -> Strip | None:
-        """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT`` (or all), ``given/DIGEST/SHARD``,
-        ``history/VERSION``."""
+        """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT``, ``shard/VERSION/SHARD`` (all of it,
+        as it is), ``given/DIGEST/SHARD``, ``history/VERSION``."""
         match path:
             case ["values", version, shard, whose]:
-                return self._values(Version.parse(version), int(shard), whose)
+                return self._values(Version.parse(version), int(shard), int(whose))
+            case ["shard", version, shard]:
+                return self._shard(Version.parse(version), int(shard))
             case ["given", digest, shard]:
                 return self._given(digest, int(shard))
             case ["history", version]:
@@ -53,11 +59,13 @@ class Home:
 
     def offer(self, digest: str, contribution: Contribution) -> None:
         """Keep a contribution for the homes to fetch, in place of the one before."""
-        self._offered, self._asked = (digest, contribution), 0
+        self._offered, self._asked = (digest, contribution, {}), 0
 
     def pulled(self, version: Version, shard: int, selection: Selection) -> list[Tensor]:
-        """What a window holds of a shard on this disk."""
-        return self._layout.cut(shard, self._disk.shard(version, shard), selection)
+        """What a window holds of a shard on this disk, as it travels."""
+        cut = self._layout.cut(shard, self._disk.shard(version, shard), selection)
+        self._disk.release()  # a window of all shards touches nearly all pages of the model
+        return self._wire.values(cut)
 
     def handed(self, contribution: Contribution, shard: int) -> list[Tensor]:
         """What a contribution holds of a shard, as views."""
@@ -71,7 +79,7 @@ class Home:
 
     def room(self, shard: int, selection: Selection) -> list[Tensor]:
         """Where what has to be fetched of a contribution to a shard goes; the same memory in every round."""
-        specs = self._layout.shapes(shard, selection)
+        specs = [replace(s, dtype=self._wire.dtype(s.dtype)) for s in self._layout.shapes(shard, selection)]
         return [self._buffer(spec.bytes).view(spec.dtype).view(spec.shape) for spec in specs]
 
     def missing(self, offer: Offer, shards: Collection[int]) -> list[int]:
@@ -80,8 +88,8 @@ class Home:
 
     def take_in(self, offer: Offer, shard: int, selection: Selection, values: list[Tensor]) -> None:
         """Keep and check what was fetched of a contribution."""
-        whole = contribution_of(offer, selection)
-        own = self._layout.contribution(shard, whole, values)
+        kept = self._disk.shard(offer.version, shard)
+        own = self._part(shard, contribution_of(offer, selection), values, kept)
         self._checks[offer.given.digest, shard] = self._check(offer, shard, own)
         self._fetched[offer.given.digest, shard] = values
 
@@ -106,7 +114,7 @@ class Home:
         for given in decision.entry.given:
             whole = contribution_of(offers[given.participant], windows(given.participant))
             fetched = self._fetched[given.digest, shard]
-            merge.add(self._layout.contribution(shard, whole, fetched))
+            merge.add(self._part(shard, whole, fetched, values))
 
         def fill(new: Mapping[str, Tensor]) -> None:
             for name, value in values.items():
@@ -132,37 +140,50 @@ class Home:
         with self._lock:
             self._cut.clear()
 
+    def _part(
+        self, shard: int, whole: Contribution, handed: list[Tensor], kept: Mapping[str, Tensor]
+    ) -> Contribution:
+        """The part of a contribution that belongs to a shard, whose values are ``kept``."""
+        if self._wire.narrow:
+            own = self._layout.cut(shard, kept, whole.selection)
+            handed = [self._wire.merged(part, base) for part, base in zip(handed, own, strict=True)]
+        return self._layout.contribution(shard, whole, handed)
+
     def _buffer(self, size: int) -> Tensor:
         spare = self._spare.get(size)
         buffer = spare.pop() if spare else torch.empty(size, dtype=torch.uint8)
         self._lent.append(buffer)
         return buffer
 
-    def _values(self, version: Version, shard: int, whose: str) -> Strip | None:
-        if not self._disk.has(version, shard):
-            return None
-        tensors = self._disk.shard(version, shard)
-        if whose == ALL:
-            return Strip(tensors[piece.name] for piece in self._layout.shards[shard])
+    def _values(self, version: Version, shard: int, whose: int) -> Strip | None:
+        key = (version, shard, whose)
         with self._lock:
-            key = (version.text, str(shard), whose)
             if key not in self._cut:
-                selection = self._course.windows(version, int(whose))
-                if selection is None:
+                selection = self._course.windows(version, whose)
+                if selection is None or not self._disk.has(version, shard):
                     return None
                 self._cut[key] = Strip(self.pulled(version, shard, selection))
                 if len(self._cut) > _CACHED:
                     self._cut.popitem(last=False)
             return self._cut[key]
 
-    def _given(self, digest: str, shard: int) -> Strip | None:
-        values = self.own(digest, shard)
-        if values is None:
+    def _shard(self, version: Version, shard: int) -> Strip | None:
+        if not self._disk.has(version, shard):
             return None
+        tensors = self._disk.shard(version, shard)
+        return Strip(tensors[piece.name] for piece in self._layout.shards[shard])
+
+    def _given(self, digest: str, shard: int) -> Strip | None:
+        offered = self._offered
+        if offered is None or offered[0] != digest:
+            return None
+        _, contribution, strips = offered
         self._asked += 1
         if self._asked == 2:
             reached("push", self._course.version.round)
-        return Strip(values)
+        if shard not in strips:
+            strips[shard] = Strip(self.handed(contribution, shard))
+        return strips[shard]
 
     @torch.no_grad()
     def _check(self, offer: Offer, shard: int, own: Contribution) -> Check:

@@ -18,9 +18,10 @@ from msfusion.peers.board import Board
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk, History
 from msfusion.peers.histories import Histories
-from msfusion.peers.home import ALL, Home
+from msfusion.peers.home import Home
 from msfusion.peers.layout import Layout
-from msfusion.peers.network import Network, Wanted
+from msfusion.peers.network import Network
+from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers
 from msfusion.peers.strip import Strip
@@ -233,9 +234,7 @@ class Member:
         def fill(new: object) -> None:
             assert hasattr(new, "__getitem__")
             strip = Strip(new[piece.name] for piece in self._layout.shards[shard])
-            wanted = Wanted(
-                lambda: self.sources(version, shard), f"values/{version.text}/{shard}/{ALL}", strip
-            )
+            wanted = Wanted(lambda: self.sources(version, shard), f"shard/{version.text}/{shard}", strip)
             self._network.fetch([wanted], lambda: self._stands(view))
 
         if not self._disk.has(version, shard):

@@ -6,13 +6,9 @@ runs never mix; values are asked for by version, which stands for the round and 
 
 import contextlib
 import queue
-import struct
 import threading
-import time
-import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from msfusion.peers.agreement import State
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
+from msfusion.peers.pieces import LOOK, Answered, Fetch, Sender, Wanted, checked
 from msfusion.peers.strip import CHUNK, Strip
 from msfusion.peers.transport import zenoh
 
@@ -28,37 +25,8 @@ Serve = Callable[[Sequence[str]], Strip | None]
 """What this peer has at a path, or None."""
 
 _STATE: TypeAdapter[State] = TypeAdapter(State)
-_HEAD = struct.Struct("<IQ")  # checksum of the chunk, bytes of the whole
-_FLYING = 8  # requests under way at a time
-_PATIENCE = 60.0  # seconds for one chunk
-_LOOK = 0.25  # seconds after which a request without an answer is looked at again
-_PAUSE = 0.1  # seconds before a request that failed is made again
+_PATIENCE = 300.0  # seconds for one piece: others may wait before it at a slow link
 _SERVERS = 3  # threads that answer
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Something to fetch.
-
-    sources: peers that have it, best first, as known at that moment.
-    path: what it is called there.
-    sink: where its bytes go; it has exactly its length.
-    """
-
-    sources: Callable[[], Sequence[int]]
-    path: str
-    sink: Strip
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A request under way: a chunk, how often it was asked for before, whom, and over which link."""
-
-    wanted: Wanted
-    chunk: int
-    tries: int
-    source: int | None
-    link: int | None
 
 
 class Network:
@@ -117,36 +85,9 @@ class Network:
         self._session.close()
 
     def fetch(self, wanted: Iterable[Wanted], valid: Callable[[], bool]) -> None:
-        """Fetch everything, in chunks, from several peers at a time; what fails is asked for again, also from
-        the next source. Raises Disturbed as soon as ``valid`` says no.
-
-        A request to a peer that dies under it may never end: it counts as failed once its link is gone."""
-        waiting = deque((one, chunk, 0) for one in wanted for chunk in range(one.sink.chunks))
-        replies: Replies = queue.SimpleQueue()
-        flying: dict[int, _Asked] = {}
-        number = 0
-        while waiting or flying:
-            if not valid():
-                raise Disturbed
-            while waiting and len(flying) < _FLYING:
-                flying[number] = self._ask(number, *waiting.popleft(), replies)
-                number += 1
-            try:
-                answered, piece = replies.get(timeout=_LOOK)
-            except queue.Empty:
-                for lost in [n for n, asked in flying.items() if self._lost(asked)]:
-                    replies.put((lost, None))
-                continue
-            if answered not in flying:
-                continue
-            asked = flying.pop(answered)
-            one, chunk = asked.wanted, asked.chunk
-            if piece is None or not one.sink.write(chunk, piece.data):
-                waiting.append((one, chunk, asked.tries + 1))
-                if not flying:
-                    time.sleep(_PAUSE)
-            else:
-                self.received[one.path.partition("/")[0]] += len(piece.data)
+        """Fetch everything, in pieces, from several peers at a time; raises Disturbed as soon as ``valid``
+        says no."""
+        Fetch(wanted, self._request, self._board.link, self.received).run(valid)
 
     def text(self, sources: Sequence[int], path: str) -> bytes | None:
         """A text of unknown length from the first source that has it."""
@@ -154,45 +95,35 @@ class Network:
             text = b""
             total: int | None = None
             while total is None or len(text) < total:
-                piece = self._piece(source, f"{path}/{len(text) // CHUNK}")
-                if piece is None or not piece.data:
+                piece = checked(self._answer_of(source, f"{path}/{len(text) // CHUNK}"))
+                if piece is None or not piece[0]:
                     break
-                text, total = text + piece.data, piece.total
+                text, total = text + piece[0], piece[1]
             else:
                 return text
         return None
 
-    def _piece(self, source: int, path: str) -> "_Piece | None":
-        """One chunk from one peer."""
-        replies: Replies = queue.SimpleQueue()
+    def _answer_of(self, source: int, path: str) -> Any:
+        """The answer of one peer; None where there is none, or its link goes before."""
+        replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         link = self._board.link(source)
-        self._request(0, source, path, replies)
+        self._request(source, path, replies.put)
         while link is not None and link == self._board.link(source):
             with contextlib.suppress(queue.Empty):
-                return replies.get(timeout=_LOOK)[1]
+                return replies.get(timeout=LOOK)
         return None
 
-    def _ask(self, number: int, one: Wanted, chunk: int, tries: int, replies: "Replies") -> _Asked:
-        sources = one.sources()
-        if not sources:
-            replies.put((number, None))
-            return _Asked(one, chunk, tries, None, None)
-        source = sources[tries % len(sources)]
-        link = self._board.link(source)
-        self._request(number, source, f"{one.path}/{chunk}", replies)
-        return _Asked(one, chunk, tries, source, link)
+    def _request(self, source: int, path: str, answered: Answered) -> None:
+        came: list[Any] = []
 
-    def _lost(self, asked: _Asked) -> bool:
-        return asked.source is not None and (
-            asked.link is None or asked.link != self._board.link(asked.source)
-        )
-
-    def _request(self, number: int, source: int, path: str, replies: "Replies") -> None:
         def received(reply: Any) -> None:
-            replies.put((number, _checked(reply)))
+            if not came:
+                came.append(True)
+                answered(reply)
 
         def ended() -> None:
-            replies.put((number, None))  # without an answer before it, this is the failure
+            if not came:
+                answered(None)
 
         try:
             self._session.get(
@@ -202,9 +133,10 @@ class Network:
                 timeout=_PATIENCE,
             )
         except self._zenoh.ZError:
-            replies.put((number, None))
+            ended()
 
     def _answer(self) -> None:
+        sender = Sender()
         while not self._closing.is_set():
             try:
                 query = self._queryable.recv()
@@ -213,19 +145,17 @@ class Network:
             with query:
                 path = str(query.key_expr).split(f"/ask/{self._board.own.number}/", 1)[1].split("/")
                 try:
-                    self._reply(query, path)
+                    self._reply(query, path, sender)
                 except (Disturbed, ValueError, KeyError, OSError, self._zenoh.ZError):
                     continue  # gone since, or never there: no answer is the answer
 
-    def _reply(self, query: Any, path: list[str]) -> None:
+    def _reply(self, query: Any, path: list[str], sender: Sender) -> None:
         *where, last = path
         strip = self._serve(where)
-        chunk = int(last)
-        if strip is None or not 0 <= chunk < max(1, strip.chunks):
-            return
-        data = strip.read(chunk)
-        query.reply(query.key_expr, data, attachment=_HEAD.pack(zlib.crc32(data), len(strip)))
-        self.sent[where[0]] += len(data)
+        piece = None if strip is None else sender.piece(strip, int(last))
+        if piece is not None:
+            query.reply(query.key_expr, piece[0], attachment=piece[1])
+            self.sent[where[0]] += len(piece[0])
 
     def _speak(self) -> None:
         """Say what this peer is at, whenever it changes and every so often: messages may get lost."""
@@ -260,27 +190,3 @@ class Network:
             self._board.arrived(int(number), session)
         else:
             self._board.left(int(number), session)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One chunk, and how many bytes there are in all."""
-
-    data: bytes
-    total: int
-
-
-Replies = queue.SimpleQueue[tuple[int, _Piece | None]]
-"""(number of the request, what came of it)."""
-
-
-def _checked(reply: Any) -> _Piece | None:
-    """What an answer holds; None for an error or damaged bytes."""
-    if reply.ok is None or reply.ok.attachment is None:
-        return None
-    data: bytes = reply.ok.payload.to_bytes()
-    head = reply.ok.attachment.to_bytes()
-    if len(head) != _HEAD.size:
-        return None
-    checksum, total = _HEAD.unpack(head)
-    return _Piece(data, total) if checksum == zlib.crc32(data) else None

@@ -3,7 +3,8 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,13 +28,15 @@ from msfusion.peers.initial import buffers_in, make_initial
 from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
-from msfusion.peers.network import Network, Wanted
+from msfusion.peers.network import Network
+from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.strip import Strip
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import configuration
+from msfusion.peers.wire import Wire
 from msfusion.records import Own
 from msfusion.runtimes.run import Run
 from msfusion.runtimes.setup import Setup, device_of
@@ -91,7 +94,8 @@ class Peer:
         here = torch.device("cpu")  # beside the pulled values, which it is laid over
         self._kept = Kept(folder / PREVIOUS, number, here)
         self.course = Course(self.setup, first)
-        self.home = Home(self.layout, self.disk, self.course, measure=run.adapt.measures)
+        self.wire = Wire(peers.wire)
+        self.home = Home(self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures)
         committed = self.disk.committed()
         state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
@@ -199,13 +203,14 @@ class Peer:
         self._see(version.round)
         if learner.contrast is not None:
             self._kept.keep(version.round, contribution)
-        self._offer(version, contribution, loss)
+        self._offer(version, self._travelling(contribution, values), loss)
         self._shown("push")
 
     def _pull(self, version: Version, windows: Selection) -> dict[str, Tensor]:
         """The values of the sub-model: from one's own disk where they are there, else from the others."""
         values = self._room(windows)
         wanted = []
+        arriving: list[tuple[Tensor, Tensor]] = []
         order = sorted(range(len(self.layout)), key=lambda shard: (shard - self.number) % len(self.layout))
         for shard in order:
             places = [
@@ -216,10 +221,19 @@ class Peer:
                     place.copy_(value)
             else:
                 path = f"values/{version.text}/{shard}/{self.number}"
-                wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(places)))
-        self.disk.release()
+                come = self.wire.room(places)
+                wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(come)))
+                arriving += zip(places, come, strict=True)
         self.network.fetch(wanted, lambda: self.board.own.at == version)
+        for place, part in arriving:
+            if place is not part:
+                place.copy_(part)
         return {**values, **extract(buffers_in(self.folder), self.setup.captured.axes, windows)}
+
+    def _travelling(self, contribution: Contribution, pulled: Mapping[str, Tensor]) -> Contribution:
+        """A contribution as it is handed over."""
+        values = {n: self.wire.handed(v, pulled[n]).contiguous() for n, v in contribution.values.items()}
+        return replace(contribution, values=values)
 
     def _room(self, windows: Selection) -> dict[str, Tensor]:
         """Where the pulled values go: the same memory in every round, as long as the widths are the same."""

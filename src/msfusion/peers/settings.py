@@ -9,6 +9,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from msfusion.errors import UserError
+from msfusion.peers.wire import Kind
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Peers:
     lease: Annotated[float, Ge(0.5)] = 4.0  # seconds of silence after which a peer is taken for dead
     settle: Annotated[float, Ge(0)] = 10.0  # seconds that a peer looks for others before it begins without
     start: Annotated[int, Ge(1)] | None = None  # peers that must be here before round 0; None: all
+    wire: Kind = "float32"  # how values travel; bfloat16: half the bytes, rounded on the way
     norm_bound: Annotated[float, Gt(1)] = 10.0  # largest change, as a multiple of the others' median
 
 

@@ -26,13 +26,20 @@ class Strip:
         """In how many messages it travels."""
         return -(-len(self) // CHUNK)
 
-    def read(self, chunk: int) -> bytes:
-        """Copy of one chunk."""
-        return b"".join(self._places(chunk))
+    def length(self, chunk: int) -> int:
+        """Bytes of one chunk."""
+        return max(0, min(CHUNK, len(self) - chunk * CHUNK))
+
+    def read(self, chunk: int, into: bytearray) -> None:
+        """Copy one chunk into memory of just its length."""
+        at, target = 0, memoryview(into)
+        for place in self._places(chunk):
+            target[at : at + len(place)] = place
+            at += len(place)
 
     def write(self, chunk: int, data: bytes) -> bool:
         """Put one chunk in its place; False, and nothing is written, where it is not of its length."""
-        if len(data) != sum(map(len, self._places(chunk))):
+        if len(data) != self.length(chunk):
             return False
         at, source = 0, memoryview(data)
         for place in self._places(chunk):
