@@ -46,7 +46,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
     draft = path.with_name(f"{path.name}.draft")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(ready, draft, metadata=metadata)
+        save_file(ready, draft, metadata=metadata or None)  # {} beside no tensors makes a broken header
     except SafetensorError as error:
         draft.unlink(missing_ok=True)
         raise UserError(f"expected to write {path}, which failed: {error}") from None
