@@ -18,7 +18,7 @@ app = typer.Typer(
 
 # Written out, as help does not wait for torch; a test holds them to what there is.
 METHODS = "msfusion, fedrolex, heterofl, fjord, random, fedavg, fedavg-small, standalone"
-VARIANTS = "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap"
+VARIANTS = "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap, :no-twins"
 PRESETS = "cifar10, demo, shakespeare, wikitext2"
 MODELS = "cnn, gpt, mlp, resnet18, vit"
 

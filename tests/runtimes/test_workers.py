@@ -26,6 +26,9 @@ from msfusion.runtimes.run import Problem
 from msfusion.runtimes.shared import Shared, size_of
 from msfusion.runtimes.simulation import Result, Simulation
 
+# In a call of their own: a process that has trained on another device than the CPU cannot train in a fork.
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
+
 SIZES = (20, 5, 17, 40, 9)
 
 
