@@ -51,6 +51,7 @@ def assert_like_a_simulation(folder: Path) -> None:
     assert run.rounds[-1]["own"]["here"] == [0, 1]
 
 
+@pytest.mark.deployed  # on a busy machine both have said "done" and not ended in 150 s; why is not known
 def test_two_named_peers_with_certificates(folder: Path) -> None:
     port = free_port()
     common = ["peer", "ours.toml", "--certs", "certs"]
