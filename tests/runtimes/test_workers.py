@@ -141,20 +141,7 @@ def test_a_bug_keeps_its_traceback() -> None:
     def loss(output: Tensor, targets: Tensor) -> Tensor:
         raise KeyError("a bug of the user's")
 
-    with pytest.raises(KeyError) as caught:
-        simulation(2, loss=loss).run()
-    assert any("in loss" in note for note in caught.value.__notes__)
-
-
-def test_an_error_that_cannot_be_sent_is_told() -> None:
-    class Odd(Exception):
-        def __init__(self, one: int, two: int) -> None:
-            super().__init__("odd")
-
-    def loss(output: Tensor, targets: Tensor) -> Tensor:
-        raise Odd(1, 2)
-
-    with pytest.raises(RuntimeError, match=r"Odd in a worker process:(.|\n)*in loss"):
+    with pytest.raises(RuntimeError, match=r"in a worker process:(.|\n)*in loss(.|\n)*KeyError: .a bug"):
         simulation(2, loss=loss).run()
 
 

@@ -3,16 +3,14 @@
 Participants of a round do not depend on each other, so they can train at the same time; what they hand over
 is merged in their order, and a run ends with the same bits whatever the number of workers. Workers are forked
 once per run: they have inherited the data and the modules, and only a few numbers per participant go through
-pipes. Values travel in shared memory, through slots: this process pulls a sub-model into a slot, a worker
-trains it and writes it back, this process merges it from there. Threads would be simpler, but the generators
-that dropout draws from are the process's, and so are the modules.
+pipes, as JSON. Values travel in shared memory, through slots: this process pulls a sub-model into a slot, a
+worker trains it and writes it back, this process merges it from there. Threads would be simpler, but the
+generators that dropout draws from are the process's, and so are the modules.
 """
 
 import multiprocessing
 import os
-import pickle
 import signal
-import traceback
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +28,7 @@ from msfusion.learn.learner import Learner, Participant, Ready
 from msfusion.learn.round import One
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import widths_of
+from msfusion.runtimes.jobs import Job, Outcome
 from msfusion.runtimes.shared import Shared, size_of
 
 _SLOTS = 2  # per worker: one that trains, and one that waits for its turn to be trained or merged
@@ -37,21 +36,6 @@ _SLOTS = 2  # per worker: one that trains, and one that waits for its turn to be
 
 class CannotFork(Exception):
     """Why forked processes cannot train."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What a worker is to do; the values are in the slot.
-
-    participant: its place among those of the run.
-    previous: windows of what it handed over when it last trained, whose values are in the slot as well.
-    """
-
-    round: int
-    participant: int
-    windows: Selection
-    slot: int
-    previous: Selection | None
 
 
 @dataclass(frozen=True)
@@ -80,8 +64,8 @@ class Workers:
             for core in range(number):
                 self._workers.append(self._forked(core))
             for worker in self._workers:
-                if (problem := self._answer(worker)) is not None:
-                    raise CannotFork(problem)
+                if problem := self._answer(worker):
+                    raise CannotFork(problem.decode())
         except BaseException:
             self.close()
             raise
@@ -105,10 +89,10 @@ class Workers:
         """What participants make of the values in the store, in their order; a contribution is lent until the
         next is asked for. Errors are raised in the turn of the participant that made them."""
         todo = deque(enumerate(Ready(one, learner.windows(round, one)) for one in participants))
-        waiting: deque[tuple[int, _Job]] = deque()  # their values are in their slots
+        waiting: deque[tuple[int, Job]] = deque()  # their values are in their slots
         free, idle = list(range(len(self._slots))), list(self._workers)
-        busy: dict[Any, tuple[_Worker, int, _Job]] = {}
-        done: dict[int, tuple[_Job, Any]] = {}
+        busy: dict[Any, tuple[_Worker, int, Job]] = {}
+        done: dict[int, tuple[Job, Outcome]] = {}
         try:
             for turn, participant in enumerate(participants):
                 while True:
@@ -118,20 +102,19 @@ class Workers:
                     while waiting and idle:
                         worker, (place, job) = idle.pop(), waiting.popleft()
                         with _alive(worker):
-                            worker.pipe.send(job)
+                            worker.pipe.send_bytes(job.to_bytes())
                         busy[worker.pipe] = worker, place, job
                     if turn in done:
                         break
                     for pipe in wait(list(busy)):
                         worker, place, job = busy.pop(pipe)
-                        done[place] = job, self._answer(worker)
+                        done[place] = job, Outcome.from_bytes(self._answer(worker))
                         idle.append(worker)
-                job, answer = done.pop(turn)
-                if isinstance(answer, BaseException):
-                    raise answer
+                job, outcome = done.pop(turn)
+                loss = outcome.result()
                 values = self._values(job.slot, 0, job.windows, trained=True)
                 ready = Ready(participant, job.windows)
-                yield ready, learner.contribution(participant, job.windows, values), answer
+                yield ready, learner.contribution(participant, job.windows, values), loss
                 free.append(job.slot)
         finally:
             if busy:  # left in the middle of a round: what they are at is of no use to anybody
@@ -139,7 +122,7 @@ class Workers:
 
     def _filled(
         self, slot: int, round: int, one: Ready, store: Store, previous: Mapping[int, Contribution]
-    ) -> _Job:
+    ) -> Job:
         """Put into the slot what the participant starts from."""
         number = one.participant.number
         store.pull(number, one.windows, self._values(slot, 0, one.windows))
@@ -149,7 +132,7 @@ class Workers:
             for name, value in before.values.items():
                 kept[name].copy_(value)
         selection = before.selection if before is not None else None
-        return _Job(round, self._place[number], one.windows, slot, selection)
+        return Job(round, self._place[number], one.windows, slot, selection)
 
     def _values(
         self, slot: int, side: int, windows: Selection, *, trained: bool = False
@@ -161,10 +144,9 @@ class Workers:
             return tensors
         return {name: tensors[name] for name, like in shapes.items() if isinstance(like, torch.nn.Parameter)}
 
-    def _answer(self, worker: _Worker) -> Any:
-        """What a worker says; an exception, which is not raised here, where its participant failed."""
+    def _answer(self, worker: _Worker) -> bytes:
         with _alive(worker):
-            return worker.pipe.recv()
+            return worker.pipe.recv_bytes()
 
     # --- in a worker
 
@@ -184,19 +166,18 @@ class Workers:
         for other in others:  # or this process would keep the pipes of a dead parent open
             other.close()
         _pin(core)
-        pipe.send(_problem())
+        pipe.send_bytes(_problem().encode())
         with suppress(EOFError, BrokenPipeError):
             while True:
-                pipe.send(self._outcome(pipe.recv()))
+                pipe.send_bytes(self._outcome(Job.from_bytes(pipe.recv_bytes())).to_bytes())
 
-    def _outcome(self, job: _Job) -> Any:
-        """Mean loss of the participant, whose values are in the slot then, or what went wrong."""
+    def _outcome(self, job: Job) -> Outcome:
         try:
-            return self._trained(job)
+            return Outcome(self._trained(job))
         except Exception as error:
-            return _sendable(error)
+            return Outcome.of(error)
 
-    def _trained(self, job: _Job) -> float:
+    def _trained(self, job: Job) -> float:
         participant = self._participants[job.participant]
         before = None
         if job.previous is not None:
@@ -231,27 +212,16 @@ def distinct(participants: Sequence[Participant]) -> list[Mapping[str, int]]:
     return list({tuple(sorted(one.widths.items())): one.widths for one in participants}.values())
 
 
-def _problem() -> str | None:
-    """Why this forked process cannot train; None where it can."""
+def _problem() -> str:
+    """Why this forked process cannot train; empty where it can."""
     try:
         torch.ones((), requires_grad=True).mul(2.0).backward()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         return str(error).splitlines()[0]
-    return None
+    return ""
 
 
 def _pin(core: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[core % len(allowed)]})
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error as it can be sent; all but the user's keep the traceback, as a note."""
-    if not isinstance(error, UserError):
-        error.add_note("in a worker process:\n" + traceback.format_exc())
-    try:
-        pickle.loads(pickle.dumps(error))  # some can be written and not be read
-    except Exception:
-        return RuntimeError(f"{type(error).__name__} in a worker process:\n{traceback.format_exc()}")
-    return error
