@@ -335,6 +335,12 @@ def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[i
     return good, left
 
 
+def decided(view: View, at: Version, state: State) -> Decision | None:
+    """What a member has decided as the lead of a view, for the version that is worked on."""
+    made = state.decision
+    return made if made and (made.view, made.version) == (view.id, at) else None
+
+
 def decision(
     view: View, at: Version, states: States, good: Sequence[int], left: Sequence[Left], seconds: float
 ) -> Decision:

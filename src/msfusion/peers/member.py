@@ -7,19 +7,19 @@ remembered that the next step could not see again. So it does not matter when a 
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from msfusion.core.axes import Selection
 from msfusion.learn.steps import server_step
 from msfusion.peers import agreement
-from msfusion.peers.agreement import Decision, Left, Offer, State, States, Version, View
+from msfusion.peers.agreement import Decision, Offer, States, Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk, History
 from msfusion.peers.histories import Histories
 from msfusion.peers.home import Home
 from msfusion.peers.layout import Layout
+from msfusion.peers.lead import Lead
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
@@ -28,20 +28,6 @@ from msfusion.peers.strip import Strip
 from msfusion.peers.tasks import Tasks
 from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
-
-
-@dataclass
-class Clock:
-    """When the lead saw something begin; monotonic seconds, None before."""
-
-    what: object = None
-    since: float = 0.0
-
-    def passed(self, what: object) -> float:
-        """Seconds since ``what`` began, which is now where it is new."""
-        if what != self.what:
-            self.what, self.since = what, time.monotonic()
-        return time.monotonic() - self.since
 
 
 class Member:
@@ -65,12 +51,11 @@ class Member:
         board: Board,
         say: Callable[[str], None],
     ) -> None:
-        self._run, self._peers, self._participants, self._expected = run, peers, participants, expected
+        self._run, self._peers, self._participants = run, peers, participants
         self._layout, self._disk, self._course, self._home = layout, disk, course, home
         self._board, self._tell = board, Teller(board, peers.names, say)
+        self._lead = Lead(run, peers, expected, board, self._tell)
         self._tasks = Tasks(board.wake)
-        self._placing, self._opened, self._staging, self._alone = Clock(), Clock(), Clock(), Clock()
-        self._away: dict[int, int] = {}
         self._stop = threading.Event()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -121,7 +106,7 @@ class Member:
             return self._follow(view)
         if view is None or agreement.broken(view, states):
             return self._propose(states, view)
-        if own.number == view.lead and self._renew(view, states):
+        if own.number == view.lead and self._lead.renews(view, states):
             return self._propose(states, view)
         return self._play(view, states)
 
@@ -141,7 +126,9 @@ class Member:
             if not own.done:  # a peer that waits for the last others needs no shards
                 self._tell.missing(base, sorted(missing))
             return False
-        members = {n: s.session for n, s in states.items() if n == own.number or not self._sits_out(n, base)}
+        members = {
+            n: s.session for n, s in states.items() if n == own.number or not self._lead.sits_out(n, base)
+        }
         known = [s.view.epoch for s in (*self._board.last().values(), *states.values()) if s.view]
         return self._follow(View(max(known, default=0) + 1, own.number, members, base))
 
@@ -179,32 +166,6 @@ class Member:
         self._tell.going_on(view)
         return True
 
-    def _renew(self, view: View, states: States) -> bool:
-        """Whether the lead proposes another view though nobody left: to take someone in between two rounds,
-        or to go on without someone who does not keep up."""
-        own = self._board.own
-        if self._decided(view, own):
-            return False
-        if any(s.committed.round > own.at.round for s in states.values()):
-            return True
-        return not agreement.offers(view, own.at, states) and any(
-            n not in view.members and not self._sits_out(n, own.at) for n in states
-        )
-
-    def _decided(self, view: View, state: State) -> Decision | None:
-        """What a member has decided as the lead, for the version that this peer works on."""
-        made = state.decision
-        return made if made and (made.view, made.version) == (view.id, self._board.own.at) else None
-
-    def _sits_out(self, number: int, at: Version) -> bool:
-        return self._away.get(number, -1) >= at.round
-
-    def _evict(self, view: View, states: States, slow: set[int], why: str) -> bool:
-        for n in slow:
-            self._away[n] = self._board.own.at.round + 1
-            self._tell.slow(n, why, self._peers.deadline)
-        return self._propose(states, view)
-
     # --- a round
 
     def _play(self, view: View, states: States) -> bool:
@@ -215,9 +176,11 @@ class Member:
             self._tasks.start(("place", own.at, view.id), lambda: self._place(view, own.at, missing))
         if own.at != own.committed and self._complete(view, own.at, states, holders):
             return self._commit(own.at)
-        if own.number == view.lead and self._lead(view, states, holders):
-            return True
-        if decided := self._decided(view, states[view.lead]):
+        if own.number == view.lead:
+            outcome = self._lead.act(view, states, holders)
+            if outcome == "decided" or (outcome == "leaves behind" and self._propose(states, view)):
+                return True
+        if decided := agreement.decided(view, own.at, states[view.lead]):
             return self._merge(view, states, holders, decided)
         homes = {shard for shard, own_holders in enumerate(holders) if own_holders[0] == own.number}
         return not missing and own.at.round < self._run.rounds and self._collect(view, states, homes)
@@ -294,40 +257,6 @@ class Member:
     def _offers(self, offer: Offer) -> bool:
         state = self._board.here().get(offer.given.participant)
         return state is not None and state.offer == offer and self._board.own.at == offer.version
-
-    def _lead(self, view: View, states: States, holders: list[tuple[int, ...]]) -> bool:
-        """Decide what is merged, when all is here or the deadline has passed; leave behind who hangs."""
-        own, late = self._board.own, self._peers.deadline
-        if decided := self._decided(view, own):
-            waited = self._staging.passed((view.id, own.at))
-            target = agreement.following(own.at, decided.entry)
-            duty = agreement.duties(holders, view.members)
-            slow = {n for n in view.members if not duty[n] <= agreement.held(states[n], target)}
-            return waited > late and self._evict(view, states, slow - {own.number}, "wrote no shards")
-        ready = agreement.placed(view, own.at, states, holders)
-        if len(ready) < len(view.members):
-            waited = self._placing.passed((view.id, own.at))
-            return waited > late and self._evict(view, states, set(view.members) - ready, "was not ready")
-        if own.at.round == self._run.rounds:
-            return False
-        return self._decide(view, states, holders, self._opened.passed((view.id, own.at)))
-
-    def _decide(self, view: View, states: States, holders: list[tuple[int, ...]], waited: float) -> bool:
-        own = self._board.own
-        found = agreement.checked(view, own.at, states, {home for home, *_ in holders})
-        expected = self._expected(own.at.round)
-        failed = agreement.failures(view, own.at, states)
-        awaited = [n for n in expected if n in view.members and n not in found and n not in failed]
-        if awaited and (waited <= self._peers.deadline or not found):
-            return False
-        found = {n: checks for n, checks in found.items() if n in expected}
-        good, bad = agreement.accepted(found, self._peers.norm_bound)
-        late = [Left(n, "contribution came after the deadline") for n in awaited]
-        gone = [Left(n, "not here") for n in expected if n not in view.members]
-        wrong = [Left(n, reason) for n, reason in failed.items() if n in expected]
-        left = sorted([*bad, *wrong, *late, *gone], key=lambda one: one.participant)
-        self._board.update(decision=agreement.decision(view, own.at, states, good, left, waited))
-        return True
 
     def _merge(self, view: View, states: States, holders: list[tuple[int, ...]], decision: Decision) -> bool:
         """Write the next version of one's shards: merged at home, copied where one is the replica."""
