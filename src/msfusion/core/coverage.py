@@ -6,14 +6,14 @@ one table.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Selection
-from msfusion.core.merge import add_into
+from msfusion.core.merge import add_into, row_blocks
 from msfusion.core.windows import Schedule
 
 
@@ -32,6 +32,39 @@ class Summary:
     variation: float
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """For how many parameters each entry of a table stands: the product of what its indices stand for.
+
+    vectors: one per dimension of the table, float64. factor: of all entries.
+    """
+
+    factor: float
+    vectors: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(condensed: tuple[Dim, ...], multiplicities: list[Tensor]) -> "_Weights":
+        pairs = list(zip(condensed, multiplicities, strict=True))
+        factor = math.prod(float(vector) for dim, vector in pairs if dim == Fixed(1))
+        return _Weights(factor, tuple(vector for dim, vector in pairs if dim != Fixed(1)))
+
+    def total(self) -> float:
+        return self.factor * math.prod(float(vector.sum()) for vector in self.vectors)
+
+    def sum(self, table: Tensor, of: Callable[[Tensor], Tensor]) -> float:
+        """The weighted sum of a function of the entries, some rows at a time."""
+        if not self.vectors:
+            return self.factor * float(of(table))
+        first, *others = self.vectors
+        total = 0.0
+        for rows in row_blocks(tuple(table.shape)):
+            part = of(table[rows]).double()
+            for vector in reversed(others):
+                part = part @ vector
+            total += float(part @ first[rows])
+        return self.factor * total
+
+
 class Coverage:
     """Counts how often each parameter is trained.
 
@@ -43,15 +76,13 @@ class Coverage:
         named = frozenset(cut)
         self._key: dict[str, tuple[Dim, ...]] = {}
         self._counts: dict[tuple[Dim, ...], Tensor] = {}
-        self._sizes: dict[str, Tensor] = {}
+        self._weights: dict[str, _Weights] = {}
         for name in parameters:
             dims = tuple(_condensed(dim, named) for dim in axes.tensors[name])
             key = self._key[name] = tuple(dim for dim in dims if dim != Fixed(1))
             self._counts.setdefault(key, torch.zeros([dim.size for dim in key], dtype=torch.int32))
-            self._sizes[name] = _outer(
-                [_multiplicity(full, named) for full in axes.tensors[name]],
-                [dim.size for dim in key],
-            )
+            multiplicities = [_multiplicity(full, named) for full in axes.tensors[name]]
+            self._weights[name] = _Weights.of(dims, multiplicities)
 
     def add(self, selection: Selection) -> None:
         """Count one participant's sub-model."""
@@ -60,11 +91,11 @@ class Coverage:
 
     def of(self, parameter: str) -> Summary:
         """Coverage of one parameter tensor."""
-        return _summary([(self._counts[self._key[parameter]], self._sizes[parameter])])
+        return _summary([(self._counts[self._key[parameter]], self._weights[parameter])])
 
     def summary(self) -> Summary:
         """Coverage of all parameters."""
-        return _summary([(self._counts[self._key[name]], size) for name, size in self._sizes.items()])
+        return _summary([(self._counts[self._key[name]], own) for name, own in self._weights.items()])
 
     def state(self) -> list[Tensor]:
         """The tables, in a fixed order, to be saved and given to ``restore``."""
@@ -123,18 +154,11 @@ def _single(size: int) -> Tensor:
     return torch.tensor([size], dtype=torch.float64)
 
 
-def _outer(vectors: list[Tensor], shape: list[int]) -> Tensor:
-    out = torch.ones((), dtype=torch.float64)
-    for vector in vectors:
-        out = out[..., None] * vector
-    return out.reshape(shape)
-
-
-def _summary(tables: list[tuple[Tensor, Tensor]]) -> Summary:
-    total = sum(float(size.sum()) for _, size in tables)
-    trained = sum(float(size[counts > 0].sum()) for counts, size in tables)
-    mean = sum(float((counts * size).sum()) for counts, size in tables) / total
-    square = sum(float((counts.double().square() * size).sum()) for counts, size in tables) / total
+def _summary(tables: list[tuple[Tensor, _Weights]]) -> Summary:
+    total = sum(weights.total() for _, weights in tables)
+    trained = sum(weights.sum(counts, lambda n: n > 0) for counts, weights in tables)
+    mean = sum(weights.sum(counts, lambda n: n) for counts, weights in tables) / total
+    square = sum(weights.sum(counts, lambda n: n.double().square()) for counts, weights in tables) / total
     return Summary(
         share=trained / total,
         least=min(int(counts.min()) for counts, _ in tables),
