@@ -69,8 +69,10 @@ class Source:
 def narrow_module(source: Source, widths: Widths) -> nn.Module:
     """A runnable copy of the module at other widths: with its own forward where that follows, else with the
     captured graph in its place; ``UserError`` where neither can be had."""
-    sizes, found = Sizes(source.derived.names, widths), source.derived.found
     module = narrow_copy(source.model, source.axes, widths)
+    if all(width == source.axes.axes[name].size for name, width in widths.items()):
+        return module
+    sizes, found = Sizes(source.derived.names, widths), source.derived.found
     wanted = [change for graph in source.graphs for change in changes(found, graph.nodes(), sizes)]
     _set_own_sizes(module, wanted)
     describe(module)
