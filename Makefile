@@ -9,10 +9,10 @@ demo: .venv/package
 	rm -rf runs/demo
 	$(BIN)/msfusion compare demo --out runs/demo
 
-# Processes that wait for each other run one after the other, beside nothing that takes their time.
+# Processes that wait for each other, and forks, apart from what takes all of the cores.
 test: lint
-	$(BIN)/pytest -n auto -m "not network and not deployed and not processes"
-	$(BIN)/pytest -m "processes and not deployed"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not network and not deployed and not processes"
+	$(BIN)/pytest -n 2 -m "processes and not deployed"
 
 # Real peers and SuperNodes, killed and frozen at every point of a round; most of it is waiting.
 deployed: .venv/dev

@@ -13,6 +13,15 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests of a model run in one process, as what they are about is made once per process: captures and
+    narrow modules."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if name := getattr(parameters.get("row"), "name", None):
+            item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(autouse=True)
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulations train in the test's own process, unless it asks for workers: the cores have other tests."""

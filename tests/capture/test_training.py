@@ -115,7 +115,7 @@ def test_the_loss_falls(row: Row) -> None:
         TensorDataset(*part) for part in zip(x.chunk(PARTICIPANTS), targets.chunk(PARTICIPANTS), strict=True)
     ]
     problem = Problem(copy.deepcopy(model), (x[:2],), parts, TensorDataset(x, targets), objective)
-    run = Run(width=0.5, rounds=ROUNDS, train=IMAGES if x.ndim == 4 else OTHERS)
+    run = Run(width=0.5, rounds=ROUNDS, evaluate_every=ROUNDS, train=IMAGES if x.ndim == 4 else OTHERS)
     simulation = Simulation(problem, run, captured=found)
     learner, store = simulation.learner, simulation.store
     for participant, own in zip(simulation.participants, parts, strict=True):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ test_limit = 100
 steps = 2
 batch = 16
 """
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _heard() -> Iterator[None]:
+    """Processes inherit that a signal is ignored, as Ctrl-C is by what a shell runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
