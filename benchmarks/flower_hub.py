@@ -23,8 +23,8 @@ from machine import machine
 
 from msfusion.records import read
 
-LIMIT = 1_500_000_000
-NODES, ROUNDS, SHARE = 2, 2, 0.04
+LIMIT = 2_000_000_000
+NODES, ROUNDS, SHARE = 2, 2, 0.03
 SIZES = {"layers": 36, "heads": 20, "embed": 1280}
 PRESET = f"""
 participants = {NODES}

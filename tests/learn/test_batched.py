@@ -62,7 +62,7 @@ def both(name: str, sizes: tuple[int, ...], **changes: Any) -> list[Result]:
 def assert_close(first: Result, second: Result) -> None:
     for (name, one), other in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         distance = (one - other).abs().max() / one.abs().max().clamp_min(1e-3)
-        assert distance < TOLERANCE, f"{name}: {float(distance)}"
+        assert distance < TOLERANCE, f"{name}: {float(distance.detach())}"
     for one_round, other_round in zip(first.history, second.history, strict=True):
         assert one_round["train_loss"] == pytest.approx(other_round["train_loss"], rel=1e-4)
         assert one_round["participants"] == other_round["participants"]

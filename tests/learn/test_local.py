@@ -105,26 +105,42 @@ STOCK: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adam
 
 @pytest.mark.parametrize("name", STOCK)
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_the_optimizer_is_the_configured_one(name: Any, momentum: float) -> None:
-    """To the bit, over steps in which one parameter has a gradient every second time, and one never."""
+@pytest.mark.parametrize("always", [True, False])
+def test_the_optimizer_is_the_configured_one(name: Any, momentum: float, always: bool) -> None:
+    """To the bit; to rounding over steps in which one parameter has a gradient every second time, for which
+    PyTorch's own fused kernel has no momentum. One never has any."""
     draw = torch.Generator().manual_seed(0)
     modules = [nn.ParameterList(torch.ones(*shape) for shape in ((3, 5), (7,), (2,))) for _ in range(2)]
     ours = make_optimizer(modules[0], Train(optimizer=name, weight_decay=0.25, momentum=momentum), 0.125)
     own = {"momentum": momentum} if name == "sgd" else {}
-    stock = STOCK[name](modules[1].parameters(), 0.125, weight_decay=0.25, foreach=True, **own)
+    kernel = {"fused": True} if always else {"foreach": True}
+    stock = STOCK[name](modules[1].parameters(), 0.125, weight_decay=0.25, **kernel, **own)
     for step in range(5):
         ours.zero_grad()
         stock.zero_grad()
         for place, (one, other) in enumerate(zip(*(m.parameters() for m in modules), strict=True)):
-            if place == 0 or (place == 1 and step % 2):
+            if place == 0 or (place == 1 and (always or step % 2)):
                 one.grad = torch.randn(one.shape, generator=draw)
                 other.grad = one.grad.clone()
         ours.step()
         stock.step()
     for one, other in zip(*(m.parameters() for m in modules), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0 if always else 1e-6, atol=0 if always else 1e-6)
     assert not torch.equal(modules[0][1], torch.ones(7))
     assert torch.equal(modules[0][2], torch.ones(2))
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_a_gradient_may_lie_in_another_order_than_its_parameter(name: Any) -> None:
+    modules = [nn.ParameterList([torch.ones(2, 3)]) for _ in range(2)]
+    for module, gradient in zip(
+        modules,
+        (torch.arange(6.0).view(3, 2).t(), torch.tensor([[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]])),
+        strict=True,
+    ):
+        module[0].grad = gradient
+        make_optimizer(module, Train(optimizer=name), 0.125).step()
+    assert torch.equal(modules[0][0], modules[1][0])
 
 
 def test_frozen_parameters_are_not_trained() -> None:

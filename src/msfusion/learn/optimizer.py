@@ -1,7 +1,8 @@
 """Optimizers of local training: torch's own arithmetic, without what ``torch.optim`` does around it.
 
 For a small sub-model the hooks, profiler marks and checks of a ``torch.optim.Optimizer`` take as long as its
-arithmetic. Here the functions behind its classes are called directly; the values are the same to the bit.
+arithmetic. Here the functions behind its classes are called directly, those of one fused kernel where there
+is one; the values are the same to the bit.
 """
 
 from typing import Literal
@@ -12,6 +13,8 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 Kind = Literal["sgd", "adam", "adamw"]
+
+_FUSED = frozenset({"cpu", "cuda"})
 
 
 class Optimizer:
@@ -26,8 +29,8 @@ class Optimizer:
     ) -> None:
         self.kind, self.parameters = kind, parameters
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
-        # One kernel for all parameters on a GPU; on a CPU those of foreach are as fast.
-        self._fused = all(p.is_cuda and p.is_floating_point() for p in parameters)
+        # One kernel that reads and writes everything once, where PyTorch has it.
+        self._fused = all(p.is_floating_point() and p.device.type in _FUSED for p in parameters)
         self._momenta: dict[int, Tensor | None] = {}
         self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -42,11 +45,22 @@ class Optimizer:
         places = [place for place, p in enumerate(self.parameters) if p.grad is not None]
         if places:
             parameters: list[Tensor] = [self.parameters[place] for place in places]
-            gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+            gradients = [_laid_out(self.parameters[place]) for place in places]
             (self._sgd if self.kind == "sgd" else self._adam)(places, parameters, gradients)
 
     def _sgd(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        momenta = [self._momenta.get(place) for place in places]
+        known = {place for place in places if place in self._momenta}
+        for own in (known, set(places) - known):  # the fused kernel wants momenta of all or of none
+            each = [i for i, place in enumerate(places) if place in own]
+            momenta = [self._momenta.get(places[i]) for i in each]
+            if each:
+                self._sgd_alike([parameters[i] for i in each], [gradients[i] for i in each], momenta)
+            if self.momentum:
+                self._momenta |= zip((places[i] for i in each), momenta, strict=True)
+
+    def _sgd_alike(
+        self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor | None]
+    ) -> None:
         sgd(
             parameters,
             gradients,
@@ -60,8 +74,6 @@ class Optimizer:
             nesterov=False,
             maximize=False,
         )
-        if self.momentum:
-            self._momenta |= zip(places, momenta, strict=True)
 
     def _adam(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         for place, parameter in zip(places, parameters, strict=True):
@@ -95,3 +107,13 @@ class Optimizer:
         one, other = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
         device = parameter.device if self._fused else "cpu"  # where the functions of torch want it
         return one, other, torch.tensor(0.0, dtype=torch.float32, device=device)
+
+
+def _laid_out(parameter: nn.Parameter) -> Tensor:
+    """The gradient with the strides of the parameter: the fused kernels go through memory, and take others
+    without a word."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
