@@ -1,18 +1,21 @@
 """Which parameters have been trained, how often and how evenly: exact, without training anything.
 
-Parameters that always go together (the 3x3 taps of a filter, the 64 columns of a head, everything along an
-axis that is whole) are counted once and weighed by their number, and tensors that follow the same axes share
-one table.
+Parameters that always go together are counted once and weighed by their number: the 3x3 taps of a filter, the
+64 columns of a head, everything along an axis that is whole, and units of an axis that so far were trained
+together or not at all. Tensors that follow the same axes share one table. So the tables stay small beside the
+model unless windows begin and end nearly everywhere, as units taken at random do.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Selection
+from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Selection, Units, axes_of
 from msfusion.core.merge import add_into, row_blocks
 from msfusion.core.windows import Schedule
 
@@ -30,6 +33,31 @@ class Summary:
     least: int
     mean: float
     variation: float
+
+
+@dataclass
+class _Classes:
+    """Units of an axis that were always taken together: neighbours, from each of ``starts`` to the next."""
+
+    size: int
+    starts: list[int]
+
+    def split(self, units: Units) -> "_Classes":
+        """Classes of which the units hold all or nothing."""
+        return _Classes(self.size, sorted({*self.starts, *chain.from_iterable(units)} - {self.size}))
+
+    def holding(self, units: Units) -> Units:
+        """The classes that the units hold, as runs of their numbers."""
+        places = [*self.starts, self.size]
+        return tuple((bisect_left(places, start), bisect_left(places, stop)) for start, stop in units)
+
+    def numbers(self, finer: "_Classes") -> Tensor:
+        """The number of the class in which each of the finer ones lies."""
+        return torch.tensor([bisect_right(self.starts, start) - 1 for start in finer.starts])
+
+    def sizes(self) -> Tensor:
+        """Units per class, float64."""
+        return torch.tensor([*self.starts, self.size], dtype=torch.float64).diff()
 
 
 @dataclass(frozen=True)
@@ -73,38 +101,67 @@ class Coverage:
     """
 
     def __init__(self, axes: AxisMap, parameters: Iterable[str], cut: Iterable[str]) -> None:
-        named = frozenset(cut)
-        self._key: dict[str, tuple[Dim, ...]] = {}
-        self._counts: dict[tuple[Dim, ...], Tensor] = {}
+        named = sorted(set(cut) & axes.axes.keys())
+        self._classes = {name: _Classes(axes.axes[name].size, [0]) for name in named}
+        self._dims = {name: axes.tensors[name] for name in parameters}
+        self._condensed = {
+            name: tuple(_condensed(dim, self._classes.keys()) for dim in dims)
+            for name, dims in self._dims.items()
+        }
+        self._key = {n: tuple(d for d in dims if d != Fixed(1)) for n, dims in self._condensed.items()}
+        self._counts = {
+            key: torch.zeros([_by_class(dim, self._classes).size for dim in key], dtype=torch.int32)
+            for key in self._key.values()
+        }
         self._weights: dict[str, _Weights] = {}
-        for name in parameters:
-            dims = tuple(_condensed(dim, named) for dim in axes.tensors[name])
-            key = self._key[name] = tuple(dim for dim in dims if dim != Fixed(1))
-            self._counts.setdefault(key, torch.zeros([dim.size for dim in key], dtype=torch.int32))
-            multiplicities = [_multiplicity(full, named) for full in axes.tensors[name]]
-            self._weights[name] = _Weights.of(dims, multiplicities)
 
     def add(self, selection: Selection) -> None:
         """Count one participant's sub-model."""
-        for dims, counts in self._counts.items():
-            add_into(counts, dims, selection, 1)
+        own = {name: units for name, units in selection.items() if name in self._classes}
+        self._tell_apart({name: self._classes[name].split(units) for name, units in own.items()})
+        held = {name: self._classes[name].holding(units) for name, units in own.items()}
+        for key, counts in self._counts.items():
+            add_into(counts, tuple(_by_class(dim, self._classes) for dim in key), held, 1)
 
     def of(self, parameter: str) -> Summary:
         """Coverage of one parameter tensor."""
-        return _summary([(self._counts[self._key[parameter]], self._weights[parameter])])
+        return _summary([(self._counts[self._key[parameter]], self._weight(parameter))])
 
     def summary(self) -> Summary:
         """Coverage of all parameters."""
-        return _summary([(self._counts[self._key[name]], own) for name, own in self._weights.items()])
+        return _summary([(self._counts[key], self._weight(name)) for name, key in self._key.items()])
 
     def state(self) -> list[Tensor]:
-        """The tables, in a fixed order, to be saved and given to ``restore``."""
-        return list(self._counts.values())
+        """The classes and the tables, in a fixed order, to be saved and given to ``restore``."""
+        return [*(torch.tensor(c.starts) for c in self._classes.values()), *self._counts.values()]
 
     def restore(self, state: list[Tensor]) -> None:
-        """Go on from saved tables."""
-        for counts, saved in zip(self._counts.values(), state, strict=True):
-            counts.copy_(saved)
+        """Go on from a saved state."""
+        for classes, starts in zip(self._classes.values(), state, strict=False):
+            classes.starts = starts.tolist()
+        self._weights = {}
+        saved = state[len(self._classes) :]
+        self._counts = {key: counts.clone() for key, counts in zip(self._counts, saved, strict=True)}
+
+    def _tell_apart(self, finer: Mapping[str, "_Classes"]) -> None:
+        """Go on with finer classes of some axes."""
+        finer = {name: classes for name, classes in finer.items() if classes != self._classes[name]}
+        if not finer:
+            return
+        old = {name: self._classes[name].numbers(classes) for name, classes in finer.items()}
+        for key, counts in self._counts.items():
+            for d, dim in enumerate(key):
+                if not old.keys().isdisjoint(axes_of(dim)):
+                    counts = counts.index_select(d, _places(_by_class(dim, self._classes), old))
+            self._counts[key] = counts
+        self._classes |= finer
+        self._weights = {}
+
+    def _weight(self, parameter: str) -> _Weights:
+        if parameter not in self._weights:
+            each = [_multiplicity(dim, self._classes) for dim in self._dims[parameter]]
+            self._weights[parameter] = _Weights.of(self._condensed[parameter], each)
+        return self._weights[parameter]
 
 
 def over_rounds(
@@ -117,7 +174,40 @@ def over_rounds(
         yield coverage.summary()
 
 
-def _condensed(dim: Dim, cut: frozenset[str]) -> Dim:
+def _by_class(dim: Dim, classes: Mapping[str, _Classes]) -> Dim:
+    """The dim with one index for all units of a class."""
+    match dim:
+        case Axis(name=name):
+            return Axis(name, len(classes[name].starts))
+        case Product(factors=factors):
+            return Product(tuple(_by_class(factor, classes) for factor in factors))
+        case Concat(parts=parts):
+            return Concat(tuple(_by_class(part, classes) for part in parts))
+        case Fixed():
+            return dim
+
+
+def _places(dim: Dim, old: Mapping[str, Tensor]) -> Tensor:
+    """For every index along a dimension once its axes are split, the one that it had before.
+
+    dim: as it was. old: axis -> the class that each new class was in.
+    """
+    match dim:
+        case Axis(name=name, size=size):
+            return old.get(name, torch.arange(size))
+        case Product(factors=factors):
+            places = torch.zeros(1, dtype=torch.int64)
+            for factor in factors:
+                places = (places[:, None] * factor.size + _places(factor, old)).flatten()
+            return places
+        case Concat(parts=parts):
+            starts = accumulate((part.size for part in parts), initial=0)
+            return torch.cat([_places(part, old) + start for part, start in zip(parts, starts, strict=False)])
+        case Fixed(size=size):
+            return torch.arange(size)
+
+
+def _condensed(dim: Dim, cut: Collection[str]) -> Dim:
     """The dim with one index for all positions that no cut axis tells apart."""
     match dim:
         case Axis(name=name):
@@ -132,11 +222,11 @@ def _condensed(dim: Dim, cut: frozenset[str]) -> Dim:
             return Fixed(1)
 
 
-def _multiplicity(dim: Dim, cut: frozenset[str]) -> Tensor:
+def _multiplicity(dim: Dim, cut: Mapping[str, _Classes]) -> Tensor:
     """How many positions each index of the condensed dim stands for."""
     match dim:
         case Axis(name=name, size=size):
-            return torch.ones(size, dtype=torch.float64) if name in cut else _single(size)
+            return cut[name].sizes() if name in cut else _single(size)
         case Product(factors=factors):
             out = _single(1)
             for factor in factors:
