@@ -372,6 +372,20 @@ def test_weights_take_no_room_along_dimensions_that_nobody_cuts() -> None:
     assert held(merge, values) == 8 * 32 * 3 + 8
 
 
+def test_all_sums_are_kept_where_they_are_wanted() -> None:
+    axes = make_map({"w": ["a:8", "b:32", "3"]})
+    values = randoms(axes, 0)
+    made: list[Tensor] = []
+
+    def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        made.append(torch.zeros(shape, dtype=dtype, device=device))
+        return made[-1]
+
+    merge = Merge(values, axes, zeros)
+    merge.add(Contribution(0, {"a": ((0, 4),), "b": ((8, 16),)}, {"w": torch.zeros(4, 8, 3)}, 1))
+    assert held(merge, values) == sum(tensor.numel() for tensor in made) == 8 * 32 * 3 + 8 * 32
+
+
 def test_runs_and_units_agree() -> None:
     assert extract({"w": torch.arange(3.0)}, LINE, {"a": runs_of([2, 0])})["w"].tolist() == [0.0, 2.0]
 

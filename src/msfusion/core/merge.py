@@ -100,7 +100,8 @@ class Merge:
     changed, keeps its value to the bit.
 
     values: parameter name -> full tensor; changed in place by ``apply`` and by nothing else.
-    zeros: where the sums are kept, (shape, dtype, device) -> a tensor of zeros; in memory by default.
+    zeros: where sums of changes and of weights are kept, (shape, dtype, device) -> a tensor of zeros; in
+        memory by default.
     measure: keep what ``shift`` needs: one number, and how many hold each parameter.
     cuts: those of ``axes``, where they are at hand.
     twins: units that share their changes; ``apply`` knows of them, ``moved`` does not.
@@ -173,7 +174,7 @@ class Merge:
         """``sums`` with ``amount`` added where ``cut`` lies; a dimension that nobody has cut has extent 1."""
         own, at = cut.table
         if sums is None:
-            sums = total.new_zeros(own, dtype=dtype)
+            sums = self._zeros(own, dtype or total.dtype, total.device)
         extents = tuple(map(max, sums.shape, own))
         if tuple(sums.shape) != extents:
             sums = self._zeros(extents, sums.dtype, sums.device).copy_(sums)
