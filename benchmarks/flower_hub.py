@@ -10,6 +10,7 @@ group, train a small share each, for two rounds. Needs about 8 GB of disk.
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -87,8 +88,10 @@ def served(folder: Path) -> tuple[Limited, Path]:
             node = [BIN / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}"]
             node += ["--host", "127.0.0.1", "--port", free_port()]
             node += ["--node-config", f'partition-id={number} state="{folder / str(number)}"']
-            process = subprocess.Popen([str(part) for part in node], env=environment, cwd=folder)
-            started.callback(process.kill)
+            process = subprocess.Popen(
+                [str(part) for part in node], env=environment, cwd=folder, start_new_session=True
+            )
+            started.callback(os.killpg, process.pid, signal.SIGKILL)  # with what it has started
         subprocess.run(["flwr", "run", app, "hub"], env=environment, cwd=folder, check=True)
         end = time.monotonic() + TOO_LONG
         while not (run / "records.jsonl").exists() or len(read(run).rounds) < ROUNDS:
