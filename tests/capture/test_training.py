@@ -24,7 +24,7 @@ from msfusion.runtimes.simulation import Simulation
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers warns about itself
 
 PARTICIPANTS, EXAMPLES, ROUNDS = 2, 8, 3
-IMAGES = Train("adam", lr=1.5e-3, batch=EXAMPLES, steps=5)
+IMAGES = Train("adam", lr=1e-3, batch=EXAMPLES, steps=5)
 OTHERS = Train("adam", lr=3e-3, batch=EXAMPLES, steps=5)
 QUICK = {"mlp", "flatten cnn", "gpt"}
 
