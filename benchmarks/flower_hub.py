@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,30 +18,15 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from limited import Limited
+from limited import Limited, large
 from machine import machine
 
+from msfusion.commands.peer import free_port
 from msfusion.records import read
 
 LIMIT = 2_000_000_000
 NODES, ROUNDS, SHARE = 2, 2, 0.03
-SIZES = {"layers": 36, "heads": 20, "embed": 1280}
-PRESET = f"""
-participants = {NODES}
-rounds = {ROUNDS}
-share = {SHARE}
-[model]
-name = "vit"
-options = {{ {", ".join(f"{key} = {value}" for key, value in SIZES.items())} }}
-[data]
-name = "digits"
-limit = 400
-[train]
-optimizer = "adamw"
-lr = 1e-3
-steps = 2
-batch = 8
-"""
+PRESET = large(NODES, SHARE, ROUNDS)
 BIN = Path(sys.executable).parent
 TOO_LONG = 900  # seconds
 
@@ -113,12 +97,6 @@ def written(folder: Path, run: Path, environment: dict[str, str]) -> Path:
     new = [f"out = {json.dumps(str(run))}", "waiting.patience = 600.0", "waiting.deadline = 600.0"]
     project.write_text("\n".join([*kept[:at], *new, *kept[at:], ""]))
     return app
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 if __name__ == "__main__":

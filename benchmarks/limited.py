@@ -1,4 +1,5 @@
-"""Processes under a memory limit of the kernel: control groups, version 1 or 2, which need root."""
+"""Processes under a memory limit of the kernel (control groups, version 1 or 2, which need root), and the
+training of a model that is large beside it."""
 
 import os
 import secrets
@@ -10,6 +11,29 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+BATCH = 8
+
+
+def large(participants: int, share: float, rounds: int) -> str:
+    """A configuration that trains a ViT of 708M parameters."""
+    return f"""
+participants = {participants}
+share = {share}
+rounds = {rounds}
+evaluate_every = 1000
+[model]
+name = "vit"
+options = {{ layers = 36, heads = 20, embed = 1280 }}
+[data]
+name = "digits"
+limit = 400
+[train]
+optimizer = "adamw"
+lr = 1e-3
+steps = 2
+batch = {BATCH}
+"""
 
 
 class Limited:

@@ -16,34 +16,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from limited import Limited
+from limited import BATCH, Limited, large
 from machine import machine
 
 from msfusion.commands.peer import free_port
 from msfusion.records import read
 
-PEERS, ROUNDS, BATCH = 4, 2, 8
-SIZES = {"layers": 36, "heads": 20, "embed": 1280}
+PEERS, ROUNDS, SHARE = 4, 2, 0.08
 LIMIT = 2_800_000_000
-PRESET = f"""
-participants = {PEERS}
-share = 0.08
-rounds = {ROUNDS}
-evaluate_every = 1000
-[model]
-name = "vit"
-options = {{ {", ".join(f"{key} = {value}" for key, value in SIZES.items())} }}
-[data]
-name = "digits"
-limit = 400
-[train]
-optimizer = "adamw"
-lr = 1e-3
-steps = 2
-batch = {BATCH}
-[peers]
-lease = 30.0
-"""
+PRESET = f"{large(PEERS, SHARE, ROUNDS)}[peers]\nlease = 30.0\n"
 FULL = f"""
 import sys
 import torch

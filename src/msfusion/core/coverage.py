@@ -10,14 +10,16 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Selection, Units, axes_of
+from msfusion.core.cut import places_from
 from msfusion.core.merge import add_into, row_blocks
 from msfusion.core.windows import Schedule
+from msfusion.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,12 @@ class Coverage:
         return [*(torch.tensor(c.starts) for c in self._classes.values()), *self._counts.values()]
 
     def restore(self, state: list[Tensor]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state; UserError for one of another map or of an earlier version."""
+        if len(state) != (want := len(self._classes) + len(self._counts)):
+            raise UserError(
+                f"expected a saved coverage of {want} tables, got {len(state)}: it is of another model or of"
+                " an earlier version of msfusion; start the run anew in another directory"
+            )
         for classes, starts in zip(self._classes.values(), state, strict=False):
             classes.starts = starts.tolist()
         self._weights = {}
@@ -149,10 +156,14 @@ class Coverage:
         if not finer:
             return
         old = {name: self._classes[name].numbers(classes) for name, classes in finer.items()}
+
+        def class_from(axis: Axis) -> Tensor:
+            return old.get(axis.name, torch.arange(axis.size))
+
         for key, counts in self._counts.items():
             for d, dim in enumerate(key):
                 if not old.keys().isdisjoint(axes_of(dim)):
-                    counts = counts.index_select(d, _places(_by_class(dim, self._classes), old))
+                    counts = counts.index_select(d, places_from(_by_class(dim, self._classes), class_from))
             self._counts[key] = counts
         self._classes |= finer
         self._weights = {}
@@ -185,26 +196,6 @@ def _by_class(dim: Dim, classes: Mapping[str, _Classes]) -> Dim:
             return Concat(tuple(_by_class(part, classes) for part in parts))
         case Fixed():
             return dim
-
-
-def _places(dim: Dim, old: Mapping[str, Tensor]) -> Tensor:
-    """For every index along a dimension once its axes are split, the one that it had before.
-
-    dim: as it was. old: axis -> the class that each new class was in.
-    """
-    match dim:
-        case Axis(name=name, size=size):
-            return old.get(name, torch.arange(size))
-        case Product(factors=factors):
-            places = torch.zeros(1, dtype=torch.int64)
-            for factor in factors:
-                places = (places[:, None] * factor.size + _places(factor, old)).flatten()
-            return places
-        case Concat(parts=parts):
-            starts = accumulate((part.size for part in parts), initial=0)
-            return torch.cat([_places(part, old) + start for part, start in zip(parts, starts, strict=False)])
-        case Fixed(size=size):
-            return torch.arange(size)
 
 
 def _condensed(dim: Dim, cut: Collection[str]) -> Dim:

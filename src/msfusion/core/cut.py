@@ -8,12 +8,23 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import accumulate, product
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Dim, Selection, Units, count, positions
+from msfusion.core.axes import (
+    Axis,
+    AxisMap,
+    Concat,
+    Dim,
+    Fixed,
+    Product,
+    Selection,
+    Units,
+    count,
+    positions,
+)
 
 Slices = tuple[slice, ...]
 
@@ -155,6 +166,27 @@ def overlay(base: Tensor, own: Selection, over: Tensor, other: Selection, dims: 
     for piece in product(*shared):
         out[tuple(here for here, _ in piece)] = over[tuple(there for _, there in piece)]
     return out
+
+
+def places_from(dim: Dim, unit_from: Callable[[Axis], Tensor]) -> Tensor:
+    """For every index along a dimension whose axes have got other units, the index that it was; int64.
+
+    dim: as it was. unit_from: for every unit that an axis has now, the one that it was.
+    """
+    match dim:
+        case Axis():
+            return unit_from(dim)
+        case Product(factors=factors):
+            places = torch.zeros(1, dtype=torch.int64)
+            for factor in factors:
+                places = (places[:, None] * factor.size + places_from(factor, unit_from)).flatten()
+            return places
+        case Concat(parts=parts):
+            starts = accumulate((part.size for part in parts[:-1]), initial=0)
+            each = zip(parts, starts, strict=True)
+            return torch.cat([places_from(part, unit_from) + start for part, start in each])
+        case Fixed(size=size):
+            return torch.arange(size)
 
 
 def index(runs: Units, device: torch.device) -> Tensor:

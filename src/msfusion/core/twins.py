@@ -18,7 +18,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, Widths
+from msfusion.core.axes import AxisMap, Dim, Widths
+from msfusion.core.cut import places_from
 from msfusion.core.scale import factors
 
 
@@ -76,28 +77,9 @@ class Twins:
 
 def kinds(dim: Dim, widths: Widths) -> tuple[Tensor, Tensor]:
     """The first index of every kind along a dimension, and the kind of every index; int64."""
-    first, kind = torch.unique(_first(dim, widths), return_inverse=True)
+    firsts = places_from(dim, lambda axis: torch.arange(axis.size) % widths.get(axis.name, axis.size))
+    first, kind = torch.unique(firsts, return_inverse=True)
     return first, kind
-
-
-def _first(dim: Dim, widths: Widths) -> Tensor:
-    """For every index of a dimension, the first one of its kind."""
-    match dim:
-        case Axis(name=name, size=size):
-            return torch.arange(size) % widths.get(name, size)
-        case Product(factors=inner):
-            places = torch.zeros(1, dtype=torch.int64)
-            for factor in inner:
-                places = (places[:, None] * factor.size + _first(factor, widths)).flatten()
-            return places
-        case Concat(parts=parts):
-            columns, offset = [], 0
-            for part in parts:
-                columns.append(_first(part, widths) + offset)
-                offset += part.size
-            return torch.cat(columns)
-        case Fixed(size=size):
-            return torch.arange(size)
 
 
 def _added(tensor: Tensor, dimension: int, kind: Tensor, count: int) -> Tensor:

@@ -267,7 +267,8 @@ class Simulation:
         self.carried = Carried.restored(tensors, next(self.model.parameters()).device)
         rate, since, total, measured = tensors["overlap"].tolist()
         self._set_overlap(State(rate, int(since), total, int(measured)))
-        self.coverage.restore([tensors[f"coverage/{i}"] for i in range(len(self.coverage.state()))])
+        saved = sum(name.startswith("coverage/") for name in tensors)
+        self.coverage.restore([tensors[f"coverage/{i}"] for i in range(saved)])
         return done
 
 
