@@ -226,7 +226,7 @@ def test_a_round_in_which_nobody_answers_leaves_the_model_as_it_was(tmp_path: Pa
     ("setting", "value", "reason"),
     [
         ("method", "standalone", "expected a method whose participants exchange"),
-        ("late_rate", 0.1, "the network is a real one"),
+        ("late_rate", 0.1, "expected late_rate = 0.0 under Flower, got 0.1"),
         ("train.rl", 0.1, "did you mean 'train.lr'"),
         ("waiting.quorum", 1.5, "in (0, 1]"),
     ],

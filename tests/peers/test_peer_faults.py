@@ -225,8 +225,10 @@ def test_a_slow_peer_is_left_out_and_counted(nursery: Nursery, tmp_path: Path, r
 
 @pytest.mark.deployed
 def test_a_peer_that_hangs_is_left_behind(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
-    """Frozen for less than the lease, so that nobody takes it for dead: the group goes on without it."""
-    with Group(nursery, tmp_path, rounds=ROUNDS, **{"peers.deadline": 5.0}) as group:
+    """Frozen for less than the lease, so that nobody takes it for dead: the group goes on without it. Before
+    it is told of, the others have to train and merge, which may take a busy machine half a minute."""
+    patient = {"peers.deadline": 5.0, "peers.lease": 300.0}
+    with Group(nursery, tmp_path, rounds=ROUNDS, **patient) as group:
         before = strike(group, [3], "train", "SIGSTOP", LATER)
         group.wait_for_text(0, "3 wrote no shards within 5 s: going on without it")
         group.wait(lambda: all(group.committed(n) == LATER for n in (0, 1, 2)))

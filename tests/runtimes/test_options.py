@@ -19,6 +19,7 @@ from msfusion.models import build
 from msfusion.records import read
 from msfusion.report import write_report
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.run import Run, check_real
 
 # --- contrastive loss
 
@@ -246,3 +247,33 @@ def test_twins_go_on_as_if_unbroken(tmp_path: Path) -> None:
     play(tmp_path, twins=0.5, rounds=1)
     resumed = state(play(tmp_path, twins=0.5, rounds=3, resume=True))
     assert same(resumed, state(play(twins=0.5, rounds=3)))
+
+
+# --- server momentum
+
+
+@pytest.mark.parametrize("method", ["msfusion", "fedrolex", "fedavg", "fedavg-small"])
+def test_momentum_moves_every_method_from_the_second_round_on(method: str) -> None:
+    for rounds, equal in ((1, True), (2, False)):
+        with_, without = (state(play(method=method, rounds=rounds, server_momentum=m)) for m in (0.5, 0.0))
+        assert same(with_, without) == equal
+
+
+def test_momentum_goes_on_as_if_unbroken(tmp_path: Path) -> None:
+    play(tmp_path, server_momentum=0.5, rounds=1)
+    resumed = state(play(tmp_path, server_momentum=0.5, rounds=3, resume=True))
+    assert same(resumed, state(play(server_momentum=0.5, rounds=3)))
+
+
+# --- where there is no simulation
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("twins", 0.0), ("server_momentum", 0.5), ("loss_rate", 0.1), ("late_rate", 0.1)]
+)
+def test_what_a_simulation_alone_can_do_is_refused_elsewhere(key: str, value: float) -> None:
+    check_real(Run(share=0.5), "among peers")
+    with pytest.raises(
+        UserError, match=f"{key} = .* among peers, got {value}: it works in a simulation only"
+    ):
+        check_real(Run(share=0.5, **{key: value}), "among peers")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate, product
+from types import EllipsisType
 
 import torch
 from torch import Tensor
@@ -27,6 +28,9 @@ from msfusion.core.axes import (
 )
 
 Slices = tuple[slice, ...]
+
+Rows = slice | EllipsisType
+"""Indices of the first dimension, or all of a tensor that has none."""
 
 _MOST_PIECES = 64  # more slices than this are slower than one index per dimension
 _MOST_SELECTIONS = 64  # whose cuts are kept: those of a group that trains at once

@@ -3,21 +3,18 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import EllipsisType
 
 import torch
 from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, positions
-from msfusion.core.cut import Cut, Cuts, block_size, index, room
+from msfusion.core.cut import Cut, Cuts, Rows, block_size, index, room
 from msfusion.core.cut import overlay as overlay
+from msfusion.core.momentum import Momentum
 from msfusion.core.twins import Twins
 from msfusion.errors import Diverged, UserError
 
 Zeros = Callable[[tuple[int, ...], torch.dtype, torch.device], Tensor]
-
-Rows = slice | EllipsisType
-"""Indices of the first dimension, or all of a tensor that has none."""
 
 
 @dataclass(frozen=True)
@@ -224,8 +221,8 @@ class Merge:
                     )
 
     @torch.no_grad()
-    def apply(self, step: float = 1.0) -> None:
-        """Move every parameter by ``step`` times its mean change."""
+    def apply(self, step: float = 1.0, momentum: Momentum | None = None) -> None:
+        """Move every parameter by ``step`` times its mean change, or what ``momentum`` makes of it."""
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
             common = self._twins.mean(name, total, weight) if self._twins and self._twins.tie else None
@@ -234,6 +231,8 @@ class Merge:
                 changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
                 if self._twins and common is not None:
                     changes.lerp_(_rows(common, rows), self._twins.tie)
+                if momentum:
+                    momentum.carry_(name, rows, changes, total)
                 value[rows].sub_(changes, alpha=step)  # x - 0 is x, even for -0
                 changes.zero_()  # for the next round, as long as it is in the cache
         self._forget()

@@ -14,7 +14,7 @@ from msfusion.errors import UserError
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.methods import get_method
 from msfusion.learn.objective import Objective
-from msfusion.runtimes.run import CAPACITIES, Run
+from msfusion.runtimes.run import CAPACITIES, Run, check_real
 from msfusion.settings import validated
 
 
@@ -75,15 +75,7 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
             f"expected a method whose participants exchange something, got {settings.method!r}: "
             "train on your own without Flower"
         )
-    if settings.twins is not None:
-        raise UserError(
-            f"expected no twins under Flower, got {settings.twins}: they work in a simulation only yet"
-        )
-    for name in ("loss_rate", "late_rate"):
-        if getattr(settings, name):
-            raise UserError(
-                f"expected {name} of 0, as the network is a real one, got {getattr(settings, name)}"
-            )
+    check_real(settings, "under Flower")
     return settings
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.core.cut import Cuts
-from msfusion.core.merge import Contribution, Merge, Rows, Shift, row_blocks
+from msfusion.core.cut import Cuts, Rows
+from msfusion.core.merge import Contribution, Merge, Shift, row_blocks
 from msfusion.errors import UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.cut import Cuts
 from msfusion.core.merge import Contribution, Merge, Shift, extract
+from msfusion.core.momentum import Momentum
 from msfusion.core.twins import Twins
 
 
@@ -53,6 +54,7 @@ class MemoryStore:
     parameters: which of them participants train.
     measure: whether the model shift is measured.
     twins: units that share their changes.
+    momentum: what makes the full model go on as it has been moving; its state is not the store's.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class MemoryStore:
         *,
         measure: bool = False,
         twins: Twins | None = None,
+        momentum: Momentum | None = None,
     ) -> None:
+        self._momentum = momentum
         self._measure = measure
         self._twins = twins
         self._values = values
@@ -82,7 +86,7 @@ class MemoryStore:
 
     def commit(self, step: float) -> Shift | None:
         shift = self._merge.shift()
-        self._merge.apply(step)
+        self._merge.apply(step, self._momentum)
         return shift
 
     def discard(self) -> None:

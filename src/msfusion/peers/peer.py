@@ -38,7 +38,7 @@ from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import configuration
 from msfusion.peers.wire import Wire
 from msfusion.records import Own
-from msfusion.runtimes.run import Run
+from msfusion.runtimes.run import Run, check_real
 from msfusion.runtimes.setup import Setup, device_of
 
 PREVIOUS = "previous"
@@ -69,7 +69,7 @@ class Peer:
         evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
-        _check(run)
+        check_real(run, "among peers")
         self._evaluate, self._export = evaluate, export
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._say, self._show = folder, say, show
@@ -309,15 +309,6 @@ class Peer:
         self.board.update(done=True)
         self.board.wait(lambda: all(s.done for s in self.board.here().values()), _LINGER)
         time.sleep(0.6)
-
-
-def _check(run: Run) -> None:
-    if run.twins is not None:
-        raise UserError(f"expected no twins among peers, got {run.twins}: they work in a simulation only yet")
-    if run.loss_rate or run.late_rate:
-        raise UserError(
-            "expected no loss_rate or late_rate among peers, whose network is a real one, got some"
-        )
 
 
 def _on_cpu(contribution: Contribution) -> Contribution:

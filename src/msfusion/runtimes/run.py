@@ -26,6 +26,9 @@ T = TypeVar("T")
 CAPACITIES = tuple(field.name for field in fields(Capacity))
 """The settings of which exactly one says what a participant can afford."""
 
+SIMULATED = ("twins", "server_momentum", "loss_rate", "late_rate")
+"""The settings that work in a simulation only: some wait to be built elsewhere, some imitate a network."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,6 +48,7 @@ class Run:
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
     twins: Annotated[float, Ge(0), Le(1)] | None = None  # msfusion: units start as copies; 1: stay so
     server_step: ServerStep = "constant"  # how much of the merged change is applied: all, or ever less
+    server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the last move that the next one repeats
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
     sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
@@ -98,6 +102,15 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_participants(self.train)
+
+
+def check_real(run: Run, where: str) -> None:
+    """Raise UserError for settings that work in a simulation only; where: "among peers", "under Flower"."""
+    for one in fields(Run):
+        if one.name in SIMULATED and (got := getattr(run, one.name)) != one.default:
+            raise UserError(
+                f"expected {one.name} = {one.default} {where}, got {got}: it works in a simulation only"
+            )
 
 
 def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:

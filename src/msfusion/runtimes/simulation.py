@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from msfusion import records
 from msfusion.capture import Capture, capture
 from msfusion.core.coverage import Coverage, Summary
+from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
@@ -121,12 +122,20 @@ class Simulation:
         self._set_overlap(setup.first_overlap())
         self.carried = Carried()
         values, trained = values_of(self.model), frozenset(parameters)
+        self.momentum = Momentum(run.server_momentum)
         self.store: MemoryStore
         if setup.exchange:
             twins = setup.twins
             if twins:
                 twins.start_(values, setup.method.scale_power)
-            self.store = MemoryStore(values, captured.axes, trained, measure=run.adapt.measures, twins=twins)
+            self.store = MemoryStore(
+                values,
+                captured.axes,
+                trained,
+                measure=run.adapt.measures,
+                twins=twins,
+                momentum=self.momentum if run.server_momentum else None,
+            )
         else:
             self.store = OwnStore(values, captured.axes, trained)
         self.coverage = Coverage(captured.axes, parameters, setup.setting.narrowest)
@@ -242,7 +251,8 @@ class Simulation:
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
         overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
-        self.journal.save(done, {**model, **tables, **self.carried.state(), "overlap": overlap})
+        velocity = {f"velocity/{name}": tensor for name, tensor in self.momentum.state().items()}
+        self.journal.save(done, {**model, **tables, **velocity, **self.carried.state(), "overlap": overlap})
 
     def score_saved(self) -> tuple[int, Evaluation]:
         """Rounds that the model in the run directory has been trained for, and its score on the test set; the
@@ -263,13 +273,19 @@ class Simulation:
     def _restore(self, free: Collection[str]) -> int:
         """Take up the checkpoint; ``free`` settings may differ from its own. Returns the rounds done."""
         done, tensors = self.journal.load(free)
-        self.store.restore({name[6:]: t for name, t in tensors.items() if name.startswith("model/")})
-        self.carried = Carried.restored(tensors, next(self.model.parameters()).device)
+        self.store.restore(_below("model/", tensors))
+        device = next(self.model.parameters()).device
+        self.momentum.restore(_below("velocity/", tensors), device)
+        self.carried = Carried.restored(tensors, device)
         rate, since, total, measured = tensors["overlap"].tolist()
         self._set_overlap(State(rate, int(since), total, int(measured)))
         saved = sum(name.startswith("coverage/") for name in tensors)
         self.coverage.restore([tensors[f"coverage/{i}"] for i in range(saved)])
         return done
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
