@@ -20,10 +20,12 @@ app = typer.Typer(
 METHODS = "msfusion, fedrolex, heterofl, fjord, random, fedavg, fedavg-small, standalone"
 VARIANTS = "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap, :no-twins"
 PRESETS = "cifar10, demo, shakespeare, wikitext2"
+GENERAL = "no-momentum"
 MODELS = "cnn, gpt, mlp, resnet18, vit"
 
 Preset = Annotated[str, typer.Argument(help=f"A preset ({PRESETS}), or a TOML file.")]
-Method = typer.Option(help=f"Method: {METHODS}; or a variant: {VARIANTS}.")
+_NAMES = f"{METHODS}; or variants: {VARIANTS}, and of every method that merges :{GENERAL}."
+Method = typer.Option(help=f"Method: {_NAMES}")
 Model = Annotated[
     str, typer.Argument(help=f"A shipped model ({MODELS}), path/to/file.py:function, hf:PATH or timm:NAME.")
 ]
@@ -108,9 +110,9 @@ def simulate(
 @app.command()
 def compare(
     preset: Preset,
-    methods: Annotated[
-        str, typer.Option(help=f"Methods, with commas between them: {METHODS}; or variants: {VARIANTS}.")
-    ] = ("msfusion,fedrolex,heterofl,fedavg,fedavg-small"),
+    methods: Annotated[str, typer.Option(help=f"Methods, with commas between them: {_NAMES}")] = (
+        "msfusion,fedrolex,heterofl,fedavg,fedavg-small"
+    ),
     seeds: Annotated[int, typer.Option(help="Number of seeds: 0, 1, ...")] = 1,
     tune: Annotated[
         str | None,

@@ -437,8 +437,12 @@ def test_help_and_no_command(run: Callable[..., Answer]) -> None:
 def test_help_names_what_there_is(run: Callable[..., Answer]) -> None:
     listed = {text: text.replace(" :", " msfusion:").split(", ") for text in (cli.METHODS, cli.VARIANTS)}
     assert listed[cli.METHODS] == list(METHODS)
-    assert listed[cli.VARIANTS] == [f"msfusion:{name}" for name in METHODS["msfusion"].variants]
-    assert all(not method.variants for name, method in METHODS.items() if name != "msfusion")
+    assert [*listed[cli.VARIANTS], f"msfusion:{cli.GENERAL}"] == [
+        f"msfusion:{name}" for name in METHODS["msfusion"].variants
+    ]
+    others = {name: list(method.variants) for name, method in METHODS.items() if name != "msfusion"}
+    assert others.pop("standalone") == []
+    assert all(variants == [cli.GENERAL] for variants in others.values())
     assert cli.PRESETS.split(", ") == presets()
     assert cli.MODELS.split(", ") == sorted(MODELS)
     for command in ("simulate", "compare"):

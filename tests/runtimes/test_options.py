@@ -259,6 +259,12 @@ def test_momentum_moves_every_method_from_the_second_round_on(method: str) -> No
         assert same(with_, without) == equal
 
 
+def test_any_method_can_do_without_momentum() -> None:
+    for method in ("msfusion", "fedavg-small"):
+        plain = state(play(method=method))
+        assert same(state(play(method=f"{method}:no-momentum", server_momentum=0.5)), plain)
+
+
 def test_momentum_goes_on_as_if_unbroken(tmp_path: Path) -> None:
     play(tmp_path, server_momentum=0.5, rounds=1)
     resumed = state(play(tmp_path, server_momentum=0.5, rounds=3, resume=True))

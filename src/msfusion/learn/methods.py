@@ -58,6 +58,7 @@ class Method:
     contrast: it obeys the setting of the contrastive loss; others train on the task's loss alone.
     overlap: it obeys the settings of the overlap rate; those of others have none.
     twins: it obeys the setting of twins; in others every unit starts and learns on its own.
+    momentum: it obeys the setting of server momentum.
     """
 
     schedule: Callable[[Setting], Schedule]
@@ -67,6 +68,7 @@ class Method:
     contrast: bool = False
     overlap: bool = False
     twins: bool = False
+    momentum: bool = True
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
 
@@ -102,7 +104,14 @@ def _msfusion() -> Method:
     )
 
 
-METHODS: dict[str, Method] = {
+def _with_general_variants(method: Method) -> Method:
+    """The same, and what can be switched off in every method whose participants merge anything."""
+    if method.evaluated == "own":
+        return method
+    return replace(method, variants={**method.variants, "no-momentum": replace(method, momentum=False)})
+
+
+_NAMED: dict[str, Method] = {
     "msfusion": _msfusion(),
     "fedrolex": Method(lambda s: Rolling(s.sizes)),
     "heterofl": Method(lambda s: Nested(s.sizes)),
@@ -112,6 +121,7 @@ METHODS: dict[str, Method] = {
     "fedavg-small": Method(lambda s: Nested(s.sizes), evaluated="small", scale_power=0.5),
     "standalone": Method(lambda s: Nested(s.sizes), evaluated="own", scale_power=0.5),
 }
+METHODS = {name: _with_general_variants(method) for name, method in _NAMED.items()}
 
 
 def get_method(name: str) -> Method:

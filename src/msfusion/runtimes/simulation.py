@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from msfusion import records
 from msfusion.capture import Capture, capture
 from msfusion.core.coverage import Coverage, Summary
-from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
@@ -122,7 +121,7 @@ class Simulation:
         self._set_overlap(setup.first_overlap())
         self.carried = Carried()
         values, trained = values_of(self.model), frozenset(parameters)
-        self.momentum = Momentum(run.server_momentum)
+        self.momentum = setup.momentum
         self.store: MemoryStore
         if setup.exchange:
             twins = setup.twins
@@ -134,7 +133,7 @@ class Simulation:
                 trained,
                 measure=run.adapt.measures,
                 twins=twins,
-                momentum=self.momentum if run.server_momentum else None,
+                momentum=self.momentum,
             )
         else:
             self.store = OwnStore(values, captured.axes, trained)
@@ -251,7 +250,9 @@ class Simulation:
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
         overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
-        velocity = {f"velocity/{name}": tensor for name, tensor in self.momentum.state().items()}
+        velocity = (
+            {f"velocity/{name}": v for name, v in self.momentum.state().items()} if self.momentum else {}
+        )
         self.journal.save(done, {**model, **tables, **velocity, **self.carried.state(), "overlap": overlap})
 
     def score_saved(self) -> tuple[int, Evaluation]:
@@ -275,7 +276,8 @@ class Simulation:
         done, tensors = self.journal.load(free)
         self.store.restore(_below("model/", tensors))
         device = next(self.model.parameters()).device
-        self.momentum.restore(_below("velocity/", tensors), device)
+        if self.momentum:
+            self.momentum.restore(_below("velocity/", tensors), device)
         self.carried = Carried.restored(tensors, device)
         rate, since, total, measured = tensors["overlap"].tolist()
         self._set_overlap(State(rate, int(since), total, int(measured)))
