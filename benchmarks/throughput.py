@@ -5,7 +5,7 @@ sub-model, on batches that lie ready, and nothing else: no windows, no data, no 
 Rounds of the simulation and of the loop take turns in one process; the simulation's time is all that passes
 between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free.
 
-    python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched auto]
+    python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched on --compile]
 """
 
 import argparse
@@ -20,7 +20,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from msfusion.data.examples import Examples, LabelledImages, TokenBlocks
-from msfusion.learn.batched import Batched
 from msfusion.learn.local import Train
 from msfusion.models import build
 from msfusion.runtimes.run import Problem, Run
@@ -46,19 +45,24 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(CASES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batched", default="auto", choices=["auto", "on", "off"])
+    parser.add_argument(
+        "--compile", action="store_true", help="the simulation alone; the loop stays as it is"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, batched {arguments.batched}"
+        + (", compiled" if arguments.compile else "")
     )
     print()
     print("| model | parameters each | examples/s, simulation | bare loop | ratio | of processor time |")
     print("|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
-        print(row(name, arguments.rounds, arguments.device, arguments.batched), flush=True)
+        settings = {"device": arguments.device, "batched": arguments.batched, "compile": arguments.compile}
+        print(row(name, arguments.rounds, **settings), flush=True)
 
 
-def row(name: str, rounds: int, device: str, batched: Batched) -> str:
+def row(name: str, rounds: int, **settings: Any) -> str:
     options, shape, share, train = CASES[name]
     torch.manual_seed(0)
     data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
@@ -68,9 +72,8 @@ def row(name: str, rounds: int, device: str, batched: Batched) -> str:
         rounds=rounds + 2,
         evaluate_every=10**9,
         train=train,
-        device=device,
-        batched=batched,
         workers=1,
+        **settings,
     )
     simulation = Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
     loop = Bare(simulation, data)

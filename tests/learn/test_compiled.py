@@ -56,10 +56,26 @@ def test_nothing_is_compiled_again_when_windows_move(
         assert torch.equal(one, other)  # the counter runs the graph as it is
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [({"batched": "on"}, "batched=on"), ({"contrast": Contrast(1.0)}, "contrastive loss")],
-)
-def test_what_has_no_compiled_form_is_refused(changes: dict[str, Any], what: str) -> None:
-    with pytest.raises(UserError, match=f"compile to be off beside .*{what}"):
-        simulation((9, 9), **changes)
+AT_ONCE: list[tuple[tuple[int, ...], dict[str, Any], int]] = [
+    ((20, 9, 12, 30), {}, 1),
+    ((20, 9, 12, 30), {"width": (0.5, 0.25)}, 2),
+    ((20, 5, 12, 5), {}, 2),
+    ((9,) * 22, {"width": tuple(w / 24 for w in range(2, 24, 2))}, 11),
+]
+
+
+@pytest.mark.parametrize(("sizes", "changes", "expected"), AT_ONCE)
+def test_so_it_is_where_participants_train_at_once(
+    counter: CompileCounter, sizes: tuple[int, ...], changes: dict[str, Any], expected: int
+) -> None:
+    """One program per plan and shape of a batch, for all of its participants."""
+    compiled = simulation(sizes, batched="on", **changes).run()
+    assert counter.frame_count == expected
+    plain = simulation(sizes, batched="on", compile=False, **changes).run()
+    for one, other in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_the_contrastive_loss_has_no_compiled_form() -> None:
+    with pytest.raises(UserError, match="compile to be off beside the contrastive loss"):
+        simulation((9, 9), contrast=Contrast(1.0))

@@ -29,19 +29,34 @@ class Unbatchable(Exception):
     """Why a model cannot train several participants at once."""
 
 
+Gradients = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
+"""(trained parameters, all other tensors, inputs, targets) -> gradients of the trained ones, losses; all with
+the participants first."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """How the sub-models of a stack train, whatever they hold.
+
+    trained: the parameters that the loss depends on; the others stay as they are.
+    """
+
+    trained: Sequence[str]
+    gradients: Gradients
+
+
 @dataclass(frozen=True)
 class Stack:
     """Sub-models of one shape, one behind the other.
 
     module: runs one of them; its own tensors are not used.
     tensors: parameters and buffers, each of shape (participants, ...).
-    trained: the parameters that the loss depends on, None as long as that is not known; the others stay as
-    they are.
+    program: None as long as no batch has been seen.
     """
 
     module: nn.Module
     tensors: Mapping[str, Tensor]
-    trained: Sequence[str] | None
+    program: Program | None
 
     def of(self, place: int) -> dict[str, Tensor]:
         """The tensors of one participant: what changes them changes the stack."""
@@ -62,30 +77,54 @@ def without_running_statistics(module: nn.Module) -> nn.Module:
     return module
 
 
-def dependencies(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    objective: Objective,
-    config: Train,
-) -> list[str]:
-    """The parameters of one sub-model that the loss of a batch depends on; errors are those of training it
-    alone."""
-    own = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+def program(
+    stack: Stack, inputs: Tensor, targets: Tensor, objective: Objective, config: Train, backend: Any = None
+) -> Program:
+    """What trains a stack, found out with a batch of one participant; nothing is trained.
+
+    backend: what torch.compile makes code of it with; None runs it as it is.
+    Raises Unbatchable where the model has no batched form; other errors are those of training it alone.
+    """
+    module = stack.module.train()
+
+    def loss(own: dict[str, Tensor], rest: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return objective.loss(functional_call(module, {**own, **rest}, (inputs,)), targets)
+
+    own = {name: tensor.detach().clone() for name, tensor in stack.of(0).items()}
     wanted = [name for name, p in module.named_parameters() if p.requires_grad]
     parameters = [own[name].requires_grad_() for name in wanted]
-    module.train()
-    with seeded(0, inputs.device), precision(config, inputs.device):
-        loss = objective.loss(functional_call(module, own, (inputs,)), targets)
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return [name for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None]
+    gradients: Gradients = vmap(grad_and_value(loss), randomness="different")
+    with seeded(0, inputs.device), precision(config, inputs.device), _attention(inputs.device):
+        found = torch.autograd.grad(loss(own, {}, inputs, targets), parameters, allow_unused=True)
+        trained = [name for name, gradient in zip(wanted, found, strict=True) if gradient is not None]
+        alone = {name: tensor.detach()[None] for name, tensor in own.items()}
+        _tried(gradients, *_parted(alone, trained), inputs[None], targets[None])
+    if backend is not None:
+        gradients = torch.compile(gradients, backend=backend, dynamic=False)
+    return Program(trained, gradients)
+
+
+def _parted(
+    tensors: Mapping[str, Tensor], trained: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those that are trained, and the others."""
+    own = {name: tensors[name] for name in trained}
+    return own, {name: tensor for name, tensor in tensors.items() if name not in own}
+
+
+def _tried(gradients: Gradients, *batch: Any) -> None:
+    """Run once; what vmap cannot do, or only slowly, is said as Unbatchable."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "There is a performance drop", UserWarning)
+        try:
+            gradients(*batch)
+        except (RuntimeError, UserWarning) as error:
+            raise Unbatchable(str(error).strip().splitlines()[0]) from None
 
 
 def train_together(
     stack: Stack,
     data: Sequence[Dataset[Any]],
-    objective: Objective,
     config: Train,
     lr: float,
     seeds: Sequence[int],
@@ -93,71 +132,35 @@ def train_together(
     """Train every sub-model of the stack in place on its own data; returns their mean losses.
 
     seeds: one per participant, as for ``local.train``; batches are the same, dropout is not.
-    Raises Unbatchable, with nothing trained, where the model has no batched form.
     """
-    assert stack.trained is not None
+    assert stack.program is not None
     device = next(iter(stack.tensors.values())).device
     stack.module.train()
-    parameters = [nn.Parameter(stack.tensors[name]) for name in stack.trained]
+    trained, others = _parted(stack.tensors, stack.program.trained)
+    parameters = [nn.Parameter(tensor) for tensor in trained.values()]
     optimizer = optimizer_of(parameters, config, lr)
-    gradients = _gradients(stack, stack.trained, objective)
     total = torch.zeros(len(data), device=device)
     streams = zip(
         *(batches(own, config.batch, config.steps, s) for own, s in zip(data, seeds, strict=True)),
         strict=True,
     )
     with seeded(derive(seeds[0], "batched", *seeds[1:]), device):
-        for step, drawn in enumerate(streams):
+        for drawn in streams:
             inputs, targets = (torch.stack(part).to(device) for part in zip(*drawn, strict=True))
             with precision(config, device), _attention(device):
-                found, losses = (gradients if step else _first(gradients))(inputs, targets)
+                found, losses = stack.program.gradients(trained, others, inputs, targets)
             if config.clip is not None:
-                _clip(found, config.clip)
-            for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient
+                _clip(list(found.values()), config.clip)
+            for name, parameter in zip(trained, parameters, strict=True):
+                parameter.grad = found[name]
             optimizer.step()
             total += losses.detach()
     return [float(loss) / config.steps for loss in total.tolist()]
 
 
-Gradients = Callable[[Tensor, Tensor], tuple[list[Tensor], Tensor]]
-"""(inputs, targets) -> gradients of the trained parameters, losses; all with the participants first."""
-
-
-def _gradients(stack: Stack, names: Sequence[str], objective: Objective) -> Gradients:
-    trained = {name: stack.tensors[name] for name in names}
-    others = {name: tensor for name, tensor in stack.tensors.items() if name not in trained}
-
-    def loss(own: dict[str, Tensor], rest: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
-        output = functional_call(stack.module, {**own, **rest}, (inputs,))
-        return objective.loss(output, targets)
-
-    mapped = vmap(grad_and_value(loss), randomness="different")
-
-    def run(inputs: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
-        found, losses = mapped(trained, others, inputs, targets)
-        return [found[name] for name in names], losses
-
-    return run
-
-
 def _attention(device: torch.device) -> AbstractContextManager[Any]:
     """Where attention has a batched form: on a CPU the fused kernel has none."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
-
-
-def _first(gradients: Gradients) -> Gradients:
-    """The same, where what vmap cannot do, or only slowly, is said as Unbatchable."""
-
-    def run(inputs: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "There is a performance drop", UserWarning)
-            try:
-                return gradients(inputs, targets)
-            except (RuntimeError, UserWarning) as error:
-                raise Unbatchable(str(error).strip().splitlines()[0]) from None
-
-    return run
 
 
 def _clip(gradients: Sequence[Tensor], most: float) -> None:

@@ -125,9 +125,7 @@ class SubModels:
         if key not in self._modules:
             module = self.module(widths)
             if self.compiled:
-                # All widths share the code of one class, which is compiled no more often than this.
-                torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-                module.compile(backend=BACKEND, dynamic=False)
+                module.compile(backend=compiler(), dynamic=False)
             tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
             factors = {name: f for name, f in self.factors(widths).items() if name in tensors}
             self._modules[key] = _Held(module, tensors, factors)
@@ -148,6 +146,13 @@ class _Held:
     module: nn.Module
     tensors: Mapping[str, Tensor]
     factors: Mapping[str, float]
+
+
+def compiler() -> Any:
+    """The backend for torch.compile, which compiles the same code for every width plan: all share that of one
+    class, or of vmap, and by default only eight would be served."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    return BACKEND
 
 
 def plan_of(widths: Widths) -> Plan:

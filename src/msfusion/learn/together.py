@@ -1,7 +1,7 @@
 """Which participants train at once, and the stacks that they train in."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -14,14 +14,14 @@ from msfusion.learn.batched import (
     Batched,
     Stack,
     Unbatchable,
-    dependencies,
+    program,
     train_together,
     without_running_statistics,
 )
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import Plan, SubModels, plan_of, tensors_of
+from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
 
 T = TypeVar("T")
 
@@ -34,12 +34,14 @@ class Together:
     """Trains participants of equal shape at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and the contrastive loss, which has no batched form, is too.
+    compiled: what trains them is compiled, for each number of participants and shape of a batch.
     why_not: why they train one by one where they were to train at once.
     """
 
     submodels: SubModels
     batched: Batched
     contrast: Contrast | None = None
+    compiled: bool = False
     why_not: str | None = None
     _stacks: dict[Plan, Stack] = field(default_factory=dict)
 
@@ -74,8 +76,8 @@ class Together:
                 name: torch.empty((number, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
                 for name, tensor in tensors_of(kept.module).items()
             }
-            kept = self._stacks[plan] = Stack(kept.module, tensors, kept.trained)
-        return Stack(kept.module, {name: t[:number] for name, t in kept.tensors.items()}, kept.trained)
+            kept = self._stacks[plan] = replace(kept, tensors=tensors)
+        return replace(kept, tensors={name: t[:number] for name, t in kept.tensors.items()})
 
     def train(
         self,
@@ -95,7 +97,7 @@ class Together:
             torch._foreach_mul_(scaled, list(factors.values()))
         try:
             stack = self._known(widths, stack, data[0], objective, config)
-            losses = train_together(stack, data, objective, config, lr, seeds)
+            losses = train_together(stack, data, config, lr, seeds)
         except Unbatchable as error:
             self._stacks.clear()
             self._refuse(str(error))
@@ -107,14 +109,14 @@ class Together:
     def _known(
         self, widths: Widths, stack: Stack, data: Dataset[Any], objective: Objective, config: Train
     ) -> Stack:
-        """The stack with the parameters that the loss depends on, found out once per width plan."""
-        if stack.trained is None:
+        """The stack with its program, which is made once per width plan."""
+        if stack.program is None:
             first = torch.arange(min(config.batch, len(data)))  # type: ignore[arg-type]
             inputs, targets = (part.to(self.submodels.device) for part in fetch(data, first, None))
-            trained = dependencies(stack.module, stack.of(0), inputs, targets, objective, config)
-            kept = self._stacks[plan_of(widths)]
-            self._stacks[plan_of(widths)] = Stack(kept.module, kept.tensors, trained)
-            stack = Stack(stack.module, stack.tensors, trained)
+            backend = compiler() if self.compiled else None
+            made = program(stack, inputs, targets, objective, config, backend)
+            self._stacks[plan_of(widths)] = replace(self._stacks[plan_of(widths)], program=made)
+            stack = replace(stack, program=made)
         return stack
 
     def _refuse(self, reason: str) -> None:

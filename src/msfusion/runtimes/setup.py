@@ -18,6 +18,7 @@ from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
+from msfusion.learn.batched import Batched
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
 from msfusion.learn.learner import Learner, Participant
@@ -56,9 +57,11 @@ class Setup:
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
         self.attendance = attendance_of(run, exchange=self.exchange)
-        self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=run.compile)
         self._check_compiled()
-        self.together = Together(self.submodels, "off" if run.compile else run.batched, self.contrast)
+        alone = run.compile and run.batched != "on"
+        self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
+        at_once: Batched = "off" if alone else run.batched
+        self.together = Together(self.submodels, at_once, self.contrast, compiled=run.compile)
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -118,12 +121,9 @@ class Setup:
         return advance(overlap, Signal(round, schedule.epoch(self.setting.narrowest), shift), rule)
 
     def _check_compiled(self) -> None:
-        against = (
-            "batched=on" if self.run.batched == "on" else "the contrastive loss" if self.contrast else None
-        )
-        if self.run.compile and against:
+        if self.run.compile and self.contrast:
             raise UserError(
-                f"expected compile to be off beside {against}, which has no compiled form; drop one"
+                "expected compile to be off beside the contrastive loss, which has no compiled form; drop one"
             )
 
     def _capacities(self) -> list[Capacity]:
