@@ -11,7 +11,10 @@ Seconds per round are the median of those between the ends of rounds, without th
 anything. Memory is the largest sum of the resident memory of all processes of a run, looked at every half
 second, shared pages counted in each. Bytes are those of the parameters that travel in a round, both ways.
 
-    FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py
+    FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py [--model mlp]
+
+With a small MLP in place of the demo's convolutional model, participants are also trained at once by a
+compiled program, and the app is left out.
 """
 
 import argparse
@@ -33,6 +36,8 @@ from machine import machine
 
 BIN = Path(sys.executable).parent
 PARTICIPANTS, ROUNDS, SEED = 10, 10, 0
+MODELS = {"cnn": "", "mlp": "hidden = [256, 256]"}
+"""Model -> its options, as in TOML."""
 
 FEDAVG_SERVER = """
 import json, time
@@ -85,22 +90,23 @@ def fit(message, context):
     return Message(content, reply_to=message)
 """
 
-FEDAVG_TASK = f"""
+FEDAVG_TASK = """
 import functools
+import tomllib
 import torch
 from msfusion.data import Data, load
 from msfusion.learn.local import seeded
 from msfusion.models import InputSpec, build
 
-ROUNDS = {ROUNDS}
+ROUNDS, PARTICIPANTS, SEED, MODEL, OPTIONS = CONSTANTS
 
 def net():
-    with seeded({SEED}, torch.device("cpu")):
-        return build("cnn", InputSpec((1, 8, 8), torch.float32, 10))[0]
+    with seeded(SEED, torch.device("cpu")):
+        return build(MODEL, InputSpec((1, 8, 8), torch.float32, 10), tomllib.loads(OPTIONS))[0]
 
 @functools.cache
 def split():
-    return load(Data(), {PARTICIPANTS}, {SEED})
+    return load(Data(), PARTICIPANTS, SEED)
 
 def data(number):
     return split().train[number]
@@ -113,23 +119,31 @@ def main() -> None:
     parser.add_argument(
         "--method", choices=["fedavg", "msfusion"], help="its rows alone, and Flower's FedAvg"
     )
+    parser.add_argument("--model", choices=MODELS, default="cnn")
     arguments = parser.parse_args()
-    ways: dict[str, Callable[[Path], dict[str, float]]] = {"Flower, FedAvg": stock}
-    if arguments.method != "fedavg":
+    model = arguments.model
+    ways: dict[str, Callable[[Path], dict[str, float]]] = {"Flower, FedAvg": partial(stock, model=model)}
+    if arguments.method != "fedavg" and model == "cnn":
         ways["Flower, msfusion"] = own
+    kinds = {", one worker": ["workers=1"], "": []}
+    if model == "mlp":
+        kinds[", at once, compiled"] = ["batched=on", "compile=true"]
     for method in [arguments.method] if arguments.method else ["fedavg", "msfusion"]:
-        ways[f"simulation, {method}, one worker"] = partial(simulated, method=method, workers=1)
-        ways[f"simulation, {method}"] = partial(simulated, method=method, workers="auto")
+        for kind, settings in kinds.items():
+            ways[f"simulation, {method}{kind}"] = partial(
+                simulated, method=method, model=model, settings=settings
+            )
     with tempfile.TemporaryDirectory() as folder:
         rows = {name: way(Path(folder) / str(place)) for place, (name, way) in enumerate(ways.items())}
-    print(json.dumps(rows) if arguments.json else text(rows))
+    print(json.dumps(rows) if arguments.json else text(rows, model))
 
 
-def stock(folder: Path) -> dict[str, float]:
+def stock(folder: Path, model: str) -> dict[str, float]:
     """Flower's own strategy."""
     app = folder / "stock"
     (app / "stock").mkdir(parents=True)
-    files = {"server_app": FEDAVG_SERVER, "client_app": FEDAVG_CLIENT, "task": FEDAVG_TASK, "__init__": ""}
+    task = FEDAVG_TASK.replace("CONSTANTS", repr((ROUNDS, PARTICIPANTS, SEED, model, MODELS[model])))
+    files = {"server_app": FEDAVG_SERVER, "client_app": FEDAVG_CLIENT, "task": task, "__init__": ""}
     for name, code in files.items():
         (app / "stock" / f"{name}.py").write_text(code)
     run("msfusion", "flower", "new", folder / "like")
@@ -152,10 +166,16 @@ def own(folder: Path) -> dict[str, float]:
     return {**recorded(out), "memory": peak}
 
 
-def simulated(folder: Path, method: str, workers: int | str) -> dict[str, float]:
+def simulated(folder: Path, method: str, model: str, settings: list[str]) -> dict[str, float]:
     """The project's own simulation; scored after the last round only."""
     flags = ["--method", method, "--rounds", ROUNDS, "--out", folder, "--set", f"evaluate_every={ROUNDS}"]
-    command = [BIN / "msfusion", "simulate", "demo", *flags, "--set", f"workers={workers}"]
+    chosen = (
+        [*settings, f"model.name={model}", f"model.options={{{MODELS[model]}}}"]
+        if model != "cnn"
+        else settings
+    )
+    command = [BIN / "msfusion", "simulate", "demo", *flags]
+    command += [part for one in chosen for part in ("--set", one)]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     peak = watched(process, lambda: process.poll() is not None)
     return {**recorded(folder), "memory": peak}
@@ -222,11 +242,11 @@ def resident(root: int, rows: list[list[int]]) -> int:
     return mine + sum(resident(pid, rows) for pid, parent, _ in rows if parent == root)
 
 
-def text(rows: dict[str, dict[str, float]]) -> str:
+def text(rows: dict[str, dict[str, float]], model: str) -> str:
     first = rows["Flower, FedAvg"]
     lines = [
         f"{machine()}, flwr {version('flwr')}; "
-        f"{PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits",
+        f"{model}, {PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits",
         "",
         "| run | s per round | of Flower's | memory | of Flower's | bytes per round | of Flower's |",
         "|---|---|---|---|---|---|---|",
