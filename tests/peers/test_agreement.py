@@ -9,13 +9,17 @@ from msfusion.peers.agreement import (
     Entry,
     Given,
     Held,
+    Offer,
     State,
     Version,
     View,
     accepted,
     adopted,
     broken,
+    checked,
     following,
+    idle,
+    moved,
     newest,
     overruled,
     proposer,
@@ -154,3 +158,21 @@ def test_values_that_are_not_finite_are_left_out() -> None:
     kept, left = accepted(found, bound=10)
     assert kept == [1]
     assert left[0].reason == "values that are not finite"
+
+
+def test_a_home_that_looks_at_nothing_is_known() -> None:
+    """Two offers, three homes: one has looked at both, one at an older form of the second, one at none."""
+    now = view(1, 0, (0, 1, 2))
+    offered = {n: Offer(FIRST, Given(n, 10, 1.0, f"d{n}")) for n in (0, 1)}
+    looked = {
+        0: {0: Check("d0", 1.0), 1: Check("d1", 1.0)},
+        1: {0: Check("d0", 1.0), 1: Check("older", 1.0)},
+        2: {},
+    }
+    here = states(
+        *(moved(peer(n, view=now), offer=offered.get(n), checks=checks) for n, checks in looked.items())
+    )
+    assert idle(now, FIRST, here, {0, 1, 2}) == {1, 2}
+    assert idle(now, FIRST, here, {0}) == set()
+    assert list(checked(now, FIRST, here, {0, 1})) == [0]
+    assert not checked(now, FIRST, here, {0, 1, 2})

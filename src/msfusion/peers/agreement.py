@@ -299,18 +299,24 @@ def checked(view: View, at: Version, states: States, homes: Collection[int]) -> 
     """Contributions that all homes have looked at -> what each of them found."""
     found: dict[int, list[Check]] = {}
     for n, offer in offers(view, at, states).items():
-        checks = [
-            check
-            for home in homes
-            if (state := states[home]).at == at
-            and state.view is not None
-            and state.view.id == view.id
-            and (check := state.checks.get(n)) is not None
-            and check.digest == offer.given.digest
-        ]
+        checks = [check for home in homes if (check := _check_of(view, at, states[home], n, offer))]
         if len(checks) == len(homes):
             found[n] = checks
     return found
+
+
+def idle(view: View, at: Version, states: States, homes: Collection[int]) -> set[int]:
+    """Homes that have not looked at every contribution that is on offer."""
+    offered = offers(view, at, states).items()
+    return {h for h in homes if any(not _check_of(view, at, states[h], n, offer) for n, offer in offered)}
+
+
+def _check_of(view: View, at: Version, home: State, number: int, offer: Offer) -> Check | None:
+    """What a home found in its part of an offer, if it has looked at it."""
+    if home.at != at or home.view is None or home.view.id != view.id:
+        return None
+    check = home.checks.get(number)
+    return check if check and check.digest == offer.given.digest else None
 
 
 def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[int], list[Left]]:

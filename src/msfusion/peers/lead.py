@@ -40,7 +40,7 @@ class Lead:
     ) -> None:
         self._run, self._peers, self._expected = run, peers, expected
         self._board, self._tell = board, tell
-        self._placing, self._opened, self._staging = Clock(), Clock(), Clock()
+        self._placing, self._opened, self._checking, self._staging = Clock(), Clock(), Clock(), Clock()
         self._away: dict[int, int] = {}
 
     def sits_out(self, number: int, at: Version) -> bool:
@@ -85,11 +85,15 @@ class Lead:
         return "leaves behind"
 
     def _decide(self, view: View, states: States, holders: list[tuple[int, ...]], waited: float) -> Outcome:
-        own = self._board.own
-        found = agreement.checked(view, own.at, states, {home for home, *_ in holders})
+        own, homes = self._board.own, {home for home, *_ in holders}
+        found = agreement.checked(view, own.at, states, homes)
         expected = self._expected(own.at.round)
         failed = agreement.failures(view, own.at, states)
         awaited = [n for n in expected if n in view.members and n not in found and n not in failed]
+        if awaited and not found and (offered := agreement.offers(view, own.at, states)):
+            slow = agreement.idle(view, own.at, states, homes) - {own.number}
+            since = self._checking.passed((view.id, own.at, *offered))
+            return self._without(slow, "looked at no contributions", since) if slow else "waits"
         if awaited and (waited <= self._peers.deadline or not found):
             return "waits"
         found = {n: checks for n, checks in found.items() if n in expected}
