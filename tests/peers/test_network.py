@@ -88,3 +88,14 @@ def test_nothing_is_fetched_that_is_not_wanted() -> None:
             network.fetch([Wanted(list, "values/all", Strip([torch.zeros(1)]))], lambda: False)
     finally:
         network.close()
+
+
+def test_who_leaves_leaves_no_threads_behind() -> None:
+    sessions, before = Sessions(), set(threading.enumerate())
+    sessions.open(nothing)
+    _, board = sessions.open(nothing)
+    assert board.wait(lambda: len(board.here()) == 2, 30)
+    assert len(threading.enumerate()) > len(before)
+    for network in sessions.all:
+        network.close()
+    assert {thread for thread in threading.enumerate() if thread.is_alive()} <= before

@@ -27,6 +27,7 @@ Serve = Callable[[Sequence[str]], Strip | None]
 _STATE: TypeAdapter[State] = TypeAdapter(State)
 _PATIENCE = 300.0  # seconds for one piece: others may wait before it at a slow link
 _SERVERS = 3  # threads that answer
+_CLOSING = 5.0  # seconds that each may take to end
 
 
 class Network:
@@ -78,11 +79,14 @@ class Network:
         )
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group. Threads are waited for: one that is still inside Zenoh when the interpreter ends
+        can keep the process from ending."""
         self._closing.set()
         self._board.wake()
         self._token.undeclare()
         self._session.close()
+        for thread in self._threads:
+            thread.join(_CLOSING)
 
     def fetch(self, wanted: Iterable[Wanted], valid: Callable[[], bool]) -> None:
         """Fetch everything, in pieces, from several peers at a time; raises Disturbed as soon as ``valid``
