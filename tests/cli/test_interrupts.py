@@ -58,8 +58,11 @@ def play(preset: Path, rounds: int, out: Path, *, resume: bool = False) -> None:
     simulate.run(str(preset), {"rounds": rounds}, out=out, resume=resume, tensorboard=False, json=True)
 
 
-def stopped(out: Path, rounds: int, how: signal.Signals, *arguments: object) -> tuple[int, str, str]:
-    """Start a command and send a signal when ``rounds`` rounds of the run in ``out`` are recorded."""
+def stopped(
+    out: Path, rounds: int, how: signal.Signals, *arguments: object, all_of_it: bool = True
+) -> tuple[int, str, str]:
+    """Start a command and send a signal, to all its processes or to the first alone, when ``rounds`` rounds
+    of the run in ``out`` are recorded; returns when all of them have ended."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command(*arguments), start_new_session=True, **pipes)  # type: ignore[call-overload]
     records = out / "records.jsonl"
@@ -68,7 +71,7 @@ def stopped(out: Path, rounds: int, how: signal.Signals, *arguments: object) -> 
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, how)  # a terminal sends Ctrl-C to all processes of the command
+    (os.killpg if all_of_it else os.kill)(process.pid, how)  # a terminal sends Ctrl-C to all
     stdout, stderr = process.communicate(timeout=300)
     return process.returncode, stdout, stderr
 
@@ -118,6 +121,13 @@ def test_ctrl_c_ends_a_comparison_in_one_line(jobs: int, preset: Path, tmp_path:
     assert (code, stdout) == (130, "")
     assert err == f"stopped: continue with --out {out} --resume\n"
     assert done(first) >= 2
+
+
+def test_nobody_goes_on_when_a_comparison_is_killed(preset: Path, tmp_path: Path) -> None:
+    flags = ("--methods", "msfusion,fedavg", "--out", tmp_path, "--jobs", 2, "--rounds", 200_000)
+    first = tmp_path / "msfusion" / "seed-0"
+    code, _, _ = stopped(first, 2, signal.SIGKILL, "compare", preset, *flags, all_of_it=False)
+    assert code == -signal.SIGKILL
 
 
 def test_ctrl_c_before_anything_is_saved(preset: Path, tmp_path: Path) -> None:

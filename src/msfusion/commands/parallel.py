@@ -2,7 +2,9 @@
 
 import functools
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -78,6 +80,15 @@ def _start(queue: Reports, stop: Event) -> None:
     global _channel
     _channel = queue, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; a run saves its last round, then ends
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """However the command ends, its workers do."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int, task: Task) -> None:
