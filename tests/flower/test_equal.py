@@ -17,6 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "contrast, sampled": {"contrast.weight": 1.0, "sample": 0.7, "rounds": 4},
     "feedback": {"adapt.kind": "feedback", "adapt.target": 0.1, "width": 0.3, "rounds": 8},
     "steps": {"server_step": "cosine", "train.lr_schedule": "cosine"},
+    "momentum, sampled": {"server_momentum": 0.5, "sample": 0.7, "rounds": 4},
     "unseen labels": {"mask_unseen": True},
     "fedrolex": {"method": "fedrolex"},
     "fedavg": {"method": "fedavg"},

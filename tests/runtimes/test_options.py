@@ -274,9 +274,7 @@ def test_momentum_goes_on_as_if_unbroken(tmp_path: Path) -> None:
 # --- where there is no simulation
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("twins", 0.0), ("server_momentum", 0.5), ("loss_rate", 0.1), ("late_rate", 0.1)]
-)
+@pytest.mark.parametrize(("key", "value"), [("twins", 0.0), ("loss_rate", 0.1), ("late_rate", 0.1)])
 def test_what_a_simulation_alone_can_do_is_refused_elsewhere(key: str, value: float) -> None:
     check_real(Run(share=0.5), "among peers")
     with pytest.raises(

@@ -238,13 +238,15 @@ class Merge:
         self._forget()
 
     @torch.no_grad()
-    def moved(self, step: float) -> Iterator[tuple[str, Rows, Tensor]]:
+    def moved(self, step: float, momentum: Momentum | None = None) -> Iterator[tuple[str, Rows, Tensor]]:
         """(name, rows, new values of these rows) of every parameter that was contributed, in small blocks;
-        nothing is changed."""
+        nothing is changed but what ``momentum`` keeps."""
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
             for rows in row_blocks(tuple(value.shape)):
                 mean = total[rows] / _rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny)
+                if momentum:
+                    momentum.carry_(name, rows, mean, total)
                 yield name, rows, value[rows].clone().sub_(mean, alpha=step)  # x - 0 is x, even for -0
 
     def clear(self) -> None:

@@ -15,14 +15,16 @@ from msfusion.core.cut import Rows
 
 
 class Momentum:
-    """The velocities of a full model, as much memory as its parameters.
+    """The velocities of a full model, as many bytes as its parameters.
 
     decay: in [0, 1), what is left of a velocity after a round; a steady change is made 1 / (1 - decay) times.
+    velocity: parameter name -> where its velocity lies and is changed in place, in single precision or wider;
+        others are kept in memory, and start at zero.
     """
 
-    def __init__(self, decay: float) -> None:
-        self.decay = decay
-        self._velocity: dict[str, Tensor] = {}
+    def __init__(self, decay: float, velocity: Mapping[str, Tensor] | None = None) -> None:
+        self._decay = decay
+        self._velocity = dict(velocity or {})
 
     def carry_(self, name: str, rows: Rows, changes: Tensor, total: Tensor) -> None:
         """Turn changes of some rows of a parameter into what moves them, in place.
@@ -33,7 +35,7 @@ class Momentum:
             self._velocity[name] = torch.zeros_like(total)
         velocity = self._velocity[name][rows]
         changed = changes.ne(0)
-        velocity.copy_(torch.where(changed, velocity * self.decay + changes, velocity))
+        velocity.copy_(torch.where(changed, velocity * self._decay + changes, velocity))
         changes.copy_(velocity * changed)
 
     def state(self) -> dict[str, Tensor]:

@@ -77,6 +77,7 @@ class Home:
             frozenset(self._setup.parameters),
             buffers=agreed.buffers,
             measure=self._settings.adapt.measures,
+            decay=self._setup.decay,
         )
         self._go_on()
 

@@ -12,9 +12,11 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.cut import Cuts, Rows
 from msfusion.core.merge import Contribution, Merge, Shift, row_blocks
+from msfusion.core.momentum import Momentum
 from msfusion.errors import UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 
+VELOCITY = "velocity"
 _CURRENT = "CURRENT"
 _COPIED = ("config.json", "generation_config.json")
 
@@ -40,6 +42,7 @@ class DiskStore:
     names: parameter or buffer name -> its name in the checkpoint, where the two differ.
     buffers: values of buffers that the checkpoint does not hold; they stay in memory.
     measure: whether the model shift is measured.
+    decay: of server momentum, whose velocities lie in the folder VELOCITY of every checkpoint; 0 for none.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class DiskStore:
         buffers: Mapping[str, Tensor] | None = None,
         shard_bytes: int = SHARD_BYTES,
         measure: bool = False,
+        decay: float = 0.0,
     ) -> None:
-        self._measure = measure
+        self._measure, self._decay = measure, decay
         self._directory = directory
         self._axes = axes
         self._cuts = Cuts(axes)
@@ -149,8 +153,26 @@ class DiskStore:
             mapped.madvise(MADV_DONTNEED)
 
     def _merged(self, step: float) -> Iterator[tuple[str, Rows, Tensor]]:
-        for name, rows, new in self._merge.moved(step):
+        velocity = self._velocity() if self._decay else None
+        momentum = None if velocity is None else Momentum(self._decay, velocity)
+        for name, rows, new in self._merge.moved(step, momentum):
             yield self._stored(name), rows, new
+            if velocity is not None:
+                velocity.release()
+        if velocity is not None:
+            velocity.sync()
+
+    def _velocity(self) -> Shards:
+        """Velocities of the next checkpoint, which as yet are those of this one."""
+        specs = {name: Spec.of(self._full(name)).wide for name in self._parameters}
+        new = create(self._following / VELOCITY, specs, self._shard_bytes)
+        if (self.path / VELOCITY).exists():
+            _copy(Shards(self.path / VELOCITY), new, specs)
+        return new
+
+    @property
+    def _following(self) -> Path:
+        return self._directory / f"{self.commits + 1:06d}"
 
     def _write(
         self,
@@ -158,7 +180,7 @@ class DiskStore:
         seal: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         """The next checkpoint: this one with ``changes``, (stored name, rows, values) in blocks."""
-        following = self._directory / f"{self.commits + 1:06d}"
+        following = self._following
         self._remove_all_but(self.path)
         specs = {name: Spec.of(tensor) for name, tensor in self._shards.items()}
         new = create(following, specs, self._shard_bytes)
@@ -168,11 +190,7 @@ class DiskStore:
             written.add(name)
             new.release()
             self._release()
-        for name in specs.keys() - written:
-            for rows in row_blocks(specs[name].shape):
-                new[name][rows] = self._shards[name][rows]
-                new.release()
-                self._shards.release()
+        _copy(self._shards, new, {name: spec for name, spec in specs.items() if name not in written})
         for name in _COPIED:
             if (self.path / name).is_file():
                 shutil.copyfile(self.path / name, following / name)
@@ -185,7 +203,7 @@ class DiskStore:
     def _point_to(self, folder: Path) -> None:
         draft = self._directory / f"{_CURRENT}.draft"
         draft.write_text(folder.name)
-        for path in (draft, folder, *folder.iterdir()):
+        for path in (draft, folder, *folder.rglob("*")):
             sync(path)
         draft.replace(self._directory / _CURRENT)
         sync(self._directory)
@@ -195,3 +213,12 @@ class DiskStore:
         for path in self._directory.iterdir():
             if path.is_dir() and path.name.isdigit() and path != kept:
                 shutil.rmtree(path)
+
+
+def _copy(old: Shards, new: Shards, specs: Mapping[str, Spec]) -> None:
+    """Copy tensors in blocks, none of which stays in memory."""
+    for name, spec in specs.items():
+        for rows in row_blocks(spec.shape):
+            new[name][rows] = old[name][rows]
+            new.release()
+            old.release()

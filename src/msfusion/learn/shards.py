@@ -49,6 +49,11 @@ class Spec:
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def wide(self) -> "Spec":
+        """The same in single precision at least."""
+        return Spec(torch.promote_types(self.dtype, torch.float32), self.shape)
+
     @staticmethod
     def of(tensor: Tensor) -> "Spec":
         return Spec(tensor.dtype, tuple(tensor.shape))

@@ -40,8 +40,9 @@ def gather(
             for piece in layout.shards[shard]
         }
         if disk.has(version, shard):
-            for name, value in disk.shard(version, shard).items():
-                places[name].view(value.shape).copy_(value)
+            held = disk.shard(version, shard)
+            for name, place in places.items():
+                place.view(held[name].shape).copy_(held[name])
         else:
             wanted = Wanted(
                 partial(member.sources, version, shard),

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, Merge, take
+from msfusion.core.momentum import Momentum
 from msfusion.peers.agreement import Check, Decision, Offer, Version, following
 from msfusion.peers.course import Course
 from msfusion.peers.disk import HISTORY, Disk, History
-from msfusion.peers.layout import Layout, rows_of
+from msfusion.peers.layout import Layout, rows_of, velocity_of
 from msfusion.peers.points import reached
 from msfusion.peers.strip import Strip
 from msfusion.peers.wire import Wire
@@ -25,13 +26,14 @@ class Home:
     """Keeps shards on disk, and one's own contribution while it is on offer, as it travels.
 
     measure: whether merging measures the model shift.
+    decay: of server momentum; 0 for none.
     """
 
     def __init__(
-        self, layout: Layout, disk: Disk, course: Course, wire: Wire, *, measure: bool = False
+        self, layout: Layout, disk: Disk, course: Course, wire: Wire, *, measure: bool, decay: float
     ) -> None:
         self._layout, self._disk, self._course, self._wire = layout, disk, course, wire
-        self._measure = measure
+        self._measure, self._decay = measure, decay
         self._cut: OrderedDict[tuple[Version, int, int], Strip] = OrderedDict()
         self._lock = threading.Lock()
         self._offered: tuple[str, Contribution, dict[int, Strip]] | None = None
@@ -42,13 +44,16 @@ class Home:
         self._spare: dict[int, list[Tensor]] = {}
 
     def serve(self, path: Sequence[str]) -> Strip | None:
-        """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT``, ``shard/VERSION/SHARD`` (all of it,
-        as it is), ``given/DIGEST/SHARD``, ``history/VERSION``."""
+        """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT``, ``shard/VERSION/SHARD`` (all values
+        of it), ``file/VERSION/SHARD`` (all that its file holds), ``given/DIGEST/SHARD``,
+        ``history/VERSION``."""
         match path:
             case ["values", version, shard, whose]:
                 return self._values(Version.parse(version), int(shard), int(whose))
             case ["shard", version, shard]:
-                return self._shard(Version.parse(version), int(shard))
+                return self._shard(Version.parse(version), int(shard), values_only=True)
+            case ["file", version, shard]:
+                return self._shard(Version.parse(version), int(shard), values_only=False)
             case ["given", digest, shard]:
                 return self._given(digest, int(shard))
             case ["history", version]:
@@ -109,7 +114,8 @@ class Home:
         history: History,
     ) -> None:
         """Write the next version of a shard."""
-        values = self._disk.shard(decision.version, shard)
+        stored = self._disk.shard(decision.version, shard)
+        values = {piece.name: stored[piece.name] for piece in self._layout.shards[shard]}
         merge = Merge(values, self._layout.axes(shard), measure=self._measure)
         for given in decision.entry.given:
             whole = contribution_of(offers[given.participant], windows(given.participant))
@@ -119,7 +125,7 @@ class Home:
         def fill(new: Mapping[str, Tensor]) -> None:
             for name, value in values.items():
                 new[name].copy_(value)
-            for name, rows, moved in merge.moved(step):
+            for name, rows, moved in merge.moved(step, self._momentum(values, stored, new)):
                 new[name][rows] = moved
             reached("stage", decision.version.round)
 
@@ -127,6 +133,18 @@ class Home:
         part = (shift.spread, shift.size) if shift else None
         self._disk.write(target, shard, history, fill, part)
         self._disk.release()
+
+    def _momentum(
+        self, names: Iterable[str], stored: Mapping[str, Tensor], new: Mapping[str, Tensor]
+    ) -> Momentum | None:
+        """What carries the velocities of a shard on into its next version; those of version 0 are zero."""
+        if not self._layout.velocities:
+            return None
+        velocity = {name: new[velocity_of(name)] for name in names}
+        for name, own in velocity.items():
+            before = velocity_of(name)
+            own.copy_(stored[before]) if before in stored else own.zero_()
+        return Momentum(self._decay, velocity)
 
     def clear(self) -> None:
         """Forget the contributions of a round that is over. Memory that was filled serves again; what is
@@ -167,11 +185,12 @@ class Home:
                     self._cut.popitem(last=False)
             return self._cut[key]
 
-    def _shard(self, version: Version, shard: int) -> Strip | None:
+    def _shard(self, version: Version, shard: int, *, values_only: bool) -> Strip | None:
         if not self._disk.has(version, shard):
             return None
         tensors = self._disk.shard(version, shard)
-        return Strip(tensors[piece.name] for piece in self._layout.shards[shard])
+        pieces = [piece.name for piece in self._layout.shards[shard]]
+        return Strip(tensors[name] for name in (pieces if values_only else self._layout.specs(shard)))
 
     def _given(self, digest: str, shard: int) -> Strip | None:
         offered = self._offered

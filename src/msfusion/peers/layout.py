@@ -49,10 +49,14 @@ class Layout:
 
     tensors: parameter -> type and shape, in the order in which they are divided.
     shards: about how many; a row is never cut, so there may be fewer.
+    velocities: whether a shard's file also has those of server momentum.
     """
 
-    def __init__(self, axes: AxisMap, tensors: Mapping[str, Spec], shards: int) -> None:
+    def __init__(
+        self, axes: AxisMap, tensors: Mapping[str, Spec], shards: int, *, velocities: bool = False
+    ) -> None:
         self.tensors = dict(tensors)
+        self.velocities = velocities
         self._axes = axes
         self.shards = _divided(self.tensors, shards)
 
@@ -61,11 +65,13 @@ class Layout:
 
     def specs(self, shard: int) -> dict[str, Spec]:
         """The tensors of a shard's file."""
-        return {
+        values = {
             piece.name: Spec(spec.dtype, (piece.rows, *spec.shape[1:]))
             for piece in self.shards[shard]
             for spec in [self.tensors[piece.tensor]]
         }
+        velocities = {velocity_of(name): spec.wide for name, spec in values.items() if self.velocities}
+        return {**values, **velocities}
 
     def axes(self, shard: int) -> AxisMap:
         """The pieces of a shard as tensors that follow axes."""
@@ -126,6 +132,11 @@ class Layout:
         if not own:
             return None
         return Part(piece, {**selection, piece.name: own}, slice(before, before + count(own)))
+
+
+def velocity_of(name: str) -> str:
+    """The velocity of a piece as a tensor of its own, in a shard's file."""
+    return f"velocity/{name}"
 
 
 def shards_for(tensors: Mapping[str, Spec], participants: int) -> int:

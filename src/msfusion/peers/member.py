@@ -6,8 +6,10 @@ remembered that the next step could not see again. So it does not matter when a 
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+
+from torch import Tensor
 
 from msfusion.core.axes import Selection
 from msfusion.learn.steps import server_step
@@ -194,10 +196,9 @@ class Member:
             self._copy(view, version, shard, history)
 
     def _copy(self, view: View, version: Version, shard: int, history: History) -> None:
-        def fill(new: object) -> None:
-            assert hasattr(new, "__getitem__")
-            strip = Strip(new[piece.name] for piece in self._layout.shards[shard])
-            wanted = Wanted(lambda: self.sources(version, shard), f"shard/{version.text}/{shard}", strip)
+        def fill(new: Mapping[str, Tensor]) -> None:
+            strip = Strip(new[name] for name in self._layout.specs(shard))
+            wanted = Wanted(lambda: self.sources(version, shard), f"file/{version.text}/{shard}", strip)
             self._network.fetch([wanted], lambda: self._stands(view))
 
         if not self._disk.has(version, shard):

@@ -87,7 +87,10 @@ class Peer:
             raise UserError(f"expected a method that trains the full model, got {run.method}, which does not")
         self.own = self.setup.participant(number, task.data)
         own_specs = {name: Spec.of(p) for name, p in task.model.named_parameters()}
-        self.layout = Layout(task.captured.axes, own_specs, shards_for(own_specs, participants))
+        decay = self.setup.decay
+        self.layout = Layout(
+            task.captured.axes, own_specs, shards_for(own_specs, participants), velocities=decay > 0
+        )
         first = Version(0, task.fingerprint)
         self.disk = Disk(folder, self.layout, first)
         make_initial(folder, task, self.disk, first)
@@ -95,7 +98,9 @@ class Peer:
         self._kept = Kept(folder / PREVIOUS, number, here)
         self.course = Course(self.setup, first)
         self.wire = Wire(peers.wire)
-        self.home = Home(self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures)
+        self.home = Home(
+            self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures, decay=decay
+        )
         committed = self.disk.committed()
         state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))

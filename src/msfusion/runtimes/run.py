@@ -26,7 +26,7 @@ T = TypeVar("T")
 CAPACITIES = tuple(field.name for field in fields(Capacity))
 """The settings of which exactly one says what a participant can afford."""
 
-SIMULATED = ("twins", "server_momentum", "loss_rate", "late_rate")
+SIMULATED = ("twins", "loss_rate", "late_rate")
 """The settings that work in a simulation only: some wait to be built elsewhere, some imitate a network."""
 
 

@@ -11,7 +11,6 @@ from torch.utils.data import Dataset
 from msfusion.capture import Capture
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap, Units, Widths, runs_of
-from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.twins import Twins
 from msfusion.core.windows import DoubleShift, Schedule
@@ -72,10 +71,9 @@ class Setup:
         return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
 
     @property
-    def momentum(self) -> Momentum | None:
-        """What makes the full model go on as it has been moving, where the settings want that."""
-        decay = self.run.server_momentum if self.method.momentum else 0.0
-        return Momentum(decay) if decay else None
+    def decay(self) -> float:
+        """Of server momentum; 0 for none."""
+        return self.run.server_momentum if self.method.momentum else 0.0
 
     @property
     def exchange(self) -> bool:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from msfusion import records
 from msfusion.capture import Capture, capture
 from msfusion.core.coverage import Coverage, Summary
+from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
@@ -121,7 +122,7 @@ class Simulation:
         self._set_overlap(setup.first_overlap())
         self.carried = Carried()
         values, trained = values_of(self.model), frozenset(parameters)
-        self.momentum = setup.momentum
+        self.momentum = Momentum(setup.decay) if setup.decay else None
         self.store: MemoryStore
         if setup.exchange:
             twins = setup.twins
