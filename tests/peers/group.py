@@ -28,6 +28,7 @@ from msfusion.runtimes.simulation import Simulation
 
 PRESET = """
 participants = 4
+server_momentum = 0.5  # so that velocities have to survive what values survive
 width = 0.5
 rounds = 4
 [model]

@@ -96,7 +96,7 @@ def test_half_the_bytes_and_only_the_stated_rounding(
     for plain, brain in zip(received["float32"], received["bfloat16"], strict=True):
         assert plain["values"] == 2 * brain["values"] > 0
         assert plain["given"] == 2 * brain["given"] > 0
-        assert plain["shard"] > 0  # copies for replicas travel as they are
+        assert plain["file"] > 0  # copies for replicas travel as they are
     want = replay.model([[0, 1, 2, 3]] * 3, Rounded)
     for end in ends["bfloat16"]:
         assert all(torch.equal(end[name], value) for name, value in want.items())
