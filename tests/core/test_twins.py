@@ -1,6 +1,7 @@
 """Twins: three units by hand, then brute force and the law that makes them worth it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -35,6 +36,27 @@ def test_two_kinds_in_four_units() -> None:
     assert merged(1.0) == [8.0, 3.25, 8.0, 3.25]
     assert merged(0.5) == [1 + (4 + 7) / 2, 3.25, 1 + (8 + 7) / 2, 2 + 1.25 / 2]
     assert merged(0.0) == [5.0, 3.25, 9.0, 2.0]
+
+
+STREAM = {"s": ((0, 2),), "a": ((0, 1),)}
+APART = {"s": ((2, 4),), "a": ((1, 2),)}
+
+
+@pytest.mark.parametrize("tie", [0.0, 0.5, 1.0])
+def test_twins_in_a_residual_stream_stay_alike(tie: float) -> None:
+    """Two units inside a block, one kind; four of the stream, two kinds. One participant holds the first row
+    and moves it by 2 and 4, the other the second row and moves it by 6 and 8."""
+    axes = make_map({"w": ["a:2", "s:4"]})
+    axes = replace(axes, axes={**axes.axes, "s": replace(axes.axes["s"], residual=True)})
+    values = {"w": torch.zeros(2, 4)}
+    merge = Merge(values, axes, twins=Twins(axes, {"a": 1, "s": 2}, tie))
+    merge.add(Contribution(0, STREAM, {"w": torch.tensor([[2.0, 4.0]])}, 1))
+    merge.add(Contribution(1, APART, {"w": torch.tensor([[6.0, 8.0]])}, 1))
+    merge.apply()
+    rows = [
+        [own + tie * (mean - own) for own, mean in zip(row, (4, 6), strict=True)] for row in ((2, 4), (6, 8))
+    ]
+    assert values["w"].tolist() == [row * 2 for row in rows]
 
 
 def test_the_kinds_of_a_head_and_of_segments() -> None:

@@ -225,12 +225,17 @@ class Merge:
         """Move every parameter by ``step`` times its mean change, or what ``momentum`` makes of it."""
         for name, total in self._sum.items():
             value, weight = self._values[name], self._weight[name]
-            common = self._twins.mean(name, total, weight) if self._twins and self._twins.tie else None
+            twins = self._twins
+            own = twins.own(name, total, weight) if twins and twins.tie < 1 else None
+            common = twins.mean(name, total, weight) if twins and twins.tie else None
             for rows in row_blocks(tuple(value.shape), block_size(value.device)):
                 changes = total[rows]
-                changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
-                if self._twins and common is not None:
-                    changes.lerp_(_rows(common, rows), self._twins.tie)
+                if own is None:
+                    changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
+                else:
+                    changes.copy_(_rows(own, rows))
+                if twins and common is not None:
+                    changes.lerp_(_rows(common, rows), twins.tie)
                 if momentum:
                     momentum.carry_(name, rows, changes, total)
                 value[rows].sub_(changes, alpha=step)  # x - 0 is x, even for -0

@@ -7,13 +7,15 @@ it starts, so all sub-models are the same function at first, up to the order of 
 full model under the scale rule (core/scale.py): what participants learn in different windows, they learn
 about the same function. From there twins drift apart with the data and the neighbours that they see. How
 fast, is the tie: the share of a unit's merged change that is the mean over its twins instead of its own. With
-a tie of 1 they stay alike, and the full model is a small one in many copies. (Ours; the start is related to
-Net2Net's widening, arXiv 1511.05641.) Where an axis does not divide by the width, the window that crosses its
-end holds some kinds twice and misses others.
+a tie of 1 they stay alike, and the full model is a small one in many copies. Twins in a residual stream
+always stay alike: all blocks read and write them, and would have to know one twin from the other. (Ours; the
+start is related to Net2Net's widening, arXiv 1511.05641.) Where an axis does not divide by the width, the
+window that crosses its end holds some kinds twice and misses others.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +23,9 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Dim, Widths
 from msfusion.core.cut import places_from
 from msfusion.core.scale import factors
+
+Kinds: TypeAlias = tuple[Tensor, Tensor]
+"""The first index of every kind along a dimension, and the kind of every index; int64."""
 
 
 class Twins:
@@ -33,7 +38,9 @@ class Twins:
     def __init__(self, axes: AxisMap, widths: Widths, tie: float) -> None:
         self.tie = tie
         self._axes, self._widths = axes, dict(widths)
+        stream = {axis: width for axis, width in widths.items() if axes.axes[axis].residual}
         self._kinds = cache(lambda dim: kinds(dim, self._widths))
+        self._stream_kinds = cache(lambda dim: kinds(dim, stream))
 
     @torch.no_grad()
     def start_(self, values: Mapping[str, Tensor], power: float) -> None:
@@ -46,7 +53,7 @@ class Twins:
         shrink = factors(self._axes, self._widths, 0.5 if power else 0.0)
         for name, value in values.items():
             copies = value
-            for d, (first, kind) in self._cut(name):
+            for d, (first, kind) in self._cut(name, self._kinds):
                 copies = copies.index_select(d, first[kind].to(value.device))
             value.copy_(copies / shrink[name] if name in shrink else copies)
 
@@ -56,7 +63,15 @@ class Twins:
         total: weighted sum per parameter. weight: sum of the weights, broadcast to it; 0 where nobody held a
         parameter. Twins of which nobody held any have the mean 0.
         """
-        cut = self._cut(name)
+        return self._mean(self._cut(name, self._kinds), total, weight)
+
+    def own(self, name: str, total: Tensor, weight: Tensor) -> Tensor | None:
+        """The same over those twins that differ in their units of a residual stream only: what counts as a
+        parameter's own. None where it has no such twins."""
+        cut = self._cut(name, self._stream_kinds)
+        return self._mean(cut, total, weight) if cut else None
+
+    def _mean(self, cut: Sequence[tuple[int, Kinds]], total: Tensor, weight: Tensor) -> Tensor:
         shape = list(weight.shape)
         for d, _ in cut:
             shape[d] = total.shape[d]
@@ -69,14 +84,14 @@ class Twins:
             mean = mean.index_select(d, kind.to(mean.device))
         return mean
 
-    def _cut(self, name: str) -> list[tuple[int, tuple[Tensor, Tensor]]]:
+    def _cut(self, name: str, kinds: Callable[[Dim], Kinds]) -> list[tuple[int, Kinds]]:
         """The dimensions in which a tensor's indices have twins, with what ``kinds`` says of them."""
-        found = [(d, self._kinds(dim)) for d, dim in enumerate(self._axes.tensors[name])]
+        found = [(d, kinds(dim)) for d, dim in enumerate(self._axes.tensors[name])]
         return [(d, (first, kind)) for d, (first, kind) in found if len(first) < len(kind)]
 
 
-def kinds(dim: Dim, widths: Widths) -> tuple[Tensor, Tensor]:
-    """The first index of every kind along a dimension, and the kind of every index; int64."""
+def kinds(dim: Dim, widths: Widths) -> Kinds:
+    """Those of a dimension whose axes have so many kinds of units, or as many as units."""
     firsts = places_from(dim, lambda axis: torch.arange(axis.size) % widths.get(axis.name, axis.size))
     first, kind = torch.unique(firsts, return_inverse=True)
     return first, kind
