@@ -158,7 +158,8 @@ def test_two_peers_and_some_shards_with_them(
         group.finished(here)
         history = assert_as_replayed(group, here, replay, before)
         assert history[:complete] == [ALL] * complete
-        assert all({0, 3} < set(one) <= set(here) for one in history[complete:])  # one may come before two
+        # Any three have all shards, and go on; which of them see each other first is chance.
+        assert all(len(one) >= 3 and set(one) <= set(here) for one in history[complete:]), history
         assert history[LATER:] == [here] * (ROUNDS - LATER)
 
 
