@@ -23,7 +23,6 @@ from msfusion.core.windows import (
     Schedule,
     Whole,
     colour_axes,
-    even_window,
     window,
 )
 
@@ -459,35 +458,3 @@ def test_a_resnet_takes_three_colours() -> None:
     colours = colour_axes(axes.cuttable, axes.meetings())
     assert set(colours.values()) == {0, 1, 2}
     assert all(colours[a] != colours[b] for a, b in axes.meetings())
-
-
-def test_even_windows_by_hand() -> None:
-    """Seven units of three kinds, 0 1 2 0 1 2 0: the ring is the first six or the last six."""
-    assert even_window(7, 4, 3, 3, late=False) == ((0, 1), (4, 6))
-    assert even_window(7, 4, 3, 3, late=True) == ((1, 2), (5, 7))
-    assert even_window(7, 6, 3, 3, late=False) == ((0, 3),)
-    assert even_window(6, 5, 2, 2, late=True) == window(6, 5, 2) == ((0, 1), (5, 6))
-    assert even_window(9, 8, 8, 5, late=False) == ((0, 8),)
-    assert even_window(7, 3, 7, 3, late=True) == ((0, 7),)
-
-
-@given(size=st.integers(1, 40), start=st.integers(0, 80), late=st.booleans(), data=st.data())
-def test_an_even_window_holds_all_kinds_alike(size: int, start: int, late: bool, data: st.DataObject) -> None:
-    kinds = data.draw(st.integers(1, size))
-    length = data.draw(st.integers(kinds, size))
-    units = [unit for a, b in even_window(size, start, length, kinds, late=late) for unit in range(a, b)]
-    assert len(set(units)) == len(units) == length
-    assert units == sorted(units)
-    held = [sum(unit % kinds == kind for unit in units) for kind in range(kinds)]
-    assert max(held) - min(held) <= 1
-
-
-@pytest.mark.parametrize(("size", "width"), [(64, 30), (7, 3), (10, 9), (16, 4)])
-def test_even_windows_reach_every_unit(size: int, width: int) -> None:
-    schedule = DoubleShift({"a": size}, 4, 0, narrowest={"a": width}, kinds={"a": width})
-    held: set[int] = set()
-    for round in range(3 * schedule.epoch({"a": width})):
-        for participant in range(4):
-            for a, b in schedule.windows(round, participant, {"a": width})["a"]:
-                held |= set(range(a, b))
-    assert held == set(range(size))

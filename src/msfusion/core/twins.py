@@ -8,10 +8,9 @@ full model under the scale rule (core/scale.py): what participants learn in diff
 about the same function. From there twins drift apart with the data and the neighbours that they see. How
 fast, is the tie: the share of a unit's merged change that is the mean over its twins instead of its own. With
 a tie of 1 they stay alike, and the full model is a small one in many copies. Twins in a residual stream
-always stay alike: all blocks read and write them, and would have to know one twin from the other. A window
-over the end of an axis that does not divide by the width would hold some kinds twice and miss others, so
-there are none (``windows.even_window``). (Ours; the start is related to Net2Net's widening, arXiv
-1511.05641.)
+always stay alike: all blocks read and write them, and would have to know one twin from the other. (Ours; the
+start is related to Net2Net's widening, arXiv 1511.05641.) Where an axis does not divide by the width, the
+window that crosses its end holds some kinds twice and misses others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

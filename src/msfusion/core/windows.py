@@ -24,20 +24,6 @@ def window(size: int, start: int, length: int) -> Units:
     return ((start, stop),) if stop <= size else ((0, stop - size), (start, size))
 
 
-def even_window(size: int, start: int, length: int, kinds: int, *, late: bool) -> Units:
-    """A window that holds no kind of units, of which unit ``u`` is of kind ``u mod kinds``, more than once
-    oftener than another: cyclic within the first or, where ``late``, the last units, as many as make whole
-    rows of kinds; a window longer than these is one run."""
-    ring = size - size % kinds
-    if length >= size:
-        return ((0, size),)
-    if length > ring:
-        first = start % (size - length + 1)
-        return ((first, first + length),)
-    first = size - ring if late else 0
-    return tuple((first + a, first + b) for a, b in window(ring, start, length))
-
-
 class Schedule(Protocol):
     """Windows of one participant in one round; axes that are not named in ``widths`` stay whole."""
 
@@ -133,8 +119,6 @@ class DoubleShift:
     round, diagonal and axis, participants shifted from there.
     overlap: overlap rate in [0, 1).
     since: round in which this rate began; the windows are those of this and later rounds.
-    kinds: axis -> how many kinds of units it has (core/twins.py), which its windows hold evenly: where they
-        do not divide the axis, windows stay off its last or first units in turn.
     """
 
     sizes: Widths
@@ -145,22 +129,18 @@ class DoubleShift:
     overlap: float = 0.0
     since: int = 0
     narrowest: Widths = field(default_factory=dict)
-    kinds: Widths = field(default_factory=dict)
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         slots = self.slots(widths)
         epoch, place = divmod(round - self.since, self.epoch(widths))
         slot, diagonal = self._slot((participant + round) % self.participants, place, slots)
         colours = self.colours if self.starts == "designed" else {}
-        late = (round + participant) % 2 == 1
         return {
-            axis: even_window(
+            axis: window(
                 size := self.sizes[axis],
                 (slot + colours.get(axis, 0) * diagonal) * size // slots
                 + math.floor(self._turn(round, epoch, diagonal, axis) * size),
                 width,
-                self.kinds.get(axis, 1),
-                late=late,
             )
             for axis, width in self._cut(widths).items()
         }

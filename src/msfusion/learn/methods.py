@@ -32,7 +32,6 @@ class Setting:
     narrowest: axis -> its least width among the participants, for every axis that is cut.
     overlap: overlap rate of windows that have one.
     since: round in which this rate began.
-    twins: units start as copies of one another (core/twins.py).
     """
 
     axes: AxisMap
@@ -41,7 +40,6 @@ class Setting:
     seed: int
     overlap: float = 0.0
     since: int = 0
-    twins: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -85,7 +83,6 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
             starts=starts,
             overlap=setting.overlap,
             since=setting.since,
-            kinds=setting.narrowest if setting.twins else {},
         )
 
     return schedule

@@ -62,20 +62,13 @@ class Setup:
         at_once: Batched = "off" if alone else run.batched
         self.together = Together(self.submodels, at_once, self.contrast, compiled=run.compile)
         self._plans = self._plans_of(capacities or self._capacities())
-        self.setting = Setting(
-            captured.axes,
-            narrowest(self._plans, captured.axes),
-            participants,
-            run.seed,
-            twins=self.method.twins and run.twins is not None,
-        )
+        self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
     @property
     def twins(self) -> Twins | None:
         """Units that start as copies of one another, where the settings want any."""
-        if not self.setting.twins or self.run.twins is None:
-            return None
-        return Twins(self.captured.axes, self.setting.narrowest, self.run.twins)
+        tie = self.run.twins if self.method.twins else None
+        return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
 
     @property
     def decay(self) -> float:
