@@ -26,7 +26,7 @@ def test_every_method_takes_participants_that_differ(method: str, tmp_path: Path
     shares = [p["share"] for p in read(tmp_path).header["participants"]]
     assert len(shares) == len(SIZES)
     assert shares[3] == shares[0]
-    alike = method in ("fedavg", "fedavg-small")
+    alike = method.partition(":")[0] in ("fedavg", "fedavg-small")
     assert (len(set(shares)) == 1) == alike
     if not alike:
         assert shares[0] > shares[1] > shares[2]
