@@ -27,7 +27,11 @@ from msfusion.runtimes.shared import Shared, size_of
 from msfusion.runtimes.simulation import Result, Simulation
 
 # In a call of their own: a process that has trained on another device than the CPU cannot train in a fork.
-pytestmark = [pytest.mark.slow, pytest.mark.processes]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="no fork can train once autograd has seen a GPU"),
+]
 
 SIZES = (20, 5, 17, 40, 9)
 

@@ -36,6 +36,12 @@ _LOGGERS = (
 )
 
 
+# Builds of PyTorch for GPUs pretend to have one while tensors are fake. Autograd that is started then keeps
+# threads for it, and no forked process could train any more (runtimes/workers.py): it is started before.
+with torch.inference_mode(False):
+    torch.ones((), requires_grad=True).backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Graph:
     """A captured model.
