@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,12 @@ class Sessions:
         self._address = f"127.0.0.1:{free_port()}"
         self.all: list[Network] = []
 
-    def open(self, serve: Serve) -> tuple[Network, Board]:
+    def open(self, serve: Serve, **more: Any) -> tuple[Network, Board]:
         number = len(self.all)
         board = Board(State(number, f"s{number}", 1, FIRST, FIRST), patience=60)
         link = Link([self._address] if number else [], [self._address if not number else "127.0.0.1:0"])
-        network = Network(configuration(link, str(number), "test", 10.0), "test", "run", board, serve)
+        config = configuration(link, str(number), "test", 10.0)
+        network = Network(config, "test", "run", board, serve, **more)
         self.all.append(network)
         return network, board
 
@@ -88,6 +90,31 @@ def test_nothing_is_fetched_that_is_not_wanted() -> None:
             network.fetch([Wanted(list, "values/all", Strip([torch.zeros(1)]))], lambda: False)
     finally:
         network.close()
+
+
+@pytest.mark.parametrize("loser", [0, 2])
+def test_a_link_that_does_not_come_back_by_itself_is_made_anew(loser: int) -> None:
+    """A peer has lost the token of another, who never sends it again, as all is well from there."""
+    sessions = Sessions()
+    splits: list[list[int]] = []
+    try:
+        boards = [
+            sessions.open(lambda path: Strip([VALUES]), split=splits.append, wait=1.0)[1] for _ in range(3)
+        ]
+        assert all(board.wait(lambda b=board: len(b.here()) == 3, 30) for board in boards)  # type: ignore[misc]
+        boards[loser].left(1, "s1")
+        assert 1 not in boards[loser].here()
+        assert boards[loser].wait(lambda: bool(splits), 30)
+        assert all(board.wait(lambda b=board: len(b.here()) == 3, 30) for board in boards)  # type: ignore[misc]
+        assert [1] in splits
+        for n, network in enumerate(sessions.all):
+            got = torch.zeros(1000)
+            wanted = Wanted(lambda n=n: [(n + 1) % 3], "values/all", Strip([got]))  # type: ignore[misc]
+            network.fetch([wanted], lambda: True)
+            assert torch.equal(got, VALUES)
+    finally:
+        for one in sessions.all:
+            one.close()
 
 
 def test_who_leaves_leaves_no_threads_behind() -> None:

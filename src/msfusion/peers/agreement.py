@@ -131,6 +131,7 @@ class State:
     checks: of the contributions to ``at``, in the view ``view``: participant -> what was found.
     at: the version it works on.
     done: it needs nobody any more.
+    hears: who is here, as far as it can tell.
     """
 
     number: int
@@ -144,6 +145,7 @@ class State:
     checks: dict[int, Check] = field(default_factory=dict)
     decision: Decision | None = None
     done: bool = False
+    hears: frozenset[int] = frozenset()
 
 
 States = Mapping[int, State]

@@ -57,17 +57,30 @@ class Board:
             self._sessions.get(number, set()).discard(session)
             self._notify()
 
+    def unlinked(self) -> None:
+        """All tokens are gone, as this peer has closed its session."""
+        with self.changed:
+            self._sessions = {}
+            self._notify()
+
     def here(self) -> dict[int, State]:
         """The states of all who are here, ascending by number."""
         with self.changed:
-            limit = time.monotonic() - self._patience
-            here = {
-                n: state
-                for n, (state, at) in self._seen.items()
-                if state.session in self._sessions.get(n, ()) and at > limit
-            }
+            here = {n: s for n, s in self._heard().items() if s.session in self._sessions.get(n, ())}
             here[self._own.number] = self._own
             return dict(sorted(here.items()))
+
+    def missed(self) -> set[int]:
+        """Those who are not here though they are heard, or though others who are here hear them."""
+        with self.changed:
+            here = self.here()
+            about = set(self._heard()).union(*(state.hears for state in here.values()))
+            return about - set(here)
+
+    def _heard(self) -> dict[int, State]:
+        """The states of which there was news not long ago."""
+        limit = time.monotonic() - self._patience
+        return {n: state for n, (state, at) in self._seen.items() if at > limit}
 
     def link(self, number: int) -> int | None:
         """None while a peer is not here, and another number each time that it comes."""

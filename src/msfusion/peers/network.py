@@ -7,6 +7,7 @@ runs never mix; values are asked for by version, which stands for the round and 
 import contextlib
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -18,6 +19,7 @@ from msfusion.peers.agreement import State
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.pieces import LOOK, Answered, Fetch, Sender, Wanted, checked
+from msfusion.peers.splits import Splits
 from msfusion.peers.strip import CHUNK, Strip
 from msfusion.peers.transport import zenoh
 
@@ -28,15 +30,18 @@ _STATE: TypeAdapter[State] = TypeAdapter(State)
 _PATIENCE = 300.0  # seconds for one piece: others may wait before it at a slow link
 _SERVERS = 3  # threads that answer
 _CLOSING = 5.0  # seconds that each may take to end
+_GLANCE = 1.0  # seconds between two looks at who is missed
 
 
 class Network:
-    """An open session.
+    """An open session, opened anew where links to others do not come back by themselves.
 
     config: of the Zenoh session, as ``transport.configuration`` writes it.
     group, run: name of the group, and hash of the configuration.
     serve: called for requests of others, from several threads.
     stranger: called with the number of a peer that has another configuration.
+    split: called with the numbers of those to whom there is no link, before the session is opened anew.
+    wait: seconds without a link before that.
     """
 
     def __init__(
@@ -47,46 +52,75 @@ class Network:
         board: Board,
         serve: Serve,
         stranger: Callable[[int], None] = lambda number: None,
+        split: Callable[[Sequence[int]], None] = lambda numbers: None,
+        wait: float = 10.0,
     ) -> None:
         self._zenoh = zenoh()
-        self._board, self._serve, self._run = board, serve, run
-        self._stranger = stranger
+        self._config, self._board, self._serve, self._run = config, board, serve, run
+        self._stranger, self._split = stranger, split
+        self._splits = Splits(board.own.number, wait)
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._head = f"msfusion/{group}"
         self._zenoh.init_log_from_env_or("error")  # who is refused is said there
-        self._session = self._zenoh.open(self._zenoh.Config.from_json5(config))
-        own = board.own
-        callback = self._zenoh.handlers.Callback
-        self._declared = [
-            self._session.liveliness().declare_subscriber(
-                f"{self._head}/live/**", callback(self._on_live, indirect=True), history=True
-            ),
-            self._session.declare_subscriber(
-                f"{self._head}/{run}/state/*", callback(self._on_state, indirect=True)
-            ),
-        ]
-        self._queryable = self._session.declare_queryable(
-            f"{self._head}/{run}/ask/{own.number}/**", self._zenoh.handlers.FifoChannel(256)
-        )
         self._closing = threading.Event()
-        self._threads = [threading.Thread(target=self._answer, daemon=True) for _ in range(_SERVERS)]
-        self._threads.append(threading.Thread(target=self._speak, daemon=True))
+        self._open()
+        self._threads = [threading.Thread(target=own, daemon=True) for own in (self._speak, self._mend)]
         for thread in self._threads:
             thread.start()
-        self._token = self._session.liveliness().declare_token(
-            f"{self._head}/live/{run}/{own.number}/{own.session}"
-        )
 
     def close(self) -> None:
         """Leave the group. Threads are waited for: one that is still inside Zenoh when the interpreter ends
         can keep the process from ending."""
         self._closing.set()
         self._board.wake()
-        self._token.undeclare()
-        self._session.close()
         for thread in self._threads:
             thread.join(_CLOSING)
+        self._shut()
+
+    def _open(self) -> None:
+        own, head = self._board.own, f"{self._head}/{self._run}"
+        handlers = self._zenoh.handlers
+        session = self._zenoh.open(self._zenoh.Config.from_json5(self._config))
+        self._declared = [
+            session.liveliness().declare_subscriber(
+                f"{self._head}/live/**", handlers.Callback(self._on_live, indirect=True), history=True
+            ),
+            session.declare_subscriber(f"{head}/state/*", handlers.Callback(self._on_state, indirect=True)),
+        ]
+        queryable = session.declare_queryable(f"{head}/ask/{own.number}/**", handlers.FifoChannel(256))
+        self._answering = [
+            threading.Thread(target=self._answer, args=(queryable,), daemon=True) for _ in range(_SERVERS)
+        ]
+        for thread in self._answering:
+            thread.start()
+        self._token = session.liveliness().declare_token(
+            f"{self._head}/live/{self._run}/{own.number}/{own.session}"
+        )
+        self._session = session
+
+    def _shut(self) -> None:
+        with contextlib.suppress(self._zenoh.ZError):  # it is shut already
+            self._token.undeclare()
+            self._session.close()
+        for thread in self._answering:
+            thread.join(_CLOSING)
+        self._board.unlinked()
+
+    def _mend(self) -> None:
+        """Open the session anew where there is no link to someone who is about."""
+        while not self._closing.wait(_GLANCE):
+            if missed := self._splits.overdue(self._board.missed(), time.monotonic()):
+                self._split(missed)
+                self._reopen()
+
+    def _reopen(self) -> None:
+        self._shut()
+        while not self._closing.is_set():
+            try:
+                return self._open()
+            except self._zenoh.ZError:  # the address that it listened on is not free yet
+                self._closing.wait(_GLANCE)
 
     def fetch(self, wanted: Iterable[Wanted], valid: Callable[[], bool]) -> None:
         """Fetch everything, in pieces, from several peers at a time; raises Disturbed as soon as ``valid``
@@ -139,11 +173,11 @@ class Network:
         except self._zenoh.ZError:
             ended()
 
-    def _answer(self) -> None:
+    def _answer(self, queryable: Any) -> None:
         sender = Sender()
         while not self._closing.is_set():
             try:
-                query = self._queryable.recv()
+                query = queryable.recv()
             except self._zenoh.ZError:
                 return
             with query:
@@ -166,11 +200,11 @@ class Network:
         board, key = self._board, f"{self._head}/{self._run}/state/{self._board.own.number}"
         kind, rank = self._zenoh.CongestionControl.DROP, self._zenoh.Priority.INTERACTIVE_HIGH
         while not self._closing.is_set():
+            if (hears := frozenset(board.here())) != board.own.hears:
+                board.update(hears=hears)
             own = board.own
-            try:
+            with contextlib.suppress(self._zenoh.ZError):  # it is being opened anew
                 self._session.put(key, _STATE.dump_json(own), congestion_control=kind, priority=rank)
-            except self._zenoh.ZError:
-                return
             board.wait(partial(self._differs, own), 0.5)
 
     def _differs(self, said: State) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from msfusion.runtimes.setup import Setup, device_of
 
 PREVIOUS = "previous"
 _LINGER = 60.0  # seconds that a peer that is done waits for others
+_UNLINKED = 5.0  # seconds without a link to someone, at least, before this peer connects anew
 
 
 class Peer:
@@ -131,7 +132,14 @@ class Peer:
         before = torch.get_num_threads()
         torch.set_num_threads(self.run_settings.threads)
         self.network = Network(
-            config, self.peers.group, self.task.fingerprint, self.board, self.home.serve, self._stranger
+            config,
+            self.peers.group,
+            self.task.fingerprint,
+            self.board,
+            self.home.serve,
+            self._stranger,
+            self._split,
+            max(_UNLINKED, 2 * self.peers.lease),
         )
         try:
             self.member.start(self.network)
@@ -273,6 +281,13 @@ class Peer:
     def _stranger(self, number: int) -> None:
         self._say(
             f"{name_of(number, self.peers.names)} has another configuration or model and cannot take part"
+        )
+
+    def _split(self, numbers: Sequence[int]) -> None:
+        names = ", ".join(name_of(n, self.peers.names) for n in numbers)
+        self._say(
+            f"no link to {names}, though others have one or messages arrive: connecting anew; if that does "
+            "not help, neither can reach the other: let one of them connect through a router (--outbound)"
         )
 
     def _see(self, round: int) -> None:
