@@ -38,7 +38,8 @@ def strike(group: Group, victims: list[int], point: str, kind: str, hold: int) -
     """Start all, of whom the victims end or freeze at a point of a round, and the others hold before a later
     one; the histories that are committed on the victims' disks then.
 
-    Several freeze first and end together, as one that dies early would leave the others time to copy shards.
+    Several hold there, each alive for the others, until all have come, and end together: one that went early
+    would leave the others time to copy shards.
     """
     group.hold(hold)
     alone = len(victims) == 1
@@ -48,8 +49,9 @@ def strike(group: Group, victims: list[int], point: str, kind: str, hold: int) -
         group.wait(lambda: all(group.committed(n) == ROUND + 1 for n in ALL))
     else:
         for n in ALL:
-            group.start(n, f"{point}:{ROUND}:{kind if alone else 'SIGSTOP'}" if n in victims else None)
-        group.wait(lambda: not any(group.alive(n) for n in victims))
+            group.start(n, f"{point}:{ROUND}:{kind if alone else 'HOLD'}" if n in victims else None)
+        if not alone:
+            group.wait(lambda: all(f"holds at {point}" in group.text(n) for n in victims))
     if not alone:
         for n in victims:
             group.signal(n, signal.Signals[kind])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from typing import Literal
 
 Point = Literal["pull", "train", "push", "stage", "commit"]
@@ -9,7 +10,8 @@ Point = Literal["pull", "train", "push", "stage", "commit"]
 commit."""
 
 VARIABLE = "MSFUSION_STOP_AT"
-"""``POINT:ROUND:SIGNAL``, for example ``push:2:SIGKILL``: what a peer sends itself there, once."""
+"""``POINT:ROUND:SIGNAL``, for example ``push:2:SIGKILL``: what a peer sends itself there, once. With ``HOLD``
+in place of a signal it says so, and the thread that is there goes no further; the others do."""
 
 
 def reached(point: Point, round: int) -> None:
@@ -17,4 +19,8 @@ def reached(point: Point, round: int) -> None:
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted.startswith(f"{point}:{round}:"):
         del os.environ[VARIABLE]
-        os.kill(os.getpid(), getattr(signal, wanted.rpartition(":")[2]))
+        kind = wanted.rpartition(":")[2]
+        if kind == "HOLD":
+            print(f"holds at {point}", flush=True)
+            threading.Event().wait()
+        os.kill(os.getpid(), getattr(signal, kind))
