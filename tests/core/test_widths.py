@@ -119,6 +119,19 @@ def test_largest_serves_any_monotone_capacity() -> None:
         largest(NET, lambda plan: False, "inner", "nothing", str)
 
 
+def test_widths_that_divide_by_hand() -> None:
+    total = parameter_count(NET, NET.tensors, {})
+    assert for_share(NET, NET.tensors, 336 / total, "inner", divide=True) == {"hidden": 8}  # of 11
+    assert for_share(NET, NET.tensors, 1.0, "inner", divide=True) == {"hidden": 32}
+    # All at 19/32 would be 5 and 19; 4 and 16 fit, 8 and 16 do not, 4 and 32 do.
+    share = (10 * 5 + 2 * 5 * 19 + 10 * 5) / total
+    assert for_share(NET, NET.tensors, share, "all") == {"stream": 5, "hidden": 19}
+    assert parameter_count(NET, NET.tensors, {"stream": 4, "hidden": 32}) == 336
+    assert parameter_count(NET, NET.tensors, {"stream": 8, "hidden": 16}) == 416
+    assert for_share(NET, NET.tensors, share, "all", divide=True) == {"stream": 4, "hidden": 16}
+    assert for_share(NET, NET.tensors, 340 / total, "all", divide=True) == {"stream": 4, "hidden": 32}
+
+
 def grid(axes: AxisMap, names: list[str], least: float) -> list[dict[str, int]]:
     """Every plan that one width for all the named axes can give, from narrow to wide."""
     sizes = {name: axes.axes[name].size for name in names}
@@ -162,6 +175,13 @@ def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: floa
     plan = for_share(axes, names, share, cut)
     assert parameter_count(axes, names, plan) <= share * total
     assert plan == best
+    dividing = for_share(axes, names, share, cut, divide=True)
+    assert dividing.keys() == plan.keys()
+    assert parameter_count(axes, names, dividing) <= share * total
+    assert all(axes.axes[axis].size % width == 0 for axis, width in dividing.items())
+    for axis, width in plan.items():  # no divisor that fits lies between the two
+        size = axes.axes[axis].size
+        assert not any(size % d == 0 for d in range(dividing[axis] + 1, width + 1))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])

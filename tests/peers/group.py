@@ -85,7 +85,10 @@ class Nursery:
 
 
 class Group:
-    """Peers of one run in ``folder``; leaves no process behind."""
+    """Peers of one run in ``folder``; leaves no process behind.
+
+    released: a file; while it is not there, peers that were started to hold at a point do.
+    """
 
     def __init__(self, nursery: Nursery, folder: Path, **settings: Any) -> None:
         self._nursery, self.folder = nursery, folder
@@ -96,6 +99,7 @@ class Group:
         self.pids: dict[Name, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._hold = folder / "hold"
+        self.released = folder / "released"
 
     def __enter__(self) -> "Group":
         return self

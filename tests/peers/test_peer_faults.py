@@ -49,7 +49,7 @@ def strike(group: Group, victims: list[int], point: str, kind: str, hold: int) -
         group.wait(lambda: all(group.committed(n) == ROUND + 1 for n in ALL))
     else:
         for n in ALL:
-            group.start(n, f"{point}:{ROUND}:{kind if alone else 'HOLD'}" if n in victims else None)
+            group.start(n, f"{point}:{ROUND}:{kind if alone else group.released}" if n in victims else None)
         if not alone:
             group.wait(lambda: all(f"holds at {point}" in group.text(n) for n in victims))
     if not alone:
@@ -61,6 +61,7 @@ def strike(group: Group, victims: list[int], point: str, kind: str, hold: int) -
 
 
 def come_back(group: Group, victims: list[int], kind: str) -> None:
+    group.released.touch()
     for n in victims:
         if kind == "SIGSTOP":
             group.signal(n, signal.SIGCONT)

@@ -44,16 +44,19 @@ def largest(
     cut: Cut,
     wanted: str,
     takes: Callable[[dict[str, int]], str],
+    *,
+    divide: bool = False,
 ) -> dict[str, int]:
     """The widest plan that fits: inner axes first, all axes alike only where that does not suffice.
 
     fits: whether a plan can be afforded; must be monotone in the widths.
     wanted, takes: what the plan had to fit, and what a plan would have fitted, for the message of the
     UserError when none does.
+    divide: only widths that divide their axes, as twins want them.
     """
     for names, least in ((_axes_to_cut(axes, cut), LEAST_INNER), (axes.cuttable, 0.0)):
         if (plan := _widest(axes, names, fits, least)) is not None:
-            return plan
+            return _dividing(axes, plan, fits) if divide else plan
     raise UserError(
         "expected a capacity that holds one unit of every axis, which takes"
         f" {takes(_clamped(axes, axes.cuttable, 0.0))}, got {wanted}: give participants more, or take a model"
@@ -61,8 +64,13 @@ def largest(
     )
 
 
-def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) -> dict[str, int]:
-    """The widest plan with at most ``share`` of the full model's parameters."""
+def for_share(
+    axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut, *, divide: bool = False
+) -> dict[str, int]:
+    """The widest plan with at most ``share`` of the full model's parameters.
+
+    divide: as for ``largest``.
+    """
     if not 0 < share <= 1:
         raise UserError(f"expected a share of the parameters in (0, 1], got {share}")
     names = list(parameters)
@@ -77,6 +85,7 @@ def for_share(axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut) 
         cut,
         f"a share of {share} of the parameters",
         takes,
+        divide=divide,
     )
 
 
@@ -121,3 +130,16 @@ def _widest(
         middle = (low + high) / 2
         low, high = (middle, high) if fits(plan(middle)) else (low, middle)
     return plan(low)
+
+
+def _dividing(axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+    """The plan with every width cut down to one that divides its axis, and then those widened to the next
+    such width for which that fits, the narrowest for the size of its axis first."""
+    sizes = {axis: axes.axes[axis].size for axis in plan}
+    divisors = {size: [d for d in range(1, size + 1) if size % d == 0] for size in set(sizes.values())}
+    below = {axis: max(d for d in divisors[sizes[axis]] if d <= width) for axis, width in plan.items()}
+    above = {axis: min(d for d in divisors[sizes[axis]] if d >= width) for axis, width in plan.items()}
+    for axis in sorted(plan, key=lambda axis: below[axis] / sizes[axis]):
+        if fits(wider := {**below, axis: above[axis]}):
+            below = wider
+    return below

@@ -33,17 +33,24 @@ class Capacity:
     flops: float | None = None
 
     def plan(
-        self, axes: AxisMap, parameters: Iterable[str], cut: Cut, price: Callable[[Widths], Cost]
+        self,
+        axes: AxisMap,
+        parameters: Iterable[str],
+        cut: Cut,
+        price: Callable[[Widths], Cost],
+        *,
+        divide: bool = False,
     ) -> dict[str, int]:
         """The widest plan that fits, inner axes first; raises UserError where none does.
 
         parameters: names of the full model's parameters.
         price: what a sub-model of these widths costs the participant.
+        divide: only widths that divide their axes; a ``width`` that is asked for is taken as it is.
         """
         if self.width is not None:
             return widths.at_width(axes, self.width, cut)
         if self.share is not None:
-            return widths.for_share(axes, parameters, self.share, cut)
+            return widths.for_share(axes, parameters, self.share, cut, divide=divide)
         if self.memory is not None:
             most, wanted = self.memory, f"{self.memory} bytes of memory"
             return widths.largest(
@@ -52,6 +59,7 @@ class Capacity:
                 cut,
                 wanted,
                 lambda plan: f"{price(plan).memory_bytes} bytes",
+                divide=divide,
             )
         assert self.flops is not None
         limit, wanted = self.flops, f"{self.flops:g} FLOPs per step"
@@ -61,6 +69,7 @@ class Capacity:
             cut,
             wanted,
             lambda plan: f"{price(plan).flops_per_step} FLOPs",
+            divide=divide,
         )
 
 

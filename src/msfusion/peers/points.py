@@ -2,7 +2,8 @@
 
 import os
 import signal
-import threading
+import time
+from pathlib import Path
 from typing import Literal
 
 Point = Literal["pull", "train", "push", "stage", "commit"]
@@ -10,8 +11,9 @@ Point = Literal["pull", "train", "push", "stage", "commit"]
 commit."""
 
 VARIABLE = "MSFUSION_STOP_AT"
-"""``POINT:ROUND:SIGNAL``, for example ``push:2:SIGKILL``: what a peer sends itself there, once. With ``HOLD``
-in place of a signal it says so, and the thread that is there goes no further; the others do."""
+"""``POINT:ROUND:SIGNAL``, for example ``push:2:SIGKILL``: what a peer sends itself there, once. With a path
+in place of the signal it says that it holds, and the thread that is there waits until the file exists; the
+others go on."""
 
 
 def reached(point: Point, round: int) -> None:
@@ -19,8 +21,10 @@ def reached(point: Point, round: int) -> None:
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted.startswith(f"{point}:{round}:"):
         del os.environ[VARIABLE]
-        kind = wanted.rpartition(":")[2]
-        if kind == "HOLD":
+        what = wanted.split(":", 2)[2]
+        if not what.startswith("SIG"):
             print(f"holds at {point}", flush=True)
-            threading.Event().wait()
-        os.kill(os.getpid(), getattr(signal, kind))
+            while not Path(what).exists():
+                time.sleep(0.05)
+        else:
+            os.kill(os.getpid(), getattr(signal, what))

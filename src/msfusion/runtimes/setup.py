@@ -67,8 +67,12 @@ class Setup:
     @property
     def twins(self) -> Twins | None:
         """Units that start as copies of one another, where the settings want any."""
-        tie = self.run.twins if self.method.twins else None
+        tie = self._tie
         return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
+
+    @property
+    def _tie(self) -> float | None:
+        return self.run.twins if self.method.twins else None
 
     @property
     def decay(self) -> float:
@@ -133,7 +137,8 @@ class Setup:
         if cut is None:
             return [{}]
         axes, names = self.captured.axes, self.parameters
-        plans = [capacity.plan(axes, names, cut, self._price) for capacity in capacities]
+        divide = self._tie is not None
+        plans = [capacity.plan(axes, names, cut, self._price, divide=divide) for capacity in capacities]
         if self.method.evaluated == "small":  # one model that everybody can train
             plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
         return plans
