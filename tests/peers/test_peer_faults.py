@@ -161,8 +161,9 @@ def test_two_peers_and_some_shards_with_them(
         group.finished(here)
         history = assert_as_replayed(group, here, replay, before)
         assert history[:complete] == [ALL] * complete
-        # Any three have all shards, and go on; which of them see each other first is chance.
-        assert all(len(one) >= 3 and set(one) <= set(here) for one in history[complete:]), history
+        # Any three have all shards, and any two of three that have shared them out; who sees whom first, and
+        # whose link is lost again before it has handed over, is chance.
+        assert all(len(one) >= 2 and set(one) <= set(here) for one in history[complete:]), history
         assert history[LATER:] == [here] * (ROUNDS - LATER)
 
 
