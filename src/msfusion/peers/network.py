@@ -117,10 +117,10 @@ class Network:
     def _reopen(self) -> None:
         self._shut()
         while not self._closing.is_set():
-            try:
-                return self._open()
-            except self._zenoh.ZError:  # the address that it listened on is not free yet
-                self._closing.wait(_GLANCE)
+            with contextlib.suppress(self._zenoh.ZError):  # the address that it listened on is not free yet
+                self._open()
+                return
+            self._closing.wait(_GLANCE)
 
     def fetch(self, wanted: Iterable[Wanted], valid: Callable[[], bool]) -> None:
         """Fetch everything, in pieces, from several peers at a time; raises Disturbed as soon as ``valid``

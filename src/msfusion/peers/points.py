@@ -17,14 +17,14 @@ others go on."""
 
 
 def reached(point: Point, round: int) -> None:
-    """Does nothing unless the environment says that this process ends or stops here."""
+    """Does nothing unless the environment says that this process ends, stops or holds here."""
     wanted = os.environ.get(VARIABLE)
     if wanted and wanted.startswith(f"{point}:{round}:"):
         del os.environ[VARIABLE]
         what = wanted.split(":", 2)[2]
-        if not what.startswith("SIG"):
-            print(f"holds at {point}", flush=True)
-            while not Path(what).exists():
-                time.sleep(0.05)
-        else:
+        if what.startswith("SIG"):
             os.kill(os.getpid(), getattr(signal, what))
+            return
+        print(f"holds at {point}", flush=True)
+        while not Path(what).exists():
+            time.sleep(0.05)
