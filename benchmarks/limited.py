@@ -76,7 +76,7 @@ class Limited:
 
     def _look(self) -> None:
         while self._process.poll() is None:
-            self.anonymous = max(self.anonymous, sum(map(_anonymous, self._group.processes())))
+            self.anonymous = max(self.anonymous, self._group.anonymous())
             time.sleep(0.02)
 
     def _read(self) -> None:
@@ -119,18 +119,12 @@ class Group:
         self.kill()
         self.folder.rmdir()
 
-    def _set(self, name: str, value: int) -> None:
-        (self.folder / name).write_text(str(value))
+    def anonymous(self) -> int:
+        """Bytes that lie in memory and in no file; what a fork shares with its parent counts once."""
+        own = "rss " if self._old else "anon "
+        lines = (self.folder / "memory.stat").read_text().splitlines()
+        return next(int(line.removeprefix(own)) for line in lines if line.startswith(own))
 
     def most(self) -> int:
         """The most bytes that the group has had."""
         return int((self.folder / ("memory.max_usage_in_bytes" if self._old else "memory.peak")).read_text())
-
-
-def _anonymous(process: int) -> int:
-    """Bytes of a process that lie in memory and in no file; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

@@ -24,7 +24,11 @@ GENERAL = "no-momentum"
 MODELS = "cnn, gpt, mlp, resnet18, vit"
 
 Preset = Annotated[str, typer.Argument(help=f"A preset ({PRESETS}), or a TOML file.")]
-_NAMES = f"{METHODS}; or variants: {VARIANTS}, and of every method that merges :{GENERAL}."
+INNER_FIRST = "fedrolex, heterofl, fjord, random, fedavg-small"
+_NAMES = (
+    f"{METHODS}; or variants: {VARIANTS}, of every method that merges :{GENERAL}, and of {INNER_FIRST}"
+    " :inner-first."
+)
 Method = typer.Option(help=f"Method: {_NAMES}")
 Model = Annotated[
     str, typer.Argument(help=f"A shipped model ({MODELS}), path/to/file.py:function, hf:PATH or timm:NAME.")

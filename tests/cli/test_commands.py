@@ -442,7 +442,10 @@ def test_help_names_what_there_is(run: Callable[..., Answer]) -> None:
     ]
     others = {name: list(method.variants) for name, method in METHODS.items() if name != "msfusion"}
     assert others.pop("standalone") == []
-    assert all(variants == [cli.GENERAL] for variants in others.values())
+    assert all(cli.GENERAL in variants for variants in others.values())
+    inner_first = [name for name, variants in others.items() if "inner-first" in variants]
+    assert inner_first == cli.INNER_FIRST.split(", ")
+    assert {variant for variants in others.values() for variant in variants} == {cli.GENERAL, "inner-first"}
     assert cli.PRESETS.split(", ") == presets()
     assert cli.MODELS.split(", ") == sorted(MODELS)
     for command in ("simulate", "compare"):

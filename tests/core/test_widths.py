@@ -1,6 +1,7 @@
 """Width plans: by hand, and against every plan of the grid."""
 
-from math import prod
+from itertools import pairwise
+from math import ceil, prod
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from maps import make_map, resnet18
 
 from msfusion.core.axes import AxisMap
-from msfusion.core.widths import LEAST_INNER, at_width, for_share, largest, parameter_count
+from msfusion.core.widths import at_width, for_share, largest, parameter_count
 from msfusion.errors import UserError
 
 NET = make_map(
@@ -91,12 +92,13 @@ def test_the_message_tells_why_axes_are_pinned() -> None:
 def test_inner_axes_first_and_the_stream_only_when_needed() -> None:
     total = 672
     assert for_share(NET, NET.tensors, 1.0, "inner") == {"hidden": 32}
-    # 160 + 16 * hidden parameters while the stream is whole; 192 with the least inner width of 2 units
+    # 160 + 16 * hidden parameters while the stream is whole, until hidden is as narrow as the stream
     assert for_share(NET, NET.tensors, 336 / total, "inner") == {"hidden": 11}
-    assert for_share(NET, NET.tensors, 192 / total, "inner") == {"hidden": 2}
-    below = for_share(NET, NET.tensors, 191 / total, "inner")
-    assert below.keys() == {"stream", "hidden"}
-    assert below["stream"] < 8
+    assert for_share(NET, NET.tensors, 288 / total, "inner") == {"hidden": 8}
+    # from there on both alike: 20 * units + 2 * units^2
+    assert for_share(NET, NET.tensors, 287 / total, "inner") == {"hidden": 7, "stream": 7}
+    assert for_share(NET, NET.tensors, 238 / total, "inner") == {"hidden": 7, "stream": 7}
+    assert for_share(NET, NET.tensors, 237 / total, "inner") == {"hidden": 6, "stream": 6}
     assert for_share(NET, NET.tensors, 0.25, "all").keys() == {"stream", "hidden"}
 
 
@@ -112,11 +114,26 @@ def test_largest_serves_any_monotone_capacity() -> None:
         asked.append(plan)
         return plan["hidden"] <= 7
 
-    assert largest(NET, fits, "inner", "7 units", str) == {"hidden": 7}
+    assert largest(NET, fits, "inner", "7 units", str) == {"hidden": 7, "stream": 7}
     assert len(asked) < 60
     assert largest(NET, lambda plan: True, "inner", "all", str) == {"hidden": 32}
     with pytest.raises(UserError, match=r"takes \{'stream': 1, 'hidden': 1\}, got nothing: give"):
         largest(NET, lambda plan: False, "inner", "nothing", str)
+
+
+def test_streams_that_divide_take_the_width_that_leaves_the_inner_axes_in_balance() -> None:
+    total = parameter_count(NET, NET.tensors, {})
+    # Both at 7: 238. With the whole stream hidden gets 4, half of the balance; with 4 of 8 it gets 19, four
+    # times it.
+    assert for_share(NET, NET.tensors, 238 / total, "inner", divide=True) == {"hidden": 4}
+    # Both at 5: 150. The whole stream does not fit; with 4 of 8, 80 + 8 * hidden, hidden gets 8.
+    assert for_share(NET, NET.tensors, 150 / total, "inner", divide=True) == {"stream": 4, "hidden": 8}
+
+
+def test_what_is_no_wider_than_its_stream_is_cut_with_it() -> None:
+    axes = make_map({"in": ["mid:8", "s:8"], "out": ["s:8", "mid:8"], "head": ["4", "s:8"]}, residual=["s"])
+    assert for_share(axes, axes.tensors, 80 / 160, "inner") == {"s": 5, "mid": 5}
+    assert for_share(axes, axes.tensors, 80 / 160, "inner", divide=True) == {"s": 4, "mid": 8}
 
 
 def test_widths_that_divide_by_hand() -> None:
@@ -132,12 +149,18 @@ def test_widths_that_divide_by_hand() -> None:
     assert for_share(NET, NET.tensors, 340 / total, "all", divide=True) == {"stream": 4, "hidden": 32}
 
 
-def grid(axes: AxisMap, names: list[str], least: float) -> list[dict[str, int]]:
-    """Every plan that one width for all the named axes can give, from narrow to wide."""
-    sizes = {name: axes.axes[name].size for name in names}
-    steps = sorted({(unit + 0.5) / size for size in sizes.values() for unit in range(size)})
-    middles = [least, *((a + b) / 2 for a, b in zip(steps, [*steps[1:], 1.0], strict=True)), 1.0]
-    return [{n: max(1, round(w * size)) for n, size in sizes.items()} for w in middles if w >= least]
+def grid(axes: AxisMap, cut: str) -> list[dict[str, int]]:
+    """Every plan that one width for the inner axes can give, from narrow to wide, where the stream "s" has
+    the width over the balance."""
+    inner = [axes.axes[name].size for name in axes.cuttable if name != "s"]
+    balance = min(1.0, axes.axes["s"].size / max(inner)) if cut == "inner" else 1.0
+    reach = {name: axes.axes[name].size / (balance if name == "s" else 1.0) for name in axes.cuttable}
+    steps = sorted({0.0, *((u + 0.5) / r for r in reach.values() for u in range(ceil(r)))} | {1.0})
+    middles = [*((a + b) / 2 for a, b in pairwise(steps) if b <= 1.0), 1.0]
+    plans = [
+        {n: min(axes.axes[n].size, max(1, round(w * reach))) for n, reach in reach.items()} for w in middles
+    ]
+    return [{n: u for n, u in p.items() if cut == "all" or n != "s" or u < axes.axes[n].size} for p in plans]
 
 
 nets = st.builds(
@@ -161,27 +184,20 @@ nets = st.builds(
 def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: float, cut: str) -> None:
     names = list(axes.tensors)
     total = sum(prod(dim.size for dim in dims) for dims in axes.tensors.values())
-    inner = [a for a in axes.cuttable if cut == "all" or a != "s"]
-    candidates = [grid(axes, inner, LEAST_INNER), grid(axes, list(axes.cuttable), 0.0)]
-    fitting = [
-        [plan for plan in plans if parameter_count(axes, names, plan) <= share * total]
-        for plans in candidates
-    ]
-    best = next((plans[-1] for plans in fitting if plans), None)
-    if best is None:
+    fitting = [p for p in grid(axes, cut) if parameter_count(axes, names, p) <= share * total]
+    if not fitting:
         with pytest.raises(UserError):
             for_share(axes, names, share, cut)
         return
     plan = for_share(axes, names, share, cut)
     assert parameter_count(axes, names, plan) <= share * total
-    assert plan == best
+    assert plan == fitting[-1]
     dividing = for_share(axes, names, share, cut, divide=True)
-    assert dividing.keys() == plan.keys()
     assert parameter_count(axes, names, dividing) <= share * total
     assert all(axes.axes[axis].size % width == 0 for axis, width in dividing.items())
-    for axis, width in plan.items():  # no divisor that fits lies between the two
-        size = axes.axes[axis].size
-        assert not any(size % d == 0 for d in range(dividing[axis] + 1, width + 1))
+    assert all(n in dividing for n in axes.cuttable if n != "s")
+    if cut == "all":
+        assert dividing.keys() == plan.keys()
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])
@@ -190,4 +206,4 @@ def test_the_share_of_a_resnet(share: float) -> None:
     plan = for_share(axes, axes.tensors, share, "inner")
     got = parameter_count(axes, axes.tensors, plan) / parameter_count(axes, axes.tensors, {})
     assert 0.9 * share < got <= share
-    assert any(name.startswith("stream") for name in plan) == (share < 0.09)
+    assert plan == for_share(axes, axes.tensors, share, "all")  # its blocks are no wider than their streams

@@ -1,7 +1,7 @@
 """Width plans: how many units of each axis a participant trains, found from what it can afford."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 from msfusion.core.axes import AxisMap, Widths
@@ -9,9 +9,6 @@ from msfusion.errors import UserError
 
 Cut = Literal["inner", "all"]
 """Which axes are cut: those inside blocks, or the residual streams between blocks as well."""
-
-LEAST_INNER = 1 / 16
-"""Below this width of the inner axes, the residual axes are cut as well (ours; a guess, not measured)."""
 
 
 def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
@@ -47,21 +44,25 @@ def largest(
     *,
     divide: bool = False,
 ) -> dict[str, int]:
-    """The widest plan that fits: inner axes first, all axes alike only where that does not suffice.
+    """The widest plan that fits: inner axes are cut first, to the width of the stream they meet, and from
+    there on the streams as well, all in the same proportion (ours; results/comparison).
 
     fits: whether a plan can be afforded; must be monotone in the widths.
     wanted, takes: what the plan had to fit, and what a plan would have fitted, for the message of the
     UserError when none does.
     divide: only widths that divide their axes, as twins want them.
     """
-    for names, least in ((_axes_to_cut(axes, cut), LEAST_INNER), (axes.cuttable, 0.0)):
-        if (plan := _widest(axes, names, fits, least)) is not None:
-            return _dividing(axes, plan, fits) if divide else plan
-    raise UserError(
-        "expected a capacity that holds one unit of every axis, which takes"
-        f" {takes(_clamped(axes, axes.cuttable, 0.0))}, got {wanted}: give participants more, or take a model"
-        " whose axes have more units (`msfusion axes` shows them)"
-    )
+    balance = _balance(axes)
+    plan = _widest(lambda width: _balanced(axes, width, cut, balance), fits)
+    if plan is None:
+        raise UserError(
+            "expected a capacity that holds one unit of every axis, which takes"
+            f" {takes(_clamped(axes, axes.cuttable, 0.0))}, got {wanted}: give participants more, or take a"
+            " model whose axes have more units (`msfusion axes` shows them)"
+        )
+    if not divide:
+        return plan
+    return _snapped(axes, plan, fits) if cut == "all" else _dividing(axes, plan, fits, balance)
 
 
 def for_share(
@@ -112,27 +113,78 @@ def _axes_to_cut(axes: AxisMap, cut: Cut) -> list[str]:
     return names
 
 
+def _balance(axes: AxisMap) -> float:
+    """The width at which no inner axis has more units than the widest stream that it meets, at most 1: 1/4
+    for a transformer, whose inner layers are four times as wide, 1 for a ResNet."""
+    cuttable = {name: axes.axes[name] for name in axes.cuttable}
+    ratios: dict[str, float] = {}
+    for pair in axes.meetings():
+        for stream, inner in (pair, pair[::-1]):
+            if {stream, inner} <= cuttable.keys() and cuttable[stream].residual > cuttable[inner].residual:
+                ratio = cuttable[stream].size / cuttable[inner].size
+                ratios[inner] = max(ratio, ratios.get(inner, 0.0))
+    return min([1.0, *ratios.values()])
+
+
+def _balanced(axes: AxisMap, width: float, cut: Cut, balance: float) -> dict[str, int]:
+    """What is cut at a width; where that is inner axes, the streams at its ratio to the balance."""
+    inner = _axes_to_cut(axes, cut)
+    streams = _clamped(axes, [axis for axis in axes.cuttable if axis not in inner], min(1.0, width / balance))
+    narrowed = {axis: units for axis, units in streams.items() if units < axes.axes[axis].size}
+    return _clamped(axes, inner, width) | narrowed
+
+
 def _widest(
-    axes: AxisMap, names: Iterable[str], fits: Callable[[dict[str, int]], bool], least: float
+    plan: Callable[[float], dict[str, int]], fits: Callable[[dict[str, int]], bool]
 ) -> dict[str, int] | None:
-    """Bisection over one width for all the named axes; None where not even ``least`` fits."""
-    cut = list(names)
-
-    def plan(width: float) -> dict[str, int]:
-        return _clamped(axes, cut, width)
-
+    """Bisection over the width that plans are made of; None where none fits."""
     if fits(plan(1.0)):
         return plan(1.0)
-    if not fits(plan(least)):
+    if not fits(plan(0.0)):
         return None
-    low, high = least, 1.0
+    low, high = 0.0, 1.0
     while plan(low) != plan(high) and high - low > 1e-6:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(plan(middle)) else (low, middle)
     return plan(low)
 
 
-def _dividing(axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+def _dividing(
+    axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool], balance: float
+) -> dict[str, int]:
+    """The plan with widths that divide their axes: the streams get the next such width above or below, that
+    beside which the inner axes come closer to the balance."""
+    streams = {axis: axes.axes[axis].size for axis in plan if axes.axes[axis].residual}
+    inner = {axis: axes.axes[axis].size for axis in plan if axis not in streams}
+    if not streams or not inner:
+        return _snapped(axes, plan, fits)
+
+    def beside(parts: int) -> dict[str, int] | None:
+        fixed = {axis: size // parts for axis, size in streams.items()} if parts > 1 else {}
+        return _widest(lambda width: fixed | _clamped(axes, inner, width), fits)
+
+    def off(parts: int) -> float:
+        return abs(math.log(_share(found[parts], inner) * parts / balance))
+
+    near = _parts_near(_share(plan, streams), math.gcd(*streams.values()))
+    found = {parts: wide for parts in near if (wide := beside(parts)) is not None}
+    return _snapped(axes, found[min(found, key=off)] if found else plan, fits)
+
+
+def _share(plan: Widths, sizes: Mapping[str, int]) -> float:
+    """Units in the windows of some axes, of all their units."""
+    return sum(plan[axis] for axis in sizes) / sum(sizes.values())
+
+
+def _parts_near(share: float, whole: int) -> list[int]:
+    """The numbers that divide ``whole`` whose reciprocals are next to a share, above and below."""
+    parts = [k for k in range(1, whole + 1) if whole % k == 0]
+    above = [k for k in parts if 1 / k >= share]
+    below = [k for k in parts if 1 / k <= share]
+    return sorted({*above[-1:], *below[:1]})
+
+
+def _snapped(axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool]) -> dict[str, int]:
     """The plan with every width cut down to one that divides its axis, and then those widened to the next
     such width for which that fits, the narrowest for the size of its axis first."""
     sizes = {axis: axes.axes[axis].size for axis in plan}

@@ -105,10 +105,14 @@ def _msfusion() -> Method:
 
 
 def _with_general_variants(method: Method) -> Method:
-    """The same, and what can be switched off in every method whose participants merge anything."""
+    """The same, and what every method whose participants merge anything can leave out, or cut in the order in
+    which msfusion cuts."""
     if method.evaluated == "own":
         return method
-    return replace(method, variants={**method.variants, "no-momentum": replace(method, momentum=False)})
+    general = {"no-momentum": replace(method, momentum=False)}
+    if method.cut == "all":
+        general["inner-first"] = replace(method, cut="inner")
+    return replace(method, variants={**method.variants, **general})
 
 
 _NAMED: dict[str, Method] = {
