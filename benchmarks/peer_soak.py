@@ -91,6 +91,7 @@ class Peer:
         os.kill(self.process.pid, signal.SIGINT)
 
     def _play(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # where this runs in the background as well
         log = os.open(self.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

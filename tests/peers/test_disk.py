@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Fixed
 from msfusion.learn.shards import Spec
-from msfusion.peers.agreement import Version
+from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.disk import Disk, History
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
@@ -67,3 +67,15 @@ def test_a_disk_that_fails_is_no_disturbance(disk: Disk) -> None:
     with pytest.raises(OSError, match="No space"):
         disk.write(NEXT, 0, HISTORY, full)
     assert NEXT.text not in disk.holds()
+
+
+def test_a_history_is_read_once_and_gone_with_its_version(disk: Disk, tmp_path: Path) -> None:
+    history = History("first", (Entry((Given(0, 8, 0.5, "digest"),), ()),))
+    disk.write(NEXT, 0, history, ones)
+    assert disk.history(NEXT) is history
+    again = Disk(tmp_path, disk._layout, FIRST)
+    read = again.history(NEXT)
+    assert read == history
+    assert again.history(NEXT) is read
+    again.discard_after(FIRST)
+    assert again.history(NEXT) is None

@@ -54,6 +54,7 @@ class Disk:
         self._versions.mkdir(parents=True, exist_ok=True)
         self._open: dict[tuple[Version, int], Shards] = {}
         self._initial: Shards | None = None
+        self._histories: dict[str, History] = {}  # read once: entries, one per round, lie in memory once
         self._lock = threading.Lock()
         self._removals = 0
         self._removed = folder / "removed"
@@ -153,15 +154,27 @@ class Disk:
         """How a version came about, where the disk has anything of it."""
         if version == self._first:
             return History("", ())
+        with self._lock:
+            known, removals = self._histories.get(version.text), self._removals
         path = self._versions / version.text / _HISTORY
-        return HISTORY.validate_json(path.read_bytes()) if path.exists() else None
+        if known is None and path.exists():
+            known = HISTORY.validate_json(path.read_bytes())
+            self._know(version, known, removals)
+        return known
 
     def remember(self, version: Version, history: History) -> None:
         """Keep the history of a version of which this peer need not hold a shard."""
-        folder = self._versions / version.text
+        folder, removals = self._versions / version.text, self._removals
         with self._while_kept():
             folder.mkdir(exist_ok=True)
             _replace(folder / _HISTORY, HISTORY.dump_json(history))
+        self._know(version, history, removals)
+
+    def _know(self, version: Version, history: History, removals: int) -> None:
+        """Keep a history in memory, unless something was removed since there were so many removals."""
+        with self._lock:
+            if self._removals == removals:
+                self._histories[version.text] = history
 
     def commit(self, version: Version) -> None:
         """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
@@ -195,6 +208,7 @@ class Disk:
         """Remove a folder, at one moment for everyone."""
         with self._lock:
             self._removals += 1
+            self._histories.pop(folder.name, None)
             gone = self._removed / str(self._removals)
             with suppress(FileNotFoundError):
                 folder.rename(gone)
