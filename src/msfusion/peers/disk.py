@@ -56,6 +56,7 @@ class Disk:
         self._initial: Shards | None = None
         self._histories: dict[str, History] = {}  # read once: entries, one per round, lie in memory once
         self._lock = threading.Lock()
+        self._remembering = threading.RLock()  # a whole history is not replaced by one that lacks a shift
         self._removals = 0
         self._removed = folder / "removed"
         shutil.rmtree(self._removed, ignore_errors=True)
@@ -129,9 +130,10 @@ class Disk:
         folder = self._versions / version.text
         path = self._path(version, shard)
         with self._while_kept():
-            if not (folder / _HISTORY).exists():
-                self.remember(version, history)
-                sync(self._versions)
+            with self._remembering:
+                if not (folder / _HISTORY).exists():
+                    self.remember(version, history)
+                    sync(self._versions)
             draft = path.with_suffix(f".{threading.get_ident()}.draft")
             create_file(draft, self._layout.specs(shard))
             shards = Shards(draft, writable=True)
@@ -165,10 +167,10 @@ class Disk:
     def remember(self, version: Version, history: History) -> None:
         """Keep the history of a version of which this peer need not hold a shard."""
         folder, removals = self._versions / version.text, self._removals
-        with self._while_kept():
+        with self._remembering, self._while_kept():
             folder.mkdir(exist_ok=True)
             _replace(folder / _HISTORY, HISTORY.dump_json(history))
-        self._know(version, history, removals)
+            self._know(version, history, removals)
 
     def _know(self, version: Version, history: History, removals: int) -> None:
         """Keep a history in memory, unless something was removed since there were so many removals."""
