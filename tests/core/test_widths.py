@@ -155,7 +155,7 @@ def grid(axes: AxisMap, cut: str) -> list[dict[str, int]]:
     inner = [axes.axes[name].size for name in axes.cuttable if name != "s"]
     balance = min(1.0, axes.axes["s"].size / max(inner)) if cut == "inner" else 1.0
     reach = {name: axes.axes[name].size / (balance if name == "s" else 1.0) for name in axes.cuttable}
-    steps = sorted({0.0, *((u + 0.5) / r for r in reach.values() for u in range(ceil(r)))} | {1.0})
+    steps = sorted({0.0, *(round((u + 0.5) / r, 9) for r in reach.values() for u in range(ceil(r)))} | {1.0})
     middles = [*((a + b) / 2 for a, b in pairwise(steps) if b <= 1.0), 1.0]
     plans = [
         {n: min(axes.axes[n].size, max(1, round(w * reach))) for n, reach in reach.items()} for w in middles
@@ -198,6 +198,9 @@ def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: floa
     assert all(n in dividing for n in axes.cuttable if n != "s")
     if cut == "all":
         assert dividing.keys() == plan.keys()
+        for axis, width in plan.items():  # no divisor that fits lies between the two
+            size = axes.axes[axis].size
+            assert not any(size % d == 0 for d in range(dividing[axis] + 1, width + 1))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])

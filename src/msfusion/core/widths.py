@@ -92,8 +92,9 @@ def for_share(
 
 def _units(width: float, size: int) -> int:
     """Units of an axis at a width: ``width * size``, rounded half up, so that no plan exists at a single
-    point between two others, as it would with half to even."""
-    return math.floor(width * size + 0.5)
+    point between two others, as it would with half to even; to nine digits, as the widths of streams are
+    quotients."""
+    return math.floor(round(width * size, 9) + 0.5)
 
 
 def _clamped(axes: AxisMap, names: Iterable[str], width: float) -> dict[str, int]:
