@@ -23,29 +23,37 @@ from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
 SIZE = 8192  # of the square matrices
-RESNET = {"resnet18": ({"width": 64}, (3, 32, 32))}
-"""At its usual width; the table for the CPU has half of it."""
+LARGE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "resnet18": ({"width": 64}, (3, 32, 32)),
+    "gpt": ({"layers": 6, "heads": 6, "embed": 384, "block": 256}, (256,)),
+}
+"""At the usual widths; the table for the CPU has smaller ones."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--models", default="mlp,cnn,resnet18,gpt,vit")
+    parser.add_argument("--compile", action="store_true", help="what trains at once alone")
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("expected a GPU, which this benchmark is about, found none; run it where there is one")
     fastest = peak(torch.bfloat16 if arguments.precision == "bf16" else torch.float32)
-    print(f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, {arguments.precision}")
+    print(
+        f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, {arguments.precision}"
+        + (", compiled" if arguments.compile else "")
+    )
     print(f"a matrix product reaches {fastest / 1e12:.1f} TFLOP/s\n")
     print("| model | parameters each | ms per round, one by one | at once | ratio | of a product's speed |")
     print("|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
-        print(row(name, arguments.rounds, arguments.precision, fastest), flush=True)
+        print(row(name, arguments.rounds, arguments.precision, arguments.compile, fastest), flush=True)
 
 
-def row(name: str, rounds: int, precision: Any, fastest: float) -> str:
-    alone, together = (simulation(name, batched, precision) for batched in ("off", "on"))
+def row(name: str, rounds: int, precision: Any, compile: bool, fastest: float) -> str:
+    alone = simulation(name, precision, batched="off")
+    together = simulation(name, precision, batched="on", compile=compile)
     times = [[seconds(lambda one=one: round_of(one)) for one in (alone, together)] for _ in range(rounds + 1)]
     pairs = times[1:]  # the first one warms up
     columns = [spread([1000 * pair[i] for pair in pairs], ".1f") for i in (0, 1)]
@@ -57,14 +65,13 @@ def row(name: str, rounds: int, precision: Any, fastest: float) -> str:
     return f"| {name} | {cost.parameters:,} | {columns[0]} | {columns[1]} | {ratio} | {share:.1%} |"
 
 
-def simulation(name: str, batched: Any, precision: Any) -> Simulation:
+def simulation(name: str, precision: Any, **settings: Any) -> Simulation:
     options, shape, share, train = CASES[name]
-    options, shape = RESNET.get(name, (options, shape))
+    options, shape = LARGE.get(name, (options, shape))
     torch.manual_seed(0)
     data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
-    run = Run(
-        share=share, device="cuda", batched=batched, train=dataclasses.replace(train, precision=precision)
-    )
+    train = dataclasses.replace(train, precision=precision)
+    run = Run(share=share, device="cuda", train=train, **settings)
     x, _ = data[0].batch(torch.arange(2))
     return Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
 

@@ -14,7 +14,8 @@ from msfusion import Run, UserError
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
-from msfusion.learn.together import Together, by_shape
+from msfusion.learn.stacks import Stacks
+from msfusion.learn.together import by_shape
 from msfusion.models import build
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
@@ -96,13 +97,13 @@ def test_whatever_trains(changes: dict[str, Any]) -> None:
 def test_they_do_train_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of the five have batches of the same size; the others train alone."""
     groups = []
-    plain = Together.train
+    plain = Stacks.train
 
-    def watched(self: Together, widths: Any, stack: Any, data: Any, *args: Any) -> Any:
+    def watched(self: Stacks, widths: Any, fill: Any, data: Any, *args: Any) -> Any:
         groups.append(len(data))
-        return plain(self, widths, stack, data, *args)
+        return plain(self, widths, fill, data, *args)
 
-    monkeypatch.setattr(Together, "train", watched)
+    monkeypatch.setattr(Stacks, "train", watched)
     both("mlp", (20, 5, 17, 40, 3), rounds=1)
     assert groups == [3]
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,7 @@ from torch.utils.data import Dataset
 from msfusion.core.seeds import derive
 from msfusion.learn.local import Train, batches, optimizer_of, precision, seeded
 from msfusion.learn.objective import Objective
-
-Batched = Literal["auto", "on", "off"]
-"""Whether participants of equal shape train at once: "auto" where that is faster, which is on a GPU."""
-
-
-class Unbatchable(Exception):
-    """Why a model cannot train several participants at once."""
-
+from msfusion.learn.ways import Unbatchable
 
 Gradients = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
 """(trained parameters, all other tensors, inputs, targets) -> gradients of the trained ones, losses; all with

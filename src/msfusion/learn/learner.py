@@ -1,7 +1,7 @@
 """Local training: what all participants agree on, and what one makes of the values of its windows."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +21,7 @@ from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import SubModels, plan_of, widths_of
 from msfusion.learn.together import Together, by_shape
+from msfusion.learn.ways import Trained
 
 
 @dataclass(frozen=True)
@@ -110,27 +111,28 @@ class Learner:
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
-    ) -> list[tuple[Contribution, float]] | None:
+    ) -> Iterator[tuple[Contribution, float]] | None:
         """The same for participants of equal shape at once; None where the model cannot. The values of the
         contributions are lent."""
         assert self.together is not None
-        widths = widths_of(group[0].windows)
-        stack = self.together.stack(widths, len(group))
-        for place, one in enumerate(group):
-            store.pull(one.participant.number, one.windows, stack.of(place))
+
+        def fill(place: int, into: Mapping[str, Tensor]) -> None:
+            store.pull(group[place].participant.number, group[place].windows, into)
+
         lr = learning_rate(self.config, round, self.rounds)
         seeds = [self._seed(round, one.participant) for one in group]
         data = [one.participant.data for one in group]
+        widths = widths_of(group[0].windows)
         with self._batch_norm_explained(group[0].participant):
-            losses = self.together.train(widths, stack, data, self.objective, self.config, lr, seeds)
-        if losses is None:
-            return None
-        for one, loss in zip(group, losses, strict=True):
+            trained = self.together.train(widths, fill, data, self.objective, self.config, lr, seeds)
+        return None if trained is None else self._handed_over(round, group, trained)
+
+    def _handed_over(
+        self, round: int, group: Sequence[Ready], trained: Iterable[Trained]
+    ) -> Iterator[tuple[Contribution, float]]:
+        for one, (values, loss) in zip(group, trained, strict=True):
             _check_loss(round, one.participant, loss)
-        return [
-            (self.contribution(one.participant, one.windows, stack.values(place)), loss)
-            for place, (one, loss) in enumerate(zip(group, losses, strict=True))
-        ]
+            yield self.contribution(one.participant, one.windows, values), loss
 
     def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
         """Those who train at once, with their windows."""
@@ -141,8 +143,11 @@ class Learner:
             (plan_of(widths_of(one.windows)), min(self.config.batch, one.participant.examples))
             for one in ready
         ]
-        memory = max(self.cost(one.participant, widths_of(one.windows)).memory_bytes for one in ready)
-        most = self.together.most(memory)
+        memory = {
+            shape: self.cost(one.participant, widths_of(one.windows)).memory_bytes
+            for shape, one in zip(shapes, ready, strict=True)
+        }
+        most = self.together.most(sum(memory.values()))
         return list(by_shape(list(zip(shapes, ready, strict=True)), most))
 
     def _seed(self, round: int, participant: Participant) -> int:

@@ -148,9 +148,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Run the body with torch's default generators seeded, and put them back afterwards."""
     generators = [torch.default_generator]
     if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        index = torch.cuda.current_device() if device.index is None else device.index
-        generators.append(torch.cuda.default_generators[index])
+        generators.append(cuda_generator(device))
     before = [generator.get_state() for generator in generators]
     try:
         for generator in generators:  # torch.manual_seed would note a stack trace for every kind of device
@@ -159,6 +157,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def cuda_generator(device: torch.device) -> torch.Generator:
+    """The one that operations on this GPU draw from."""
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,26 @@ class Optimizer:
         self, kind: Kind, parameters: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
     ) -> None:
         self.kind, self.parameters = kind, parameters
-        self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
+        self.momentum, self.weight_decay = momentum, weight_decay
         # One kernel that reads and writes everything once, where PyTorch has it.
         self._fused = all(p.is_floating_point() and p.device.type in _FUSED for p in parameters)
+        # Where a step may be recorded, its rate lies where the recording finds the next round's.
+        recordable = self._fused and any(p.is_cuda for p in parameters)
+        self.lr: float | Tensor = torch.tensor(lr, device=parameters[0].device) if recordable else lr
         self._momenta: dict[int, Tensor | None] = {}
         self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    @torch.no_grad()
+    def start_again(self, lr: float) -> None:
+        """As new, with another learning rate; what is kept stays where it lies."""
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(lr)
+        else:
+            self.lr = lr
+        kept = [t for t in self._momenta.values() if t is not None]
+        kept += [tensor for moments in self._moments.values() for tensor in moments]
+        if kept:
+            torch._foreach_zero_(kept)
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -69,7 +84,7 @@ class Optimizer:
             fused=self._fused,
             weight_decay=self.weight_decay,
             momentum=self.momentum,
-            lr=self.lr,
+            lr=self.lr,  # type: ignore[arg-type]
             dampening=0.0,
             nesterov=False,
             maximize=False,

@@ -127,7 +127,8 @@ def _trained(
     store: Store,
     previous: Mapping[int, Contribution],
 ) -> Generator[One]:
-    if len(group) > 1 and (trained := learner.train_together(round, group, store)) is not None:
+    together = learner.together
+    if together and together.takes(len(group)) and (trained := learner.train_together(round, group, store)):
         for one, (contribution, loss) in zip(group, trained, strict=True):
             yield one, contribution, loss
         return

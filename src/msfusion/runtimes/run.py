@@ -10,12 +10,12 @@ from torch.utils.data import Dataset
 
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
-from msfusion.learn.batched import Batched
 from msfusion.learn.capacity import Capacity, parse_bytes
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
 from msfusion.learn.steps import ServerStep
+from msfusion.learn.together import Batched
 
 Part = Annotated[float, Gt(0), Le(1)]
 Positive = Annotated[float, Gt(0)]

@@ -17,14 +17,13 @@ from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
-from msfusion.learn.batched import Batched
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import SubModels
-from msfusion.learn.together import Together
+from msfusion.learn.together import Batched, Together
 from msfusion.runtimes.run import Run
 
 

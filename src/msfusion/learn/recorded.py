@@ -1,0 +1,223 @@
+"""Local training of several participants at once on a GPU, by steps recorded as CUDA graphs.
+
+A step of a small sub-model is some hundred short kernels, which a GPU finishes before Python has asked for
+the next ones. Recorded once, a step is a single launch; participants have a stream each, so theirs run side
+by side, while the host pulls the next sub-model or merges the last. The kernels are those of training one by
+one: the result is the same to the bit. Nothing is recorded again when windows move.
+"""
+
+import gc
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from msfusion.core.axes import Widths
+from msfusion.core.seeds import derive
+from msfusion.data import fetch
+from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, update
+from msfusion.learn.objective import Objective
+from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
+from msfusion.learn.ways import Fill, Trained, Unbatchable
+
+_WARM_UP = 3  # steps before one is recorded: libraries choose their kernels, the optimizer makes its state
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A step, and where it reads its batch."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Tensor
+    targets: Tensor
+
+
+class Slot:
+    """Room on a GPU for one sub-model that trains, whichever window it is of.
+
+    module: of the width plan; its tensors are where values are put and trained.
+    factors: of the scale rule, by parameter.
+    """
+
+    def __init__(
+        self, module: nn.Module, factors: Mapping[str, float], objective: Objective, config: Train
+    ) -> None:
+        self.tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+        self._module, self._objective, self._config = module.train(), objective, config
+        self._factors = {name: f for name, f in factors.items() if name in self.tensors}
+        self._optimizer = make_optimizer(module, config, config.lr)
+        self._device = next(iter(self.tensors.values())).device
+        self._loss = torch.zeros((), device=self._device)
+        self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        self._generator = cuda_generator(self._device).clone_state()
+        self._recordings: dict[object, Recording] = {}
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The parameters."""
+        return {name: self.tensors[name] for name, _ in self._module.named_parameters()}
+
+    def knows(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Whether a step on batches like this one is recorded."""
+        return _kind(inputs, targets) in self._recordings
+
+    def record(self, inputs: Tensor, targets: Tensor) -> None:
+        """Record a step on batches like this one; the values, which have to be some, stay as they are.
+
+        Raises Unbatchable where a step cannot be recorded.
+        """
+        recording = Recording(torch.cuda.CUDAGraph(), inputs.clone(), targets.clone())
+        before = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with self._drawing(), torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UP):
+                self._step(recording)
+            torch.cuda.synchronize(self._device)
+            with _unrepeated_draws():
+                self._capture(recording)
+            for name, tensor in before.items():
+                self.tensors[name].copy_(tensor)
+        torch.cuda.synchronize(self._device)
+        self._recordings[_kind(inputs, targets)] = recording
+
+    def start(self, drawn: Iterable[tuple[Tensor, Tensor]], lr: float, seed: int) -> None:
+        """Train on the batches; the device does so while the host goes on."""
+        self._generator.manual_seed(derive(seed, "torch"))
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            self._loss.zero_()
+            self._optimizer.start_again(lr)
+            self._scale(torch._foreach_mul_)
+        for inputs, targets in drawn:  # fetched on the stream of the caller, which waits for no training
+            self._stream.wait_stream(here)
+            recording = self._recordings[_kind(inputs, targets)]
+            with torch.cuda.stream(self._stream):
+                for part, place in ((inputs, recording.inputs), (targets, recording.targets)):
+                    place.copy_(part, non_blocking=True)
+                    if part.is_cuda:
+                        part.record_stream(self._stream)
+                recording.graph.replay()
+
+    def finish(self) -> float:
+        """Wait for what was started; the sum of the losses of its steps."""
+        with torch.cuda.stream(self._stream):
+            self._scale(torch._foreach_div_)
+            return float(self._loss)
+
+    def _step(self, batch: Recording) -> None:
+        args = self._module, self._optimizer, self._objective, self._config
+        self._loss += update(*args, batch.inputs, batch.targets)
+
+    def _capture(self, recording: Recording) -> None:
+        recording.graph.capture_begin()
+        try:
+            self._step(recording)
+        except RuntimeError as error:
+            raise Unbatchable(f"a step cannot be recorded: {str(error).strip().splitlines()[0]}") from None
+        finally:
+            try:
+                recording.graph.capture_end()
+            except RuntimeError as error:  # of a step that looked at a value, if it did not say so itself
+                raise Unbatchable("a step waits for a value of the device") from error
+
+    def _scale(self, by: Callable[[list[Tensor], list[float]], object]) -> None:
+        if self._factors:
+            by([self.tensors[name] for name in self._factors], list(self._factors.values()))
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Where the device draws from the slot's own generator: recordings that run at once cannot share
+        one."""
+        shared = cuda_generator(self._device)
+        before = shared.graphsafe_get_state()
+        shared.graphsafe_set_state(self._generator)
+        try:
+            yield
+        finally:
+            shared.graphsafe_set_state(before)
+
+
+@dataclass
+class Slots:
+    """Trains any number of participants of equal shape at once on a GPU.
+
+    compiled: what is recorded is compiled first, for each width plan and shape of a batch.
+    """
+
+    submodels: SubModels
+    compiled: bool = False
+    least = 1
+    _slots: dict[Plan, list[Slot]] = field(default_factory=dict)
+
+    def train(
+        self,
+        widths: Widths,
+        fill: Fill,
+        data: Sequence[Dataset[Any]],
+        objective: Objective,
+        config: Train,
+        lr: float,
+        seeds: Sequence[int],
+    ) -> Iterator[Trained]:
+        slots = self._ready(widths, fill, data, objective, config)
+        for place, (slot, own, seed) in enumerate(zip(slots, data, seeds, strict=True)):
+            fill(place, slot.tensors)
+            drawn = batches(own, config.batch, config.steps, seed)
+            slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), lr, seed)
+        return ((slot.values, slot.finish() / config.steps) for slot in slots)
+
+    def forget(self) -> None:
+        self._slots.clear()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.submodels.device
+
+    def _ready(
+        self, widths: Widths, fill: Fill, data: Sequence[Dataset[Any]], objective: Objective, config: Train
+    ) -> list[Slot]:
+        """A slot for each, with a step for batches like theirs recorded."""
+        slots = self._slots.setdefault(plan_of(widths), [])
+        while len(slots) < len(data):
+            slots.append(self._slot(widths, objective, config))
+        first = torch.arange(min(config.batch, len(data[0])))  # type: ignore[arg-type]
+        inputs, targets = (part.to(self._device) for part in fetch(data[0], first, None))
+        new = [place for place in range(len(data)) if not slots[place].knows(inputs, targets)]
+        if new:
+            gc.collect()  # a recording that is freed while another is made would spoil it
+        for place in new:
+            fill(place, slots[place].tensors)
+            slots[place].record(inputs, targets)
+        return slots[: len(data)]
+
+    def _slot(self, widths: Widths, objective: Objective, config: Train) -> Slot:
+        module = self.submodels.module(widths)
+        if self.compiled:
+            module.compile(backend=compiler(), dynamic=False)
+        return Slot(module, self.submodels.factors(widths), objective, config)
+
+
+def _kind(inputs: Tensor, targets: Tensor) -> object:
+    return inputs.shape, inputs.dtype, targets.shape, targets.dtype
+
+
+@contextmanager
+def _unrepeated_draws() -> Iterator[None]:
+    """Raises Unbatchable if the body draws random numbers on the host: a recording would repeat them."""
+    before = _host_states()
+    yield
+    if _host_states() != before:
+        raise Unbatchable("it draws random numbers on the CPU, which a recorded step would repeat")
+
+
+def _host_states() -> tuple[object, ...]:
+    numpy = np.random.get_state(legacy=False)["state"]
+    own = torch.default_generator.get_state().numpy().tobytes()
+    return own, random.getstate(), numpy["key"].tobytes(), numpy["pos"]

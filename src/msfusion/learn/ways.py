@@ -1,0 +1,50 @@
+"""What the ways of training several participants at once have in common."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msfusion.core.axes import Widths
+from msfusion.learn.local import Train
+from msfusion.learn.objective import Objective
+
+Fill: TypeAlias = Callable[[int, Mapping[str, Tensor]], None]
+"""Put the values of a sub-model, by its place among those that train at once, into these tensors."""
+
+Trained: TypeAlias = tuple[dict[str, Tensor], float]
+"""Parameters of a sub-model, lent until its place is filled anew, and its mean loss."""
+
+
+class Unbatchable(Exception):
+    """Why a model cannot train several participants at once."""
+
+
+class Way(Protocol):
+    """Trains several participants of equal shape at once.
+
+    least: with fewer participants, one by one is faster.
+    """
+
+    least: int
+
+    def train(
+        self,
+        widths: Widths,
+        fill: Fill,
+        data: Sequence[Dataset[Any]],
+        objective: Objective,
+        config: Train,
+        lr: float,
+        seeds: Sequence[int],
+    ) -> Iterator[Trained]:
+        """What becomes of every sub-model on its own data, the scale rule undone.
+
+        Raises Unbatchable, and has trained nothing, where the model cannot.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Free what is kept for the next round."""
+        ...
