@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from msfusion import Run, UserError
 from msfusion.learn import recorded
@@ -114,6 +114,30 @@ def test_more_participants_than_train_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert_equal(*results("resnet18", (20,) * 7))
 
 
+class Lengths(Dataset[tuple[Tensor, Tensor]]):
+    """Texts of other lengths, one to a batch."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        tokens = torch.randint(65, (6 + index,), generator=torch.Generator().manual_seed(index))
+        return tokens[:-1], tokens[1:]
+
+
+@needs_gpu
+def test_batches_of_other_shapes_than_the_recorded_train_as_they_are() -> None:
+    both = []
+    for batched in ("off", "on"):
+        torch.manual_seed(0)
+        model = build("gpt", None, MODELS["gpt"])[0]
+        run = Run(width=0.5, rounds=2, device="cuda", batched=batched, train=Train(batch=1, steps=7))
+        data = [Lengths() for _ in range(3)]
+        problem = Problem(model, (torch.zeros(2, 9, dtype=torch.int64),), data, examples("gpt", 4))
+        both.append(Simulation(problem, run).run())
+    assert_equal(*both)
+
+
 class Odd(nn.Module):
     """A model that no recording could repeat."""
 
@@ -139,7 +163,9 @@ def odd(kind: str, **changes: Any) -> Simulation:
 
 
 @needs_gpu
-@pytest.mark.parametrize(("kind", "why"), [("looks", "recorded"), ("draws", "random numbers on the CPU")])
+@pytest.mark.parametrize(
+    ("kind", "why"), [("looks", "a step cannot be recorded"), ("draws", "random numbers on the CPU")]
+)
 def test_what_cannot_be_recorded_trains_one_by_one(kind: str, why: str) -> None:
     with pytest.raises(UserError, match=rf"batched=on\), but .*{why}"):
         odd(kind, batched="on").run()

@@ -20,7 +20,7 @@ from msfusion.learn.local import Train, learning_rate, train
 from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import SubModels, plan_of, widths_of
-from msfusion.learn.together import Together, by_shape
+from msfusion.learn.together import Together
 from msfusion.learn.ways import Trained
 
 
@@ -112,7 +112,7 @@ class Learner:
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
     ) -> Iterator[tuple[Contribution, float]] | None:
-        """The same for participants of equal shape at once; None where the model cannot. The values of the
+        """The same for a group at once; None where the model cannot. The values of the
         contributions are lent."""
         assert self.together is not None
 
@@ -122,7 +122,7 @@ class Learner:
         lr = learning_rate(self.config, round, self.rounds)
         seeds = [self._seed(round, one.participant) for one in group]
         data = [one.participant.data for one in group]
-        widths = widths_of(group[0].windows)
+        widths = [widths_of(one.windows) for one in group]
         with self._batch_norm_explained(group[0].participant):
             trained = self.together.train(widths, fill, data, self.objective, self.config, lr, seeds)
         return None if trained is None else self._handed_over(round, group, trained)
@@ -147,8 +147,7 @@ class Learner:
             shape: self.cost(one.participant, widths_of(one.windows)).memory_bytes
             for shape, one in zip(shapes, ready, strict=True)
         }
-        most = self.together.most(sum(memory.values()))
-        return list(by_shape(list(zip(shapes, ready, strict=True)), most))
+        return self.together.groups(list(zip(shapes, ready, strict=True)), sum(memory.values()))
 
     def _seed(self, round: int, participant: Participant) -> int:
         return derive(self.seed, "local training", round, participant.number)

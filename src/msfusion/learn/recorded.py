@@ -8,6 +8,7 @@ one: the result is the same to the bit. Nothing is recorded again when windows m
 
 import gc
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -56,16 +57,16 @@ class Slot:
         self._loss = torch.zeros((), device=self._device)
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._generator = cuda_generator(self._device).clone_state()
-        self._recordings: dict[object, Recording] = {}
+        self._recordings: dict[int, Recording] = {}  # by examples in a batch
 
     @property
     def values(self) -> dict[str, Tensor]:
         """The parameters."""
         return {name: self.tensors[name] for name, _ in self._module.named_parameters()}
 
-    def knows(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether a step on batches like this one is recorded."""
-        return _kind(inputs, targets) in self._recordings
+    def knows(self, size: int) -> bool:
+        """Whether a step on batches of so many examples is recorded."""
+        return size in self._recordings
 
     def record(self, inputs: Tensor, targets: Tensor) -> None:
         """Record a step on batches like this one; the values, which have to be some, stay as they are.
@@ -77,14 +78,14 @@ class Slot:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with self._drawing(), torch.cuda.stream(self._stream):
             for _ in range(_WARM_UP):
-                self._step(recording)
+                self._step(recording.inputs, recording.targets)
             torch.cuda.synchronize(self._device)
             with _unrepeated_draws():
                 self._capture(recording)
             for name, tensor in before.items():
                 self.tensors[name].copy_(tensor)
         torch.cuda.synchronize(self._device)
-        self._recordings[_kind(inputs, targets)] = recording
+        self._recordings[len(inputs)] = recording
 
     def start(self, drawn: Iterable[tuple[Tensor, Tensor]], lr: float, seed: int) -> None:
         """Train on the batches; the device does so while the host goes on."""
@@ -97,13 +98,10 @@ class Slot:
             self._scale(torch._foreach_mul_)
         for inputs, targets in drawn:  # fetched on the stream of the caller, which waits for no training
             self._stream.wait_stream(here)
-            recording = self._recordings[_kind(inputs, targets)]
             with torch.cuda.stream(self._stream):
-                for part, place in ((inputs, recording.inputs), (targets, recording.targets)):
-                    place.copy_(part, non_blocking=True)
-                    if part.is_cuda:
-                        part.record_stream(self._stream)
-                recording.graph.replay()
+                self._train(inputs, targets)
+                for part in (inputs, targets):
+                    part.record_stream(self._stream)
 
     def finish(self) -> float:
         """Wait for what was started; the sum of the losses of its steps."""
@@ -111,21 +109,32 @@ class Slot:
             self._scale(torch._foreach_div_)
             return float(self._loss)
 
-    def _step(self, batch: Recording) -> None:
+    def _train(self, inputs: Tensor, targets: Tensor) -> None:
+        recording = self._recordings.get(len(inputs))
+        if recording is None or not (
+            _alike(inputs, recording.inputs) and _alike(targets, recording.targets)
+        ):  # of a dataset whose examples differ in shape
+            with self._drawing():
+                self._step(inputs, targets)
+            return
+        recording.inputs.copy_(inputs)
+        recording.targets.copy_(targets)
+        recording.graph.replay()
+
+    def _step(self, inputs: Tensor, targets: Tensor) -> None:
         args = self._module, self._optimizer, self._objective, self._config
-        self._loss += update(*args, batch.inputs, batch.targets)
+        self._loss += update(*args, inputs, targets)
 
     def _capture(self, recording: Recording) -> None:
         recording.graph.capture_begin()
         try:
-            self._step(recording)
-        except RuntimeError as error:
-            raise Unbatchable(f"a step cannot be recorded: {str(error).strip().splitlines()[0]}") from None
-        finally:
             try:
-                recording.graph.capture_end()
-            except RuntimeError as error:  # of a step that looked at a value, if it did not say so itself
-                raise Unbatchable("a step waits for a value of the device") from error
+                self._step(recording.inputs, recording.targets)
+            finally:
+                recording.graph.capture_end()  # after a failed step it fails too
+        except RuntimeError as error:
+            reason = str(error.__context__ or error).strip().splitlines()[0]
+            raise Unbatchable(f"a step cannot be recorded ({reason})") from None
 
     def _scale(self, by: Callable[[list[Tensor], list[float]], object]) -> None:
         if self._factors:
@@ -146,7 +155,7 @@ class Slot:
 
 @dataclass
 class Slots:
-    """Trains any number of participants of equal shape at once on a GPU.
+    """Trains participants of any shapes at once on a GPU.
 
     compiled: what is recorded is compiled first, for each width plan and shape of a batch.
     """
@@ -154,11 +163,12 @@ class Slots:
     submodels: SubModels
     compiled: bool = False
     least = 1
+    mixes = True
     _slots: dict[Plan, list[Slot]] = field(default_factory=dict)
 
     def train(
         self,
-        widths: Widths,
+        widths: Sequence[Widths],
         fill: Fill,
         data: Sequence[Dataset[Any]],
         objective: Objective,
@@ -166,7 +176,8 @@ class Slots:
         lr: float,
         seeds: Sequence[int],
     ) -> Iterator[Trained]:
-        slots = self._ready(widths, fill, data, objective, config)
+        slots = self._assigned(widths, objective, config)
+        self._record(slots, fill, data, config)
         for place, (slot, own, seed) in enumerate(zip(slots, data, seeds, strict=True)):
             fill(place, slot.tensors)
             drawn = batches(own, config.batch, config.steps, seed)
@@ -180,22 +191,18 @@ class Slots:
     def _device(self) -> torch.device:
         return self.submodels.device
 
-    def _ready(
-        self, widths: Widths, fill: Fill, data: Sequence[Dataset[Any]], objective: Objective, config: Train
-    ) -> list[Slot]:
-        """A slot for each, with a step for batches like theirs recorded."""
-        slots = self._slots.setdefault(plan_of(widths), [])
-        while len(slots) < len(data):
-            slots.append(self._slot(widths, objective, config))
-        first = torch.arange(min(config.batch, len(data[0])))  # type: ignore[arg-type]
-        inputs, targets = (part.to(self._device) for part in fetch(data[0], first, None))
-        new = [place for place in range(len(data)) if not slots[place].knows(inputs, targets)]
-        if new:
-            gc.collect()  # a recording that is freed while another is made would spoil it
-        for place in new:
-            fill(place, slots[place].tensors)
-            slots[place].record(inputs, targets)
-        return slots[: len(data)]
+    def _assigned(self, widths: Sequence[Widths], objective: Objective, config: Train) -> list[Slot]:
+        """A slot of its own for each."""
+        used: Counter[Plan] = Counter()
+        assigned = []
+        for own in widths:
+            plan = plan_of(own)
+            slots = self._slots.setdefault(plan, [])
+            if used[plan] == len(slots):
+                slots.append(self._slot(own, objective, config))
+            assigned.append(slots[used[plan]])
+            used[plan] += 1
+        return assigned
 
     def _slot(self, widths: Widths, objective: Objective, config: Train) -> Slot:
         module = self.submodels.module(widths)
@@ -203,9 +210,22 @@ class Slots:
             module.compile(backend=compiler(), dynamic=False)
         return Slot(module, self.submodels.factors(widths), objective, config)
 
+    def _record(self, slots: Sequence[Slot], fill: Fill, data: Sequence[Dataset[Any]], config: Train) -> None:
+        """See that each slot knows steps on batches like those of its data."""
+        collected = False
+        for place, (slot, own) in enumerate(zip(slots, data, strict=True)):
+            first = torch.arange(min(config.batch, len(own)))  # type: ignore[arg-type]
+            if slot.knows(len(first)):
+                continue
+            if not collected:
+                gc.collect()  # a recording that is freed while another is made would spoil it
+                collected = True
+            fill(place, slot.tensors)
+            slot.record(*(part.to(self._device) for part in fetch(own, first, None)))
 
-def _kind(inputs: Tensor, targets: Tensor) -> object:
-    return inputs.shape, inputs.dtype, targets.shape, targets.dtype
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and first.dtype == second.dtype
 
 
 @contextmanager

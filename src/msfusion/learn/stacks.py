@@ -26,11 +26,12 @@ class Stacks:
     submodels: SubModels
     compiled: bool = False
     least = 2
+    mixes = False
     _stacks: dict[Plan, Stack] = field(default_factory=dict)
 
     def train(
         self,
-        widths: Widths,
+        widths: Sequence[Widths],
         fill: Fill,
         data: Sequence[Dataset[Any]],
         objective: Objective,
@@ -38,14 +39,14 @@ class Stacks:
         lr: float,
         seeds: Sequence[int],
     ) -> Iterator[Trained]:
-        stack = self._room(widths, len(data))
+        stack = self._room(widths[0], len(data))
         for place in range(len(data)):
             fill(place, stack.of(place))
-        factors = self.submodels.factors(widths)
+        factors = self.submodels.factors(widths[0])
         scaled = [stack.tensors[name] for name in factors]
         if scaled:
             torch._foreach_mul_(scaled, list(factors.values()))
-        stack = self._known(widths, stack, data[0], objective, config)
+        stack = self._known(widths[0], stack, data[0], objective, config)
         losses = train_together(stack, data, config, lr, seeds)
         if scaled:
             torch._foreach_div_(scaled, list(factors.values()))

@@ -18,7 +18,7 @@ from msfusion.learn.submodels import SubModels
 from msfusion.learn.ways import Fill, Trained, Unbatchable, Way
 
 Batched = Literal["auto", "on", "off"]
-"""Whether participants of equal shape train at once: "auto" where that is faster, which is on a GPU."""
+"""Whether participants train at once: "auto" where that is faster, which is on a GPU."""
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _MEMORY = 0.5  # share of a GPU's memory that they may take by the count of thei
 
 @dataclass
 class Together:
-    """Trains participants of equal shape at once, where settings, device and model allow it.
+    """Trains participants at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and the contrastive loss, which has no batched form, is too.
     compiled: what trains them is compiled, for each number of participants and shape of a batch.
@@ -51,18 +51,26 @@ class Together:
 
     @property
     def tries(self) -> bool:
-        """Whether participants of equal shape are to train at once."""
+        """Whether participants are to train at once."""
         return not self._off and self.why_not is None
 
-    def takes(self, number: int) -> bool:
-        """Whether so many participants of equal shape train at once; a single one may be faster alone."""
-        return self.tries and number >= self._way.least
-
-    def most(self, memory: int) -> int:
-        """How many participants of a shape train at once, the same in every round.
+    def groups(self, ones: Sequence[tuple[object, T]], memory: int) -> list[list[T]]:
+        """Those who train at once, given with their shapes.
 
         memory: bytes that one of every shape takes together.
         """
+        most = self._most(memory)
+        if not self._way.mixes:
+            return list(by_shape(ones, most))
+        each = [one for _, one in ones]
+        return [each[start : start + most] for start in range(0, len(each), most)]
+
+    def takes(self, number: int) -> bool:
+        """Whether a group of so many trains at once; a single participant may be faster alone."""
+        return self.tries and number >= self._way.least
+
+    def _most(self, memory: int) -> int:
+        """How many train at once, the same in every round, as each may be of every shape in turn."""
         device = self.submodels.device
         if device.type != "cuda":
             return _MOST
@@ -71,7 +79,7 @@ class Together:
 
     def train(
         self,
-        widths: Widths,
+        widths: Sequence[Widths],
         fill: Fill,
         data: Sequence[Dataset[Any]],
         objective: Objective,
@@ -79,7 +87,7 @@ class Together:
         lr: float,
         seeds: Sequence[int],
     ) -> Iterator[Trained] | None:
-        """What becomes of sub-models of these widths. None, with ``why_not`` said and nothing trained, where
+        """What becomes of the sub-models of a group. None, with ``why_not`` said and nothing trained, where
         the model cannot; UserError where it has to."""
         try:
             return self._way.train(widths, fill, data, objective, config, lr, seeds)

@@ -22,16 +22,18 @@ class Unbatchable(Exception):
 
 
 class Way(Protocol):
-    """Trains several participants of equal shape at once.
+    """Trains several participants at once.
 
     least: with fewer participants, one by one is faster.
+    mixes: whether they may be of several shapes.
     """
 
     least: int
+    mixes: bool
 
     def train(
         self,
-        widths: Widths,
+        widths: Sequence[Widths],
         fill: Fill,
         data: Sequence[Dataset[Any]],
         objective: Objective,
