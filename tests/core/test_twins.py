@@ -12,7 +12,7 @@ from maps import labels, make_map, maps, randoms
 from torch import Tensor, nn
 
 from msfusion.capture import capture
-from msfusion.core.axes import AxisMap, Selection
+from msfusion.core.axes import Axis, AxisMap, Selection
 from msfusion.core.merge import Contribution, Merge, extract
 from msfusion.core.scale import factors, scale_
 from msfusion.core.twins import Twins, kinds
@@ -61,11 +61,23 @@ def test_twins_in_a_residual_stream_stay_alike(tie: float) -> None:
 
 def test_the_kinds_of_a_head_and_of_segments() -> None:
     axes = make_map({"w": ["h:4*3", "h:4 + b:2 + 2"]})
-    first, kind = kinds(axes.tensors["w"][0], {"h": 2})
-    assert first.tolist() == [0, 1, 2, 3, 4, 5]
-    assert kind.tolist() == [0, 1, 2, 3, 4, 5] * 2
-    first, kind = kinds(axes.tensors["w"][1], {"h": 2, "b": 1})
-    assert first[kind].tolist() == [0, 1, 0, 1, 4, 4, 6, 7]
+    own = kinds(axes.tensors["w"][0], {"h": 2})
+    assert own.first.tolist() == [0, 1, 2, 3, 4, 5]
+    assert own.of.tolist() == [0, 1, 2, 3, 4, 5] * 2
+    own = kinds(axes.tensors["w"][1], {"h": 2, "b": 1})
+    assert own.first[own.of].tolist() == [0, 1, 0, 1, 4, 4, 6, 7]
+
+
+def test_sums_over_kinds_of_which_some_have_fewer() -> None:
+    """Seven units of three kinds: 0 3 6, 1 4, 2 5."""
+    own = kinds(Axis("a", 7), {"a": 3})
+    assert [(which.tolist(), indices.tolist()) for which, indices in own.ranks] == [
+        ([0, 1, 2], [0, 1, 2]),
+        ([0, 1, 2], [3, 4, 5]),
+        ([0], [6]),
+    ]
+    columns = torch.tensor([[1.0, 2, 4, 8, 16, 32, 64], [1, 1, 1, 1, 1, 1, 1]])
+    assert own.sums(columns, 1).tolist() == [[73, 18, 36], [3, 2, 2]]
 
 
 def kind_of(axes: AxisMap, name: str, at: tuple[int, ...], widths: Mapping[str, int]) -> tuple[object, ...]:

@@ -14,8 +14,8 @@ window that crosses its end holds some kinds twice and misses others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,8 +24,33 @@ from msfusion.core.axes import AxisMap, Dim, Widths
 from msfusion.core.cut import places_from
 from msfusion.core.scale import factors
 
-Kinds: TypeAlias = tuple[Tensor, Tensor]
-"""The first index of every kind along a dimension, and the kind of every index; int64."""
+
+@dataclass(frozen=True)
+class Kinds:
+    """The kinds of indices along a dimension; all int64.
+
+    of: the kind of every index.
+    ranks: (kinds, index of each) of the first of every kind, then of the second of those that have one, ...
+    """
+
+    of: Tensor
+    ranks: tuple[tuple[Tensor, Tensor], ...]
+
+    @property
+    def first(self) -> Tensor:
+        """The first index of every kind."""
+        return self.ranks[0][1]
+
+    def to(self, device: torch.device) -> "Kinds":
+        ranks = tuple((kinds.to(device), indices.to(device)) for kinds, indices in self.ranks)
+        return Kinds(self.of.to(device), ranks)
+
+    def sums(self, tensor: Tensor, dimension: int) -> Tensor:
+        """The sums over the indices of each kind, added in their order, on any device."""
+        out = tensor.index_select(dimension, self.first)
+        for kinds, indices in self.ranks[1:]:  # none twice in one call: a GPU adds them in any order
+            out.index_add_(dimension, kinds, tensor.index_select(dimension, indices))
+        return out
 
 
 class Twins:
@@ -39,8 +64,8 @@ class Twins:
         self.tie = tie
         self._axes, self._widths = axes, dict(widths)
         stream = {axis: width for axis, width in widths.items() if axes.axes[axis].residual}
-        self._kinds = cache(lambda dim: kinds(dim, self._widths))
-        self._stream_kinds = cache(lambda dim: kinds(dim, stream))
+        self._kinds = cache(lambda dim, device: kinds(dim, self._widths).to(device))
+        self._stream_kinds = cache(lambda dim, device: kinds(dim, stream).to(device))
 
     @torch.no_grad()
     def start_(self, values: Mapping[str, Tensor], power: float) -> None:
@@ -53,8 +78,8 @@ class Twins:
         shrink = factors(self._axes, self._widths, 0.5 if power else 0.0)
         for name, value in values.items():
             copies = value
-            for d, (first, kind) in self._cut(name, self._kinds):
-                copies = copies.index_select(d, first[kind].to(value.device))
+            for d, own in self._cut(name, self._kinds, value.device):
+                copies = copies.index_select(d, own.first[own.of])
             value.copy_(copies / shrink[name] if name in shrink else copies)
 
     def mean(self, name: str, total: Tensor, weight: Tensor) -> Tensor:
@@ -63,12 +88,12 @@ class Twins:
         total: weighted sum per parameter. weight: sum of the weights, broadcast to it; 0 where nobody held a
         parameter. Twins of which nobody held any have the mean 0.
         """
-        return self._mean(self._cut(name, self._kinds), total, weight)
+        return self._mean(self._cut(name, self._kinds, total.device), total, weight)
 
     def own(self, name: str, total: Tensor, weight: Tensor) -> Tensor | None:
         """The same over those twins that differ in their units of a residual stream only: what counts as a
         parameter's own. None where it has no such twins."""
-        cut = self._cut(name, self._stream_kinds)
+        cut = self._cut(name, self._stream_kinds, total.device)
         return self._mean(cut, total, weight) if cut else None
 
     def _mean(self, cut: Sequence[tuple[int, Kinds]], total: Tensor, weight: Tensor) -> Tensor:
@@ -76,29 +101,29 @@ class Twins:
         for d, _ in cut:
             shape[d] = total.shape[d]
         weight = weight.expand(shape)
-        for d, (first, kind) in cut:
-            kind = kind.to(total.device)
-            total, weight = (_added(tensor, d, kind, len(first)) for tensor in (total, weight))
+        for d, own in cut:
+            total, weight = own.sums(total, d), own.sums(weight, d)
         mean = total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
-        for d, (_, kind) in cut:
-            mean = mean.index_select(d, kind.to(mean.device))
+        for d, own in cut:
+            mean = mean.index_select(d, own.of)
         return mean
 
-    def _cut(self, name: str, kinds: Callable[[Dim], Kinds]) -> list[tuple[int, Kinds]]:
+    def _cut(
+        self, name: str, kinds: Callable[[Dim, torch.device], Kinds], device: torch.device
+    ) -> list[tuple[int, Kinds]]:
         """The dimensions in which a tensor's indices have twins, with what ``kinds`` says of them."""
-        found = [(d, kinds(dim)) for d, dim in enumerate(self._axes.tensors[name])]
-        return [(d, (first, kind)) for d, (first, kind) in found if len(first) < len(kind)]
+        found = [(d, kinds(dim, device)) for d, dim in enumerate(self._axes.tensors[name])]
+        return [(d, own) for d, own in found if len(own.ranks) > 1]
 
 
 def kinds(dim: Dim, widths: Widths) -> Kinds:
     """Those of a dimension whose axes have so many kinds of units, or as many as units."""
     firsts = places_from(dim, lambda axis: torch.arange(axis.size) % widths.get(axis.name, axis.size))
-    first, kind = torch.unique(firsts, return_inverse=True)
-    return first, kind
-
-
-def _added(tensor: Tensor, dimension: int, kind: Tensor, count: int) -> Tensor:
-    """The sums over the indices of each kind along a dimension."""
-    shape = list(tensor.shape)
-    shape[dimension] = count
-    return tensor.new_zeros(shape).index_add_(dimension, kind, tensor)
+    _, of, number = torch.unique(firsts, return_inverse=True, return_counts=True)
+    order = torch.argsort(of, stable=True)
+    starts = number.cumsum(0) - number
+    ranks = []
+    for rank in range(int(number.max())):
+        which = (number > rank).nonzero().flatten()
+        ranks.append((which, order[starts[which] + rank]))
+    return Kinds(of, tuple(ranks))
