@@ -526,7 +526,7 @@ ROWS = [
     Row("cnn", cnn, images(32), 4),
     Row("flatten cnn", FlattenCNN, images(), 3),
     Row("flatten cnn, literal size", lambda: FlattenCNN(literal=True), images(), 3),
-    Row("resnet18", resnet18, images(32), 12, RESNET_STREAMS, slow=True),
+    Row("resnet18", lambda: resnet18(10, 3, 16), images(32), 12, RESNET_STREAMS, slow=True),
     Row("padded resnet", padded_resnet, images(), 8, ("0.out",), slow=True),
     Row("unet", UNet, images(), 12, slow=True),
     Row("gpt", lambda: gpt(61, 16, 2, 4, 32), tokens(), 5, ("tokens.out",), ("tokens.out",)),
