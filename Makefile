@@ -12,7 +12,7 @@ demo: .venv/package
 # Processes that wait for each other, and forks, apart from what takes all of the cores.
 test: lint
 	$(BIN)/pytest -n auto --dist loadgroup -m "not network and not deployed and not processes"
-	$(BIN)/pytest -n 2 -m "processes and not deployed"
+	$(BIN)/pytest -n 3 -m "processes and not deployed"
 
 # Real peers and SuperNodes, killed and frozen at every point of a round; most of it is waiting.
 deployed: .venv/dev
