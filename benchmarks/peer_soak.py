@@ -21,23 +21,25 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from machine import machine
 from torch import Tensor
 
-from msfusion.commands.peer import free_port, run
+from msfusion.commands.peer import free_port, run, task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
-from msfusion.peers.agreement import Version
+from msfusion.peers.agreement import Entry, Version, following
+from msfusion.peers.past import Past, read_history
 from msfusion.peers.settings import Link
 
 PRESET = """
@@ -58,6 +60,7 @@ lease = 20.0
 settle = 30.0
 deadline = 60.0
 """
+T = TypeVar("T")
 LOOK = 5.0  # seconds between two looks at memory and disks
 
 
@@ -65,7 +68,7 @@ LOOK = 5.0  # seconds between two looks at memory and disks
 class Peer:
     """One participant: its folder, its process, and what was seen of it.
 
-    memory: (seconds since the beginning, process id, private and all resident MB).
+    memory: (seconds since the beginning, process id, private and all resident MB, committed rounds).
     """
 
     number: int
@@ -73,7 +76,7 @@ class Peer:
     preset: Path
     link: Link
     process: BaseProcess | None = None
-    memory: list[tuple[float, int, float, float]] = field(default_factory=list)
+    memory: list[tuple[float, int, float, float, int]] = field(default_factory=list)
 
     def start(self) -> None:
         self.process = get_context("fork").Process(target=self._play)
@@ -104,21 +107,20 @@ class Peer:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         own = {name: value for name, _, value in (line.partition(":") for line in lines)}
         private, whole = (int(own[name].split()[0]) / 1e3 for name in ("RssAnon", "VmRSS"))
-        self.memory.append((time.monotonic() - since, self.process.pid, private, whole))
+        version = self.committed()
+        rounds = version.round if version else 0
+        self.memory.append((time.monotonic() - since, self.process.pid, private, whole, rounds))
 
     def committed(self) -> Version | None:
         path = self.folder / "committed.json"
         return Version(**json.loads(path.read_text())) if path.exists() else None
 
-    def history(self) -> list[dict[str, Any]]:
-        """The committed rounds; tried again where the peer has gone on in the middle of it."""
-        while (version := self.committed()) is not None:
-            path = self.folder / "versions" / version.text / "history.json"
-            try:
-                return list(json.loads(path.read_text())["entries"])
-            except FileNotFoundError:
-                time.sleep(0.01)
-        return []
+    def history(self) -> list[Entry]:
+        """The rounds that a peer that has ended had committed."""
+        version = self.committed()
+        assert version
+        history = read_history(self.folder / "versions" / version.text / "history.json")
+        return list(Past(self.folder / "blocks").entries(history))
 
 
 def main() -> None:
@@ -160,11 +162,14 @@ def group(preset: Path, count: int) -> list[Peer]:
 
 @dataclass
 class Mark:
-    """What a kill met: who, after how many seconds, and the longest committed history at that moment."""
+    """What a kill met: who, after how many seconds, and the last version that anyone had committed then.
+
+    Not the rounds themselves: whoever is started later has the memory of this process to begin with.
+    """
 
     victim: int
     at: float
-    committed: list[dict[str, Any]]
+    committed: Version
     rejoined: float | None = None
 
 
@@ -183,8 +188,8 @@ def soak(peers: list[Peer], seconds: float, interval: float, chance: random.Rand
         if now >= kill_at and kill_at < began + seconds - interval / 2:
             victim = chance.choice(peers[:-1])  # the last is never killed
             victim.kill()
-            longest = max((peer.history() for peer in peers), key=len)
-            marks.append(Mark(victim.number, now - began, longest))
+            newest = max(own for peer in peers if (own := peer.committed()))
+            marks.append(Mark(victim.number, now - began, newest))
             victim.start()
             kill_at += interval
         if now >= next_look:
@@ -194,8 +199,8 @@ def soak(peers: list[Peer], seconds: float, interval: float, chance: random.Rand
                 assert peer.process.is_alive(), f"peer {peer.number} ended by itself"
                 peer.look(began)
         for mark in marks:
-            newest = peers[mark.victim].committed()
-            if mark.rejoined is None and newest and newest.round > len(mark.committed):
+            own = peers[mark.victim].committed()
+            if mark.rejoined is None and own and own.round > mark.committed.round:
                 mark.rejoined = now - began - mark.at
         time.sleep(0.05)
     for peer in peers:
@@ -210,16 +215,17 @@ def report(peers: list[Peer], marks: list[Mark], preset: Path) -> None:
     histories = [peer.history() for peer in peers]
     longest = max(histories, key=len)
     facts = [facts_of(entry) for entry in longest]
-    lost = sum(max(0, len(mark.committed) - common(longest, mark.committed)) for mark in marks)
-    same = all(common(history, longest) == len(history) for history in histories)
+    versions = set(versions_of(longest, preset))
+    lost = sum(mark.committed not in versions for mark in marks)
+    same = all(peer.committed() in versions for peer in peers)
     ends = ", ".join(str(len(history)) for history in histories)
     print(f"rounds: {len(longest)} (on the disks: {ends}); kills: {len(marks)}")
-    print(f"committed rounds lost: {lost}")
+    print(f"kills after which a round that was committed is missing: {lost}")
     print(f"one history everywhere: {'yes' if same else 'NO'}")
     back = [mark.rejoined for mark in marks if mark.rejoined is not None]
     after = f", after {statistics.median(back):.0f} s (most {max(back):.0f} s)" if back else ""
     print(f"victims that had committed a new round before the end: {len(back)} of {len(marks)}{after}")
-    absent = Counter(left["reason"] for entry in longest for left in entry["left"])
+    absent = Counter(left.reason for entry in longest for left in entry.left)
     merged, expected = sum(map(len, facts)), len(longest) * len(peers)
     print(f"contributions merged: {merged} of {expected}; left out: {dict(absent)}")
     copies, equal = compared(peers, longest, preset)
@@ -227,28 +233,29 @@ def report(peers: list[Peer], marks: list[Mark], preset: Path) -> None:
     print("\n| peer | starts | private MB, by sixths of the time | all resident MB |\n|---|---|---|---|")
     for peer in peers:
         print(memory_row(peer))
-    watched = [private for _, _, private, _ in peers[-1].memory]
-    second, last = (statistics.median(sixths(watched)[i]) for i in (1, 5))
-    print(f"private memory of the peer that was never killed, last sixth to second: {last / second:.2f}")
+    watched = sixths([(private, round) for _, _, private, _, round in peers[-1].memory])
+    (early, first), (late, last) = (map(statistics.median, zip(*watched[i], strict=True)) for i in (1, 5))
+    print(
+        f"private memory of the peer that was never killed, last sixth to second: {late / early:.3f}, or "
+        f"{(late - early) * 1e3 / (last - first):.1f} kB per round"
+    )
     if lost or not (same and equal):
         raise SystemExit(1)
 
 
-def facts_of(entry: dict[str, Any]) -> list[int]:
-    return [given["participant"] for given in entry["given"]]
+def facts_of(entry: Entry) -> list[int]:
+    return [given.participant for given in entry.given]
 
 
-def common(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> int:
-    """How many rounds two histories share; the seconds that each took are no part of it."""
-
-    def key(entry: dict[str, Any]) -> Any:
-        return entry["given"]
-
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if key(a) != key(b)), min(len(first), len(second)))
+def versions_of(history: list[Entry], preset: Path) -> Iterator[Version]:
+    """The versions that these rounds lead to; the last says what was merged in all of them."""
+    config = load(str(preset))
+    version = Version(0, task_of(config, 0, own_data=False).fingerprint)
+    for entry in history:
+        yield (version := following(version, entry))
 
 
-def compared(peers: list[Peer], history: list[dict[str, Any]], preset: Path) -> tuple[int, bool]:
+def compared(peers: list[Peer], history: list[Entry], preset: Path) -> tuple[int, bool]:
     """Every shard of the last version on any disk, beside the parameters of these rounds in one process."""
     config = load(str(preset))
     simulation = simulation_of(config, federation_of(config), None)
@@ -277,14 +284,14 @@ def rows(parameters: dict[str, Tensor], piece: str) -> Tensor:
     return whole[start:stop] if whole.ndim else whole.reshape(1)
 
 
-def sixths(values: list[float]) -> list[list[float]]:
+def sixths(values: list[T]) -> list[list[T]]:
     return [values[len(values) * i // 6 : max(1, len(values) * (i + 1) // 6)] for i in range(6)]
 
 
 def memory_row(peer: Peer) -> str:
     private, whole = ([one[i] for one in peer.memory] for i in (2, 3))
     shown = [" ".join(f"{statistics.median(part):.0f}" for part in sixths(v)) for v in (private, whole)]
-    return f"| {peer.number} | {len({pid for _, pid, _, _ in peer.memory})} | {shown[0]} | {shown[1]} |"
+    return f"| {peer.number} | {len({pid for _, pid, *_ in peer.memory})} | {shown[0]} | {shown[1]} |"
 
 
 if __name__ == "__main__":

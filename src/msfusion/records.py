@@ -7,7 +7,7 @@ Numbers are plain JSON: a value that is not finite is written as null.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -143,15 +143,18 @@ class Writer:
         or model, or when fewer than `rounds_done` rounds are recorded.
         """
         path = directory / FILE_NAME
-        run = read(path)
-        _check_same_run(path, run.header, header)
-        kept = [r for r in run.rounds if r["round"] < rounds_done]
-        if rounds_done and (not kept or kept[-1]["round"] != rounds_done - 1):
+        lines = _complete_lines(path)
+        first = next(lines)
+        _check_same_run(path, _header(path, first), header)
+        end, last = len(first), -1
+        for record, length in _rounds(path, lines):
+            if record["round"] < rounds_done:
+                end, last = end + length, record["round"]
+        if last != rounds_done - 1:
             raise UserError(
                 f"expected {path} to record round {rounds_done - 1}, which the checkpoint holds, but it ends "
                 f"before: resume from an earlier checkpoint, or start in another directory"
             )
-        end = sum(len(line) for line in _complete_lines(path)[: 1 + len(kept)])
         os.truncate(path, end)
         writer = cls.__new__(cls)
         writer._file = path.open("ab")
@@ -191,21 +194,32 @@ def read(path: Path) -> Run:
     """
     path = path / FILE_NAME if path.is_dir() else path
     lines = _complete_lines(path)
-    if not lines:
-        raise UserError(f"expected records in {path}, but it holds no complete line: start the run again")
-    header = _header(path, lines[0])
-    return Run(header, tuple(_rounds(path, lines[1:])))
+    header = _header(path, next(lines))
+    return Run(header, tuple(record for record, _ in _rounds(path, lines)))
 
 
-def _complete_lines(path: Path) -> list[bytes]:
+def count(path: Path) -> int:
+    """How many rounds a records file holds, of which one at a time is in memory; UserError as for `read`."""
+    lines = _complete_lines(path)
+    _header(path, next(lines))
+    return sum(1 for _ in _rounds(path, lines))
+
+
+def _complete_lines(path: Path) -> Iterator[bytes]:
+    """At least one line; UserError where there is none."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        file = path.open("rb")
     except OSError as error:
         reason = error.strerror or "it cannot be read"
         raise UserError(
             f"expected records at {path}, but: {reason}; give a run directory that holds {FILE_NAME}"
         ) from error
-    return [line for line in lines if line.endswith(b"\n")]
+    with file:
+        first = file.readline()
+        if not first.endswith(b"\n"):
+            raise UserError(f"expected records in {path}, but it holds no complete line: start the run again")
+        yield first
+        yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _header(path: Path, line: bytes) -> Header:
@@ -221,7 +235,8 @@ def _header(path: Path, line: bytes) -> Header:
     return cast(Header, header)
 
 
-def _rounds(path: Path, lines: list[bytes]) -> Iterator[Round]:
+def _rounds(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[Round, int]]:
+    """Rounds, and the bytes of their lines."""
     last = -1
     for number, line in enumerate(lines, start=2):
         record = _object(path, number, line)
@@ -229,7 +244,7 @@ def _rounds(path: Path, lines: list[bytes]) -> Iterator[Round]:
         if record["kind"] != "round" or not isinstance(record["round"], int) or record["round"] <= last:
             raise _foreign(path, number, f"is not a round after round {last}")
         last = record["round"]
-        yield cast(Round, record)
+        yield cast(Round, record), len(line)
 
 
 def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The store on disk: the same bits as the one in memory, and whole checkpoints whatever happens."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from msfusion.learn import disk_store
 from msfusion.learn.disk_store import DiskStore
 from msfusion.learn.initial import write_initial
 from msfusion.learn.local import seeded
-from msfusion.learn.shards import INDEX, Shards, Spec, create
+from msfusion.learn.shards import INDEX, Shards, Spec, create, loaded
 from msfusion.learn.store import MemoryStore
 from msfusion.models import build
 
@@ -259,6 +260,23 @@ def test_files_of_safetensors_are_read(tmp_path: Path) -> None:
     values = {"a": torch.randn(3, 5), "b": torch.arange(3, dtype=torch.int8), "c": torch.randn(3).half()}
     save_file(values, tmp_path / "x.safetensors", metadata={"format": "pt"})
     assert_same(dict(Shards(tmp_path / "x.safetensors")), values)
+
+
+def test_a_file_may_be_read_as_often_as_one_likes(tmp_path: Path) -> None:
+    """Reading it a hundred times takes no memory for good: fewer objects than it holds tensors."""
+    tensors = {f"t{n}": torch.full((3,), n) for n in range(50)}
+    save_file(tensors, tmp_path / "some.safetensors")
+
+    def read() -> int:
+        for _ in range(100):
+            got = loaded(tmp_path / "some.safetensors")
+        assert all(torch.equal(got[name], value) for name, value in tensors.items())
+        del got
+        return sys.getallocatedblocks()
+
+    read()
+    before = read()
+    assert read() - before < 50
 
 
 @pytest.mark.parametrize("cut", [3, 60, -1])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
 from msfusion.learn.store import Store
 from msfusion.peers.agreement import Version
+from msfusion.peers.past import Past, read_history
 from msfusion.peers.points import VARIABLE
 from msfusion.runtimes.simulation import Simulation
 
@@ -220,13 +222,13 @@ class Group:
 
     def _entries(self, number: int) -> list[dict[str, Any]]:
         """The rounds that are committed on a peer's disk."""
-        path = self.folder / str(number) / "committed.json"
+        folder = self.folder / str(number)
+        path = folder / "committed.json"
         if not path.exists():
             return []
         last = Version(**json.loads(path.read_text())).text
-        history = self.folder / str(number) / "versions" / last / "history.json"
-        entries: list[dict[str, Any]] = json.loads(history.read_text())["entries"]
-        return entries
+        history = read_history(folder / "versions" / last / "history.json")
+        return [asdict(entry) for entry in Past(folder / "blocks").entries(history)]
 
 
 def simulated(nursery: Nursery, out: Path | None = None, **settings: Any) -> dict[str, Tensor]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Fixed
 from msfusion.learn.shards import Spec
 from msfusion.peers.agreement import Entry, Given, Version
-from msfusion.peers.disk import Disk, History
+from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
+from msfusion.peers.past import History
 
 FIRST, NEXT = Version(0, "first"), Version(1, "next")
-HISTORY = History("first", ())
+HISTORY = History("first", FIRST, ())
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_a_disk_that_fails_is_no_disturbance(disk: Disk) -> None:
 
 
 def test_a_history_is_read_once_and_gone_with_its_version(disk: Disk, tmp_path: Path) -> None:
-    history = History("first", (Entry((Given(0, 8, 0.5, "digest"),), ()),))
+    history = History("first", FIRST, (Entry((Given(0, 8, 0.5, "digest"),), ()),))
     disk.write(NEXT, 0, history, ones)
     assert disk.history(NEXT) is history
     again = Disk(tmp_path, disk._layout, FIRST)

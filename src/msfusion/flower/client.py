@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from safetensors.torch import load_file
 
 from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
@@ -19,6 +18,7 @@ from msfusion.flower.agreed import Agreed, agree
 from msfusion.flower.task import Task, capacity_of, settings_of
 from msfusion.flower.wire import Answer, Hello, Order, refusal
 from msfusion.learn.carried import Carried
+from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.run import check_participants
 from msfusion.runtimes.setup import device_of
@@ -121,7 +121,7 @@ class Kept:
         rounds = [kept for kept in self._rounds() if kept < round]
         if not rounds:
             return None
-        tensors = load_file(self._file(max(rounds)))
+        tensors = loaded(self._file(max(rounds)))
         return Carried.restored(tensors, device).previous[self._number]
 
     def keep(self, round: int, contribution: Contribution) -> None:

@@ -1,8 +1,9 @@
 """A peer's records: a line for every round of the group, also for those that it was not here for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from msfusion.core.merge import Shift
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Trained
-from msfusion.peers.agreement import Entry
-from msfusion.peers.course import Coverages
+from msfusion.peers.agreement import Entry, Version
+from msfusion.peers.course import Coverages, known_as
+from msfusion.peers.past import History, Past
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe, as_record
 from msfusion.runtimes.setup import Setup
@@ -34,71 +36,83 @@ class Described:
 
 
 class Chronicle:
-    """Writes ``records.jsonl`` in a peer's folder, from the history that all peers share."""
+    """Writes ``records.jsonl`` in a peer's folder, from the history that all peers share.
 
-    def __init__(self, folder: Path, setup: Setup, described: Described) -> None:
-        self._folder, self._setup, self._described = folder, setup, described
+    past: the rounds of that history that lie in blocks.
+    """
+
+    def __init__(self, folder: Path, setup: Setup, described: Described, first: Version, past: Past) -> None:
+        self._folder, self._setup, self._described, self._past = folder, setup, described, past
         self._writer: records.Writer | None = None
-        self._written: tuple[Entry, ...] = ()
+        self._at, self._written = first, History("", first, ())
+        self._known: dict[int, int] = {}
         self._trained: set[int] = set()
         self._recorded = 0
         self._keep: int | None = None  # rounds on file that are still true; None: all
-        self._coverages = Coverages(setup)
+        self._done, self._coverages = 0, Coverages(setup)
 
     def write(
         self,
-        entries: Sequence[Entry],
+        version: Version,
+        history: History,
         examples: Mapping[int, int],
         scores: Mapping[int, Evaluation],
         own: Mapping[int, records.Own],
     ) -> None:
-        """Record the rounds that are not recorded yet.
+        """Record the rounds that led to a version and are not recorded yet.
 
         examples: of the participants that are known.
         scores: round -> score of the full model after it, where this peer has one.
         own: round -> what this peer saw of it.
         """
-        if tuple(entries[: len(self._written)]) != self._written:  # the group went on from another past
-            self._close()
-            self._restart(keep=_common(self._written, entries))
-        known = {g.participant: g.examples for entry in entries for g in entry.given} | dict(examples)
-        for round in range(len(self._written), len(entries)):
-            line = self._line(round, entries[round], known, scores.get(round), own.get(round))
+        self._turn_to(history)
+        for entry in self._past.entries(history, self._done):
+            self._known |= {given.participant: given.examples for given in entry.given}
+        self._known |= examples
+        for round, entry in enumerate(self._past.entries(history, self._done), self._done):
+            line = self._line(round, entry, scores.get(round), own.get(round))
             if self._writer is None:
-                self._writer = self._open(known, round)
+                self._writer = self._open()
             if round >= self._recorded:
                 self._writer.round(line)
-            self._written = tuple(entries[: round + 1])
+            self._done = round + 1
+        self._at, self._written = version, history
 
     def close(self) -> None:
         """Close the file."""
         self._close()
 
+    def _turn_to(self, history: History) -> None:
+        """Begin anew where the group went on from another past than the one that is recorded."""
+        if history.since(self._at) is None:
+            same = _common(self._past.entries(self._written), self._past.entries(history))
+            if same < self._done:
+                self._close()
+                self._restart(keep=same)
+
     def _restart(self, keep: int) -> None:
         self._keep = keep
-        self._coverages = Coverages(self._setup)
-        self._written, self._trained = (), set()
+        self._done, self._coverages = 0, Coverages(self._setup)
+        self._trained = set()
 
     def _close(self) -> None:
         if self._writer:
             self._writer.close()
             self._writer = None
 
-    def _open(self, examples: Mapping[int, int], round: int) -> records.Writer:
+    def _open(self) -> records.Writer:
         """The file, with the rounds of an earlier start of this peer if there was one."""
         path = self._folder / records.FILE_NAME
-        header = self._header(examples)
+        header = self._header()
         self._recorded = 0
         if path.exists() and path.stat().st_size:
-            rounds = len(records.read(path).rounds)
+            rounds = records.count(path)
             self._recorded = rounds if self._keep is None else min(rounds, self._keep)
             return records.Writer.resume(self._folder, header, self._recorded)
         return records.Writer(self._folder, header)
 
-    def _header(self, examples: Mapping[int, int]) -> records.Header:
-        learner = self._setup.learner(self._setup.first_overlap())
-        who = [self._coverages.participant(n, count) for n, count in sorted(examples.items())]
-        scribe = Scribe(learner, who, exchange=True)
+    def _header(self) -> records.Header:
+        scribe = self._scribe(self._setup.learner(self._setup.first_overlap()))
         return {
             "kind": "header",
             "format": records.FORMAT,
@@ -111,17 +125,12 @@ class Chronicle:
         }
 
     def _line(
-        self,
-        round: int,
-        entry: Entry,
-        examples: Mapping[int, int],
-        score: Evaluation | None,
-        own: records.Own | None,
+        self, round: int, entry: Entry, score: Evaluation | None, own: records.Own | None
     ) -> records.Round:
         overlap = self._coverages.overlap
         learner, windows = self._coverages.next(entry)
-        trained = [self._merged(g.participant, examples, windows, g.loss) for g in entry.given]
-        line = self._scribe(learner, examples).round(
+        trained = [self._merged(g.participant, windows, g.loss) for g in entry.given]
+        line = self._scribe(learner).round(
             round,
             trained,
             coverage=self._coverages.coverage.summary().share,
@@ -136,20 +145,21 @@ class Chronicle:
             line["own"] = own
         return line
 
-    def _scribe(self, learner: Learner, examples: Mapping[int, int]) -> Scribe:
-        who: list[Participant] = [self._coverages.participant(n, c) for n, c in sorted(examples.items())]
-        return Scribe(learner, who, exchange=True)
+    def _scribe(self, learner: Learner) -> Scribe:
+        return Scribe(learner, [self._participant(n) for n in sorted(self._known)], exchange=True)
 
-    def _merged(
-        self, number: int, examples: Mapping[int, int], windows: Mapping[int, Selection], loss: float | None
-    ) -> Trained:
-        one = self._coverages.participant(number, examples[number])
+    def _participant(self, number: int) -> Participant:
+        return known_as(self._setup, number, self._known[number])
+
+    def _merged(self, number: int, windows: Mapping[int, Selection], loss: float | None) -> Trained:
+        one = self._participant(number)
         return Trained(one, windows[number], loss or 0.0, first=number not in self._trained)
 
 
-def _common(first: Sequence[Entry], second: Sequence[Entry]) -> int:
-    """Length of the beginning that both share."""
-    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), len(second))
+def _common(first: Iterable[Entry], second: Iterable[Entry]) -> int:
+    """In how many rounds from the first on both have merged the same."""
+    pairs = zip(first, second, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].given == pair[1].given, pairs))
 
 
 def own_line(number: int, score: Evaluation, sent: int, received: int, here: Sequence[int]) -> records.Own:

@@ -1,6 +1,5 @@
 """Where a run stands: what follows for everyone from what was merged so far."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -11,6 +10,7 @@ from msfusion.core.merge import Shift
 from msfusion.core.overlap import State as Overlap
 from msfusion.learn.learner import Learner, Participant
 from msfusion.peers.agreement import Entry, Version
+from msfusion.peers.past import History, Past
 from msfusion.runtimes.setup import Setup
 
 
@@ -25,60 +25,67 @@ class Counted(Dataset[Any]):
 
 
 class Course:
-    """Follows the entries of a run's history; the same entries lead every peer to the same windows."""
+    """Follows a run's history; the same history leads every peer to the same windows.
+
+    stand: the version that the run is at, and how it came about.
+    """
 
     def __init__(self, setup: Setup, first: Version) -> None:
         self._setup, self._first = setup, first
-        self.restart()
+        self.stand = first, History("", first, ())
+        self._overlap = setup.first_overlap()
+        self.learner: Learner = setup.learner(self._overlap)
 
-    def restart(self) -> None:
-        """Back to version 0."""
-        self.version, self.entries = self._first, tuple[Entry, ...]()
-        self.overlap: Overlap = self._setup.first_overlap()
-        self.learner: Learner = self._setup.learner(self.overlap)
+    @property
+    def version(self) -> Version:
+        """The version that the run is at."""
+        return self.stand[0]
 
-    def go(self, version: Version, entries: Sequence[Entry]) -> None:
-        """Move to a version with this history."""
-        if tuple(entries[: len(self.entries)]) != self.entries:
-            self.restart()
-        for entry in entries[len(self.entries) :]:
-            self.entries = (*self.entries, entry)
-            shift = Shift(*entry.shift).ratio if entry.shift else None
-            self.overlap = self._setup.next_overlap(self.overlap, len(self.entries) - 1, shift)
-        self.learner = self._setup.learner(self.overlap)
-        self.version = version
+    def go(self, version: Version, history: History, past: Past) -> None:
+        """Move to a version with this history, from the start where the present one is not near its end."""
+        at, overlap, entries = self.version, self._overlap, history.since(self.version)
+        if entries is None:
+            at, overlap = self._first, self._setup.first_overlap()
+        for round, entry in enumerate(past.entries(history) if entries is None else entries, at.round):
+            overlap = overlap_after(self._setup, overlap, round, entry)
+        self._overlap, self.learner = overlap, self._setup.learner(overlap)
+        self.stand = version, history
 
     def windows(self, version: Version, participant: int) -> Selection | None:
         """The units that a participant trains from a version; None unless the run stands there."""
         here, learner = self.version, self.learner
-        return learner.windows(version.round, self.participant(participant)) if here == version else None
-
-    def participant(self, number: int, examples: int = 1) -> Participant:
-        """A participant as the others know it."""
-        return Participant(number, Counted(examples), self._setup.widths(number))
+        return learner.windows(version.round, known_as(self._setup, participant)) if here == version else None
 
 
 class Coverages:
     """Coverage after every round, entry by entry."""
 
     def __init__(self, setup: Setup) -> None:
-        self._course = Course(setup, Version(0, ""))
-        self.participant = self._course.participant
+        self._setup, self._round, self._overlap = setup, 0, setup.first_overlap()
         self.coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
 
     @property
     def overlap(self) -> float:
         """The overlap rate of the next round."""
-        return self._course.overlap.rate
+        return self._overlap.rate
 
     def next(self, entry: Entry) -> tuple[Learner, dict[int, Selection]]:
         """Go one round on; the learner of that round, and who trained what in it."""
-        course = self._course
-        learner, round = course.learner, len(course.entries)
-        windows = {
-            g.participant: learner.windows(round, course.participant(g.participant)) for g in entry.given
-        }
+        setup, learner = self._setup, self._setup.learner(self._overlap)
+        numbers = [given.participant for given in entry.given]
+        windows = {n: learner.windows(self._round, known_as(setup, n)) for n in numbers}
         for selection in windows.values():
             self.coverage.add(selection)
-        course.go(Version(round + 1, ""), (*course.entries, entry))
+        self._overlap = overlap_after(setup, self._overlap, self._round, entry)
+        self._round += 1
         return learner, windows
+
+
+def known_as(setup: Setup, number: int, examples: int = 1) -> Participant:
+    """A participant as the others know it."""
+    return Participant(number, Counted(examples), setup.widths(number))
+
+
+def overlap_after(setup: Setup, overlap: Overlap, round: int, entry: Entry) -> Overlap:
+    """The overlap rate after a round."""
+    return setup.next_overlap(overlap, round, Shift(*entry.shift).ratio if entry.shift else None)

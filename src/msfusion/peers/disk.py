@@ -4,7 +4,6 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,24 +14,14 @@ from msfusion.learn.shards import Shards, create_file, sync
 from msfusion.peers.agreement import Entry, Held, Version
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
+from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
 
 INITIAL = "initial"
 _COMMITTED = "committed.json"
 _HISTORY = "history.json"
+_BLOCKS = "blocks"
 
 
-@dataclass(frozen=True)
-class History:
-    """How a version came about.
-
-    parent: lineage of the version before; empty for version 0.
-    """
-
-    parent: str
-    entries: tuple[Entry, ...]
-
-
-HISTORY: TypeAdapter[History] = TypeAdapter(History)
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 _PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
 _SHIFT = ".shift.json"
@@ -46,22 +35,25 @@ class Disk:
 
     folder: of this peer alone.
     first: version 0, whose shards are cut from the checkpoint of initial values in ``folder/initial``.
+    past: the rounds that led to the versions, but for the last ones.
     """
 
     def __init__(self, folder: Path, layout: Layout, first: Version) -> None:
         self._folder, self._layout, self._first = folder, layout, first
         self._versions = folder / "versions"
         self._versions.mkdir(parents=True, exist_ok=True)
+        self.past = Past(folder / _BLOCKS)
+        self.past.open()
         self._open: dict[tuple[Version, int], Shards] = {}
         self._initial: Shards | None = None
-        self._histories: dict[str, History] = {}  # read once: entries, one per round, lie in memory once
+        self._histories: dict[str, History] = {}  # read once
         self._lock = threading.Lock()
         self._remembering = threading.RLock()  # a whole history is not replaced by one that lacks a shift
         self._removals = 0
         self._removed = folder / "removed"
         shutil.rmtree(self._removed, ignore_errors=True)
         self._removed.mkdir()
-        for draft in self._versions.glob("**/*.draft"):
+        for draft in (*self._versions.glob("**/*.draft"), *folder.glob("committed.*.draft")):
             draft.unlink()
         self._holds = {text: held for text in self._folders() if (held := self._held(text))}
 
@@ -73,10 +65,7 @@ class Disk:
         try:
             return _VERSION.validate_json(path.read_bytes())
         except ValidationError:
-            raise UserError(
-                f"expected {path} to name the last committed version, but it cannot be read; "
-                "delete the folder, and the peer gets its shards from the others"
-            ) from None
+            raise unreadable(path) from None
 
     def holds(self) -> dict[str, Held]:
         """What lies on the disk, whole."""
@@ -142,7 +131,7 @@ class Disk:
             shards.release()
             sync(draft)
             if shift is not None:
-                _replace(path.with_suffix(_SHIFT), _PART.dump_json(shift))
+                replace_file(path.with_suffix(_SHIFT), _PART.dump_json(shift))
             draft.replace(path)
             sync(folder)
         with self._lock:
@@ -155,12 +144,12 @@ class Disk:
     def history(self, version: Version) -> History | None:
         """How a version came about, where the disk has anything of it."""
         if version == self._first:
-            return History("", ())
+            return History("", version, ())
         with self._lock:
             known, removals = self._histories.get(version.text), self._removals
         path = self._versions / version.text / _HISTORY
         if known is None and path.exists():
-            known = HISTORY.validate_json(path.read_bytes())
+            known = read_history(path)
             self._know(version, known, removals)
         return known
 
@@ -168,9 +157,17 @@ class Disk:
         """Keep the history of a version of which this peer need not hold a shard."""
         folder, removals = self._versions / version.text, self._removals
         with self._remembering, self._while_kept():
+            if self.history(version) == history:
+                return
             folder.mkdir(exist_ok=True)
-            _replace(folder / _HISTORY, HISTORY.dump_json(history))
+            replace_file(folder / _HISTORY, HISTORY.dump_json(history))
             self._know(version, history, removals)
+
+    def following(self, version: Version, entry: Entry) -> History:
+        """The history of what follows from a version that lies here."""
+        known = self.history(version)
+        assert known is not None
+        return self.past.going_on(version, known, entry)
 
     def _know(self, version: Version, history: History, removals: int) -> None:
         """Keep a history in memory, unless something was removed since there were so many removals."""
@@ -180,7 +177,7 @@ class Disk:
 
     def commit(self, version: Version) -> None:
         """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
-        _replace(self._folder / _COMMITTED, _VERSION.dump_json(version))
+        replace_file(self._folder / _COMMITTED, _VERSION.dump_json(version))
         history = self.history(version)
         parent = history.parent if history else ""
         for text in self._folders():
@@ -238,19 +235,10 @@ class Disk:
         shards = {int(path.stem) for path in folder.glob("*.safetensors")}
         if not shards or not (folder / _HISTORY).exists():
             return None
-        parent = HISTORY.validate_json((folder / _HISTORY).read_bytes()).parent
+        parent = read_history(folder / _HISTORY).parent
         parts = {n: folder / f"{n:05d}{_SHIFT}" for n in shards}
         shifts = {n: _PART.validate_json(path.read_bytes()) for n, path in parts.items() if path.exists()}
         return Held(parent, frozenset(shards), shifts)
 
     def _path(self, version: Version, shard: int) -> Path:
         return self._versions / version.text / f"{shard:05d}.safetensors"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole; a crash at any moment leaves the old one or the new one."""
-    draft = path.with_suffix(f".{threading.get_ident()}.draft")
-    draft.write_bytes(content)
-    sync(draft)
-    draft.replace(path)
-    sync(path.parent)

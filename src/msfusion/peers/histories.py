@@ -1,12 +1,14 @@
 """How versions came about: from one's own disk, or from somebody who knows."""
 
 from dataclasses import replace
+from functools import reduce
 
 from msfusion.peers import agreement
-from msfusion.peers.agreement import States, Version
+from msfusion.peers.agreement import States, Version, following
 from msfusion.peers.board import Board
-from msfusion.peers.disk import HISTORY, Disk, History
+from msfusion.peers.disk import Disk
 from msfusion.peers.network import Network
+from msfusion.peers.past import BLOCKS, HISTORY, History
 
 
 class Histories:
@@ -35,10 +37,26 @@ class Histories:
             text = self._network.text([n], f"history/{version.text}")
             theirs = HISTORY.validate_json(text) if text else None
             whole = self.whole(version, theirs, states) if theirs else None
-            if whole is not None:
+            if whole is not None and self._fetched(n, whole.base):
                 self._disk.remember(version, whole)
                 return whole
         return None
+
+    def _fetched(self, source: int, base: Version) -> bool:
+        """Get the blocks up to a version that are not here; whether all are here now."""
+        missing: list[tuple[Version, bytes]] = []
+        while not self._disk.past.has(base):
+            text = self._network.text([source], f"block/{base.text}")
+            if text is None:
+                return False
+            block = BLOCKS.validate_json(text)
+            if reduce(following, block.entries, block.base) != base:
+                return False
+            missing.append((base, text))
+            base = block.base
+        for version, text in reversed(missing):
+            self._disk.past.seal(version, text)
+        return True
 
     def whole(self, version: Version, history: History, states: States) -> History | None:
         """The history with the model shift of its last round; None as long as that cannot be known."""
@@ -48,4 +66,4 @@ class Histories:
         if shift is None:
             return None
         *before, last = history.entries
-        return History(history.parent, (*before, replace(last, shift=shift)))
+        return replace(history, entries=(*before, replace(last, shift=shift)))

@@ -13,8 +13,9 @@ from msfusion.core.merge import Contribution, Merge, take
 from msfusion.core.momentum import Momentum
 from msfusion.peers.agreement import Check, Decision, Offer, Version, following
 from msfusion.peers.course import Course
-from msfusion.peers.disk import HISTORY, Disk, History
+from msfusion.peers.disk import Disk
 from msfusion.peers.layout import Layout, rows_of, velocity_of
+from msfusion.peers.past import HISTORY, History
 from msfusion.peers.points import reached
 from msfusion.peers.strip import Strip
 from msfusion.peers.wire import Wire
@@ -46,7 +47,7 @@ class Home:
     def serve(self, path: Sequence[str]) -> Strip | None:
         """What others may ask for: ``values/VERSION/SHARD/PARTICIPANT``, ``shard/VERSION/SHARD`` (all values
         of it), ``file/VERSION/SHARD`` (all that its file holds), ``given/DIGEST/SHARD``,
-        ``history/VERSION``."""
+        ``history/VERSION``, ``block/VERSION``."""
         match path:
             case ["values", version, shard, whose]:
                 return self._values(Version.parse(version), int(shard), int(whose))
@@ -58,8 +59,9 @@ class Home:
                 return self._given(digest, int(shard))
             case ["history", version]:
                 history = self._disk.history(Version.parse(version))
-                text = HISTORY.dump_json(history) if history else b""
-                return Strip([torch.frombuffer(bytearray(text), dtype=torch.uint8)]) if text else None
+                return _text(HISTORY.dump_json(history)) if history else None
+            case ["block", version]:
+                return _text(self._disk.past.text(Version.parse(version)))
         return None
 
     def offer(self, digest: str, contribution: Contribution) -> None:
@@ -215,6 +217,10 @@ class Home:
             change = take(values[name], axes.tensors[name], own.selection) - part
             squares += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
         return Check(offer.given.digest, squares)
+
+
+def _text(text: bytes) -> Strip:
+    return Strip([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
 
 
 def contribution_of(offer: Offer, selection: Selection) -> Contribution:

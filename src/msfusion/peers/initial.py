@@ -3,11 +3,11 @@
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from msfusion.core.seeds import derive
 from msfusion.learn.initial import write_initial
+from msfusion.learn.shards import loaded
 from msfusion.peers.agreement import Version
 from msfusion.peers.disk import INITIAL, Disk
 from msfusion.peers.task import Task
@@ -32,4 +32,4 @@ def make_initial(folder: Path, task: Task, disk: Disk, first: Version) -> None:
 
 def buffers_in(folder: Path) -> dict[str, Tensor]:
     """The model's buffers, which no round changes."""
-    return load_file(folder / _BUFFERS)
+    return loaded(folder / _BUFFERS)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from msfusion.core.merge import Contribution
 from msfusion.learn.carried import Carried
+from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
 
 
@@ -19,7 +19,7 @@ class Kept:
     def before(self, round: int) -> Contribution | None:
         """What was handed over when this participant last trained before a round."""
         kept = [path for path in self._files() if int(path.stem) < round]
-        return Carried.restored(load_file(kept[-1]), self._device).previous[self._number] if kept else None
+        return Carried.restored(loaded(kept[-1]), self._device).previous[self._number] if kept else None
 
     def keep(self, round: int, contribution: Contribution) -> None:
         """Keep a contribution for the next rounds."""

@@ -17,12 +17,13 @@ from msfusion.peers import agreement
 from msfusion.peers.agreement import Decision, Offer, States, Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.course import Course
-from msfusion.peers.disk import Disk, History
+from msfusion.peers.disk import Disk
 from msfusion.peers.histories import Histories
 from msfusion.peers.home import Home
 from msfusion.peers.layout import Layout
 from msfusion.peers.lead import Lead
 from msfusion.peers.network import Network
+from msfusion.peers.past import History
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers
@@ -152,7 +153,7 @@ class Member:
             return False
         if view.base != own.at or own.view is None:
             self._home.clear()
-        self._course.go(view.base, history.entries)
+        self._course.go(view.base, history, self._disk.past)
         self._disk.discard_after(view.base)
         with self._board.changed:
             offer = self._board.own.offer
@@ -263,9 +264,7 @@ class Member:
         """Write the next version of one's shards: merged at home, copied where one is the replica."""
         own = self._board.own
         target = agreement.following(own.at, decision.entry)
-        known = self._disk.history(own.at)
-        assert known is not None
-        history = History(own.at.lineage, (*known.entries, decision.entry))
+        history = self._disk.following(own.at, decision.entry)
         offered = agreement.offers(view, own.at, states)
         for shard, order in enumerate(holders):
             if own.number not in order or self._disk.has(target, shard):
@@ -296,7 +295,7 @@ class Member:
     def _advance(self, target: Version, history: History) -> None:
         """Commit and go on, at once: between the two, a view could be formed that goes back behind it."""
         self._disk.commit(target)
-        self._course.go(target, history.entries)
+        self._course.go(target, history, self._disk.past)
         self._home.clear()
         self._publish(at=target, committed=target, offer=None, checks={})
         reached("commit", target.round - 1)

@@ -29,6 +29,7 @@ from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
+from msfusion.peers.past import BLOCK
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.scores import score_full, score_own
@@ -120,7 +121,7 @@ class Peer:
         )
         self._link = link
         self.progress = Progress()
-        self.chronicle = Chronicle(folder, self.setup, task.described)
+        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past)
         self._scores: dict[int, Evaluation] = {}
         self._seen: dict[int, Own] = {}
         self._received: dict[str, Tensor] = {}
@@ -300,7 +301,11 @@ class Peer:
     def _record(self) -> None:
         """Write the rounds that are over into the records."""
         examples = {n: state.examples for n, state in self.board.here().items()}
-        self.chronicle.write(self.course.entries, examples, self._scores, self._seen)
+        version, history = self.course.stand
+        self.chronicle.write(version, history, examples, self._scores, self._seen)
+        for kept in (self._scores, self._seen):  # the last ones may have to be recorded anew
+            for round in [round for round in kept if round < version.round - BLOCK]:
+                del kept[round]
 
     def _score(self, version: Version) -> None:
         """Score the full model, where this peer does that and it is time to."""

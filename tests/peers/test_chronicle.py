@@ -1,0 +1,122 @@
+"""The records that a peer writes from the history of its group."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from group import PRESET
+
+from msfusion.commands.peer import task_of
+from msfusion.config import load
+from msfusion.learn.local import Evaluation
+from msfusion.peers import agreement, past
+from msfusion.peers.agreement import Entry, Given, Version
+from msfusion.peers.chronicle import Chronicle, own_line
+from msfusion.peers.past import History, Past
+from msfusion.peers.task import Task
+from msfusion.records import Own, Round, read
+from msfusion.runtimes.setup import Setup
+
+FIRST = Version(0, "first")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Setup]:
+    preset = tmp_path_factory.mktemp("preset") / "small.toml"
+    preset.write_text(PRESET)
+    config = load(str(preset))
+    task = task_of(config, 0, own_data=False)
+    names = [name for name, _ in task.model.named_parameters()]
+    device = torch.device("cpu")
+    setup = Setup(
+        task.captured, task.example, task.objective, config, parameters=names, participants=4, device=device
+    )
+    return task, setup
+
+
+class Run:
+    """A peer's folder with blocks of two rounds, and its chronicle."""
+
+    def __init__(self, folder: Path, made: tuple[Task, Setup]) -> None:
+        self.folder, (task, setup) = folder, made
+        self.past = Past(folder / "blocks")
+        folder.mkdir(exist_ok=True)
+        self.past.open()
+        self.chronicle = Chronicle(folder, setup, task.described, FIRST, self.past)
+
+    def record(self, entries: Sequence[Entry], own: dict[int, Own]) -> list[Round]:
+        """What is on file after these rounds were recorded."""
+        at, history = FIRST, History("", FIRST, ())
+        for one in entries:
+            history = self.past.going_on(at, history, one)
+            at = agreement.following(at, one)
+        self.chronicle.write(at, history, {0: 100}, {}, own)
+        return list(read(self.folder).rounds)
+
+
+def entries(*rounds: tuple[int, ...]) -> list[Entry]:
+    """Rounds with these contributors."""
+    return [
+        Entry(tuple(Given(n, 100, 0.5, f"{round}-{n}") for n in numbers), ())
+        for round, numbers in enumerate(rounds)
+    ]
+
+
+def seen(*rounds: int) -> dict[int, Own]:
+    """What peer 0 saw of rounds: that it was alone."""
+    return {round: own_line(0, Evaluation(1.0, 0.5, 10), 0, 0, [0]) for round in rounds}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(past, "BLOCK", 2)
+
+
+@pytest.fixture
+def run(tmp_path: Path, made: tuple[Task, Setup]) -> Iterator[Callable[[str], Run]]:
+    """Runs in folders of their own; one that is asked for again starts again."""
+    with ExitStack() as open:
+
+        def start(name: str) -> Run:
+            one = Run(tmp_path / name, made)
+            open.callback(one.chronicle.close)
+            return one
+
+        yield start
+
+
+FIVE: list[tuple[int, ...]] = [(0, 1), (2, 3), (0, 3), (1, 2), (0, 1, 2, 3)]
+
+
+def test_rounds_recorded_one_by_one_and_all_at_once_are_the_same(run: Callable[[str], Run]) -> None:
+    steps, once = run("steps"), run("once")
+    for done in range(1, 6):
+        got = steps.record(entries(*FIVE[:done]), {})
+        assert [one["participants"] for one in got] == [list(numbers) for numbers in FIVE[:done]]
+    assert once.record(entries(*FIVE), {}) == got
+
+
+def test_a_peer_that_starts_again_goes_on_behind_what_it_recorded(run: Callable[[str], Run]) -> None:
+    before = run("own").record(entries(*FIVE[:4]), seen(0, 1, 2, 3))
+    after = run("own").record(entries(*FIVE), seen(4))
+    assert after[:4] == before
+    assert all("own" in one for one in after)
+    assert without_own(after) == run("anew").record(entries(*FIVE), {})
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 3, 4])
+def test_rounds_of_another_past_are_recorded_anew_and_those_before_it_stay(
+    run: Callable[[str], Run], turn: int
+) -> None:
+    own, other = run("own"), entries(*FIVE[:turn], *[(3,)] * (6 - turn))
+    own.record(entries(*FIVE), seen(0, 1, 2, 3, 4))
+    after = own.record(other, {})
+    assert ["own" in one for one in after] == [round < turn for round in range(6)]
+    assert without_own(after) == run("anew").record(other, {})
+
+
+def without_own(rounds: list[Round]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key != "own"} for one in rounds]
