@@ -312,6 +312,40 @@ def test_a_block_that_does_not_lead_to_its_version_is_not_kept(tmp_path: Path) -
     assert not any(own.past.has(path[round]) for round in (10, 20, 30))
 
 
+@pytest.mark.parametrize("damaged", ["block", "history"])
+def test_bytes_that_are_none_are_passed_over(tmp_path: Path, damaged: str) -> None:
+    other, own = disk_in(tmp_path / "other"), disk_in(tmp_path / "own")
+    last, path = play(other, 35), path_of(35)
+    where = f"block/{path[20].text}" if damaged == "block" else f"history/{last.text}"
+    assert histories(own, Network(other, false={where: b"{"}), last).of(last) is None
+
+
+def test_a_history_of_another_version_is_passed_over(tmp_path: Path) -> None:
+    other, own = disk_in(tmp_path / "other"), disk_in(tmp_path / "own")
+    last = play(other, 35)
+    false = HISTORY.dump_json(other.history(play(other, 1, last)))
+    assert histories(own, Network(other, false={f"history/{last.text}": false}), last).of(last) is None
+
+
+def test_an_empty_block_that_leads_to_itself_ends_the_asking(tmp_path: Path) -> None:
+    other, own = disk_in(tmp_path / "other"), disk_in(tmp_path / "own")
+    last, path = play(other, 35), path_of(35)
+    false = BLOCKS.dump_json(Block(path[30], ()))
+    network = Network(other, false={f"block/{path[30].text}": false})
+    assert histories(own, network, last).of(last) is None
+
+
+def test_blocks_that_a_disk_has_lost_are_got_from_the_others(tmp_path: Path) -> None:
+    other, own = disk_in(tmp_path / "other"), disk_in(tmp_path / "own")
+    last = play(other, 35)
+    assert play(own, 35) == last
+    shutil.rmtree(tmp_path / "own" / "blocks")
+    own = disk_in(tmp_path / "own")
+    history = histories(own, Network(other), last).of(last)
+    assert history is not None
+    assert list(own.past.entries(history)) == list(map(entry, range(35)))
+
+
 def test_blocks_are_kept_from_the_first_on(tmp_path: Path, killed_at: Callable[[int], None]) -> None:
     """Killed while it keeps what it got: where a block lies, all before it do."""
     other = disk_in(tmp_path / "other")
@@ -337,7 +371,7 @@ def test_a_block_of_another_past_does_no_harm(tmp_path: Path) -> None:
     play(disk, 11)
     stray = Block(FIRST, (*map(entry, range(9)), entry(9, "another")))
     other = agreement.following(path[9], entry(9, "another"))
-    disk.past.seal(other, BLOCKS.dump_json(stray))
+    disk.past.seal(other, stray)
     history = disk.history(path[11])
     assert history is not None
     assert list(disk.past.entries(history)) == list(map(entry, range(11)))

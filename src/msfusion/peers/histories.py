@@ -1,14 +1,18 @@
 """How versions came about: from one's own disk, or from somebody who knows."""
 
 from dataclasses import replace
-from functools import reduce
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from msfusion.peers import agreement
-from msfusion.peers.agreement import States, Version, following
+from msfusion.peers.agreement import States, Version
 from msfusion.peers.board import Board
 from msfusion.peers.disk import Disk
 from msfusion.peers.network import Network
-from msfusion.peers.past import BLOCKS, HISTORY, History
+from msfusion.peers.past import BLOCKS, HISTORY, Block, History
+
+T = TypeVar("T")
 
 
 class Histories:
@@ -25,37 +29,44 @@ class Histories:
     def of(self, version: Version) -> History | None:
         """How a version came about, to the end: with the model shift of the last round, where it is measured,
         from all shards or from somebody who has seen them all."""
-        history, states = self._disk.history(version), self._board.here()
-        if history is not None and (whole := self.whole(version, history, states)) is not None:
-            if whole != history:
-                self._disk.remember(version, whole)
-            return whole
-        others = [n for n, s in states.items() if n != self._board.own.number]
-        for n in sorted(others, key=lambda n: states[n].committed != version):
-            if version != states[n].committed and version.text not in states[n].holds:
+        states = self._board.here()
+        others = self._knowing(version, states)
+        own = self._disk.history(version)
+        if own is not None and (kept := self._kept(version, own, states, others)):
+            return kept
+        for n in others:
+            theirs = _valid(HISTORY, self._network.text([n], f"history/{version.text}"))
+            if theirs is None or theirs.since(version) != ():
                 continue
-            text = self._network.text([n], f"history/{version.text}")
-            theirs = HISTORY.validate_json(text) if text else None
-            whole = self.whole(version, theirs, states) if theirs else None
-            if whole is not None and self._fetched(n, whole.base):
-                self._disk.remember(version, whole)
-                return whole
+            if kept := self._kept(version, theirs, states, [n]):
+                return kept
         return None
 
-    def _fetched(self, source: int, base: Version) -> bool:
+    def _knowing(self, version: Version, states: States) -> list[int]:
+        """The others who know of a version, those who go on from it first."""
+        others = [n for n, s in states.items() if n != self._board.own.number]
+        known = [n for n in others if version == states[n].committed or version.text in states[n].holds]
+        return sorted(known, key=lambda n: states[n].committed != version)
+
+    def _kept(self, version: Version, history: History, states: States, sources: list[int]) -> History | None:
+        """The history, kept on the disk, if it is known to the end and the blocks before it can be had."""
+        whole = self.whole(version, history, states)
+        if whole is None or not self._fetched(sources, whole.base):
+            return None
+        self._disk.remember(version, whole)
+        return whole
+
+    def _fetched(self, sources: list[int], base: Version) -> bool:
         """Get the blocks up to a version that are not here; whether all are here now."""
-        missing: list[tuple[Version, bytes]] = []
+        missing: list[tuple[Version, Block]] = []
         while not self._disk.past.has(base):
-            text = self._network.text([source], f"block/{base.text}")
-            if text is None:
+            block = _valid(BLOCKS, self._network.text(sources, f"block/{base.text}"))
+            if block is None or not block.leads_to(base):
                 return False
-            block = BLOCKS.validate_json(text)
-            if reduce(following, block.entries, block.base) != base:
-                return False
-            missing.append((base, text))
+            missing.append((base, block))
             base = block.base
-        for version, text in reversed(missing):
-            self._disk.past.seal(version, text)
+        for version, block in reversed(missing):
+            self._disk.past.seal(version, block)
         return True
 
     def whole(self, version: Version, history: History, states: States) -> History | None:
@@ -67,3 +78,11 @@ class Histories:
             return None
         *before, last = history.entries
         return replace(history, entries=(*before, replace(last, shift=shift)))
+
+
+def _valid(kind: TypeAdapter[T], text: bytes | None) -> T | None:
+    """What another peer has sent, if it is of this kind."""
+    try:
+        return None if text is None else kind.validate_json(text)
+    except ValidationError:
+        return None

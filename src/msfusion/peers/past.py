@@ -4,6 +4,7 @@ with each version. Neither memory nor what is written in a round depends on how 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -46,6 +47,10 @@ class Block:
     base: Version
     entries: tuple[Entry, ...]
 
+    def leads_to(self, version: Version) -> bool:
+        """Whether its rounds follow from one another, up to this version."""
+        return bool(self.entries) and reduce(following, self.entries, self.base) == version
+
 
 HISTORY: TypeAdapter[History] = TypeAdapter(History)
 BLOCKS: TypeAdapter[Block] = TypeAdapter(Block)
@@ -75,16 +80,16 @@ class Past:
         """A block as it lies on the disk."""
         return self._path(version).read_bytes()
 
-    def seal(self, version: Version, block: bytes) -> None:
+    def seal(self, version: Version, block: Block) -> None:
         """Keep a block; those before it lie here already."""
         if not self.has(version):
-            replace_file(self._path(version), block)
+            replace_file(self._path(version), BLOCKS.dump_json(block))
 
     def going_on(self, version: Version, history: History, entry: Entry) -> History:
         """The history of what follows from a version, whose own rounds go into a block when that is full."""
         if len(history.entries) < BLOCK:
             return History(version.lineage, history.base, (*history.entries, entry))
-        self.seal(version, BLOCKS.dump_json(Block(history.base, history.entries)))
+        self.seal(version, Block(history.base, history.entries))
         return History(version.lineage, version, (entry,))
 
     def entries(self, history: History, start: int = 0) -> Iterator[Entry]:
@@ -102,7 +107,7 @@ class Past:
         path = self._path(version)
         try:
             return BLOCKS.validate_json(path.read_bytes())
-        except ValidationError:
+        except (OSError, ValidationError):
             raise unreadable(path) from None
 
     def _path(self, version: Version) -> Path:

@@ -29,7 +29,6 @@ from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
-from msfusion.peers.past import BLOCK
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.scores import score_full, score_own
@@ -43,6 +42,7 @@ from msfusion.runtimes.run import Run, check_real
 from msfusion.runtimes.setup import Setup, device_of
 
 PREVIOUS = "previous"
+_REMEMBERED = 100  # rounds whose scores and own lines are kept: those that may be recorded anew
 _LINGER = 60.0  # seconds that a peer that is done waits for others
 _UNLINKED = 5.0  # seconds without a link to someone, at least, before this peer connects anew
 
@@ -303,8 +303,8 @@ class Peer:
         examples = {n: state.examples for n, state in self.board.here().items()}
         version, history = self.course.stand
         self.chronicle.write(version, history, examples, self._scores, self._seen)
-        for kept in (self._scores, self._seen):  # the last ones may have to be recorded anew
-            for round in [round for round in kept if round < version.round - BLOCK]:
+        for kept in (self._scores, self._seen):
+            for round in [round for round in kept if round < version.round - _REMEMBERED]:
                 del kept[round]
 
     def _score(self, version: Version) -> None:
