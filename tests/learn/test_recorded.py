@@ -1,6 +1,7 @@
 """On a GPU: participants whose steps are recorded end, to the bit, where they end one by one."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch.utils.data import Dataset, TensorDataset
 
 from msfusion import Run, UserError
 from msfusion.learn import recorded
-from msfusion.learn.local import Train
-from msfusion.learn.recorded import Slot, _unrepeated_draws
+from msfusion.learn.local import Train, make_optimizer, update
+from msfusion.learn.recorded import Slot, Slots, _unrepeated_draws
+from msfusion.learn.together import Together
 from msfusion.learn.ways import Unbatchable
 from msfusion.models import build
 from msfusion.runtimes.run import Problem
@@ -202,7 +204,152 @@ def test_other_work_on_the_cpu_is_not() -> None:
         torch.rand(3, generator=torch.Generator().manual_seed(0))
 
 
+class Drawing(Dataset[tuple[Tensor, Tensor]]):
+    """Examples that differ whenever they are read, as with augmentation that draws from torch's generator."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(64) + index % 10, torch.tensor(index % 10)
+
+
+class Eager:
+    """A slot that trains when it is told to, on the CPU."""
+
+    left = 0
+
+    def __init__(self, module: nn.Module, factors: Any, objective: Any, config: Train) -> None:
+        self.tensors = {name: p.detach() for name, p in module.named_parameters()}
+        self.values = self.tensors
+        self._factors = factors
+        self._args = module, make_optimizer(module, config, config.lr), objective, config
+        self._sizes: set[int] = set()
+        self._loss = 0.0
+
+    def knows(self, size: int) -> bool:
+        return size in self._sizes
+
+    def record(self, inputs: Tensor, targets: Tensor) -> None:
+        self._sizes.add(len(inputs))
+
+    def start(self, drawn: Any, lr: float, seed: int) -> None:
+        self._args[1].start_again(lr)
+        self._loss = 0.0
+        for name, factor in self._factors.items():
+            self.tensors[name] *= factor
+        for inputs, targets in drawn:
+            assert self.knows(len(inputs))
+            self._loss += float(update(*self._args, inputs, targets))
+
+    def finish(self) -> float:
+        for name, factor in self._factors.items():
+            self.tensors[name] /= factor
+        return self._loss
+
+    def leave(self) -> None:
+        Eager.left += 1
+
+
+def with_slots(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Simulation:
+    """A run on the CPU whose participants have slots as on a GPU."""
+    monkeypatch.setattr(recorded, "Slot", Eager)
+    monkeypatch.setattr(Eager, "left", 0)
+    made = drawing(**changes)
+    made.setup.together._off, made.setup.together._way = False, Slots(made.setup.submodels)
+    return made
+
+
+def drawing(**changes: Any) -> Simulation:
+    torch.manual_seed(0)
+    model = build("mlp", None, {"hidden": [24, 24]})[0]
+    data = [Drawing(size) for size in (20, 5, 17, 40, 3)]
+    run = Run(
+        **{"width": (0.5, 0.25), "rounds": 3, "batched": "off", "train": Train(batch=8, steps=3), **changes}
+    )
+    return Simulation(Problem(model, (torch.randn(2, 64),), data, examples("mlp", 9)), run)
+
+
+def test_slots_keep_the_order_the_draws_of_the_data_and_the_optimizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two widths and three sizes of a batch, in one group."""
+    for train in (Train(batch=8, steps=3), Train(batch=8, steps=3, optimizer="adamw", lr_schedule="cosine")):
+        alone = drawing(train=train).run()
+        before = torch.get_rng_state()
+        slots = with_slots(monkeypatch, train=train)
+        torch.set_rng_state(before)
+        assert_equal(alone, slots.run())
+        assert torch.equal(torch.get_rng_state(), before)
+        assert Eager.left == 3 * 5
+
+
+def test_a_group_that_is_not_read_to_its_end_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_slots(monkeypatch)
+    (group,) = made.learner.groups(0, made.participants)
+    trained = made.learner.train_together(0, group, made.store)
+    assert trained is not None
+    next(trained)
+    assert Eager.left == 0
+    trained.close()
+    assert Eager.left == 5
+
+
+def test_data_that_cannot_be_read_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = with_slots(monkeypatch)
+    (group,) = made.learner.groups(0, made.participants)
+    next(made.learner.train_together(0, group, made.store) or iter(()))
+    Eager.left = 0
+
+    def broken(self: Drawing, index: int) -> Any:
+        if self.number == 17:
+            raise OSError("gone")
+        return torch.randn(64), torch.tensor(0)
+
+    monkeypatch.setattr(Drawing, "__getitem__", broken)
+    with pytest.raises(OSError, match="gone"):
+        made.learner.train_together(1, group, made.store)
+    assert Eager.left == 3
+
+
+class Forgetful:
+    least, mixes, forgotten = 1, True, 0
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory: int, batched: Any = "auto") -> Together:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=memory))
+    together = Together(SimpleNamespace(device=torch.device("cuda")), batched)  # type: ignore[arg-type]
+    together._way = Forgetful()  # type: ignore[assignment]
+    return together
+
+
+def test_half_of_the_memory_holds_one_of_every_shape_for_each_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 bytes: three places for a shape of 30; one for it and one of 60, also when that is away."""
+    together = on_a_gpu(monkeypatch, 200)
+    assert together.groups([("a", i) for i in range(4)], {"a": 30}) == [[0, 1, 2], [3]]
+    forgotten = together._way.forgotten
+    assert together.groups([("b", 0), ("a", 1)], {"a": 30, "b": 60}) == [[0], [1]]
+    assert together._way.forgotten == forgotten + 1
+    assert together.groups([("a", 0), ("a", 1)], {"a": 30}) == [[0], [1]]
+    assert together.takes(1)
+
+
+def test_what_does_not_fit_trains_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = on_a_gpu(monkeypatch, 200)
+    assert together.groups([("a", 0), ("b", 1)], {"a": 60, "b": 60}) == [[0], [1]]
+    assert not together.takes(1)
+    assert together.why_not == "a sub-model of every shape takes more than half of the GPU's memory"
+    with pytest.raises(UserError, match=r"batched=on\), but a sub-model"):
+        on_a_gpu(monkeypatch, 200, "on").groups([("a", 0)], {"a": 101})
+
+
 def test_steps_are_recorded_on_gpus_only() -> None:
     torch.manual_seed(0)
     run = simulation(build("mlp", None, {})[0], [examples("mlp", 9)], device="cpu", batched="on")
-    assert not isinstance(run.setup.together._way, recorded.Slots)
+    assert not isinstance(run.setup.together._way, Slots)

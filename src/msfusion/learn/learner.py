@@ -1,8 +1,8 @@
 """Local training: what all participants agree on, and what one makes of the values of its windows."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,7 +56,7 @@ class Learner:
 
     contrast: the contrastive loss, or None for the task's loss alone.
     head: parameter -> its dimension that counts the classes.
-    together: trains participants of equal shape at once; None trains one by one.
+    together: trains participants at once; None trains one by one.
     """
 
     schedule: Schedule
@@ -111,7 +111,7 @@ class Learner:
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
-    ) -> Iterator[tuple[Contribution, float]] | None:
+    ) -> Generator[tuple[Contribution, float]] | None:
         """The same for a group at once; None where the model cannot. The values of the
         contributions are lent."""
         assert self.together is not None
@@ -128,11 +128,12 @@ class Learner:
         return None if trained is None else self._handed_over(round, group, trained)
 
     def _handed_over(
-        self, round: int, group: Sequence[Ready], trained: Iterable[Trained]
-    ) -> Iterator[tuple[Contribution, float]]:
-        for one, (values, loss) in zip(group, trained, strict=True):
-            _check_loss(round, one.participant, loss)
-            yield self.contribution(one.participant, one.windows, values), loss
+        self, round: int, group: Sequence[Ready], trained: Generator[Trained]
+    ) -> Generator[tuple[Contribution, float]]:
+        with closing(trained):
+            for one, (values, loss) in zip(group, trained, strict=True):
+                _check_loss(round, one.participant, loss)
+                yield self.contribution(one.participant, one.windows, values), loss
 
     def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
         """Those who train at once, with their windows."""
@@ -143,11 +144,12 @@ class Learner:
             (plan_of(widths_of(one.windows)), min(self.config.batch, one.participant.examples))
             for one in ready
         ]
+        data = self.config.steps * self.submodels.example_bytes  # a device may have all batches of a round
         memory = {
-            shape: self.cost(one.participant, widths_of(one.windows)).memory_bytes
+            shape: self.cost(one.participant, widths_of(one.windows)).memory_bytes + shape[1] * data
             for shape, one in zip(shapes, ready, strict=True)
         }
-        return self.together.groups(list(zip(shapes, ready, strict=True)), sum(memory.values()))
+        return self.together.groups(list(zip(shapes, ready, strict=True)), memory)
 
     def _seed(self, round: int, participant: Participant) -> int:
         return derive(self.seed, "local training", round, participant.number)

@@ -4,13 +4,16 @@ A step of a small sub-model is some hundred short kernels, which a GPU finishes 
 the next ones. Recorded once, a step is a single launch; participants have a stream each, so theirs run side
 by side, while the host pulls the next sub-model or merges the last. The kernels are those of training one by
 one: the result is the same to the bit. Nothing is recorded again when windows move.
+
+What a model does on the host is recorded once: draws there are noticed and refused, but a counter of its own
+in Python would stand still.
 """
 
 import gc
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +25,7 @@ from torch.utils.data import Dataset
 from msfusion.core.axes import Widths
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
-from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, update
+from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
 from msfusion.learn.ways import Fill, Trained, Unbatchable
@@ -73,6 +76,8 @@ class Slot:
 
         Raises Unbatchable where a step cannot be recorded.
         """
+        if not isinstance(self._optimizer.lr, Tensor):
+            raise Unbatchable("its parameters have a type without a fused optimizer")
         recording = Recording(torch.cuda.CUDAGraph(), inputs.clone(), targets.clone())
         before = {name: tensor.clone() for name, tensor in self.tensors.items()}
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -80,6 +85,7 @@ class Slot:
             for _ in range(_WARM_UP):
                 self._step(recording.inputs, recording.targets)
             torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()  # a recording cannot use what the warm-up has left
             with _unrepeated_draws():
                 self._capture(recording)
             for name, tensor in before.items():
@@ -108,6 +114,11 @@ class Slot:
         with torch.cuda.stream(self._stream):
             self._scale(torch._foreach_div_)
             return float(self._loss)
+
+    def leave(self) -> None:
+        """Let what the caller's stream does next, as with memory that is freed, come after what was
+        started."""
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def _train(self, inputs: Tensor, targets: Tensor) -> None:
         recording = self._recordings.get(len(inputs))
@@ -175,14 +186,38 @@ class Slots:
         config: Train,
         lr: float,
         seeds: Sequence[int],
-    ) -> Iterator[Trained]:
-        slots = self._assigned(widths, objective, config)
-        self._record(slots, fill, data, config)
-        for place, (slot, own, seed) in enumerate(zip(slots, data, seeds, strict=True)):
-            fill(place, slot.tensors)
-            drawn = batches(own, config.batch, config.steps, seed)
-            slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), lr, seed)
-        return ((slot.values, slot.finish() / config.steps) for slot in slots)
+    ) -> Generator[Trained]:
+        try:
+            slots = self._assigned(widths, objective, config)
+            self._record(slots, fill, data, config)
+        except torch.OutOfMemoryError:
+            raise Unbatchable("the GPU's memory is too small for it") from None
+        started = self._started(slots, fill, data, config, lr, seeds)
+        return self._finished(slots, started, config.steps)
+
+    def _started(
+        self,
+        slots: Sequence[Slot],
+        fill: Fill,
+        data: Sequence[Dataset[Any]],
+        config: Train,
+        lr: float,
+        seeds: Sequence[int],
+    ) -> ExitStack:
+        """Start all; what is returned lets the caller's stream come after them when it is closed."""
+        with ExitStack() as started:
+            for place, (slot, own, seed) in enumerate(zip(slots, data, seeds, strict=True)):
+                fill(place, slot.tensors)
+                drawn = batches(own, config.batch, config.steps, seed)
+                started.callback(slot.leave)
+                with seeded(seed, torch.device("cpu")):  # datasets may draw from it
+                    slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), lr, seed)
+            return started.pop_all()
+
+    def _finished(self, slots: Sequence[Slot], started: ExitStack, steps: int) -> Generator[Trained]:
+        with started:
+            for slot in slots:
+                yield slot.values, slot.finish() / steps
 
     def forget(self) -> None:
         self._slots.clear()
@@ -212,16 +247,15 @@ class Slots:
 
     def _record(self, slots: Sequence[Slot], fill: Fill, data: Sequence[Dataset[Any]], config: Train) -> None:
         """See that each slot knows steps on batches like those of its data."""
-        collected = False
-        for place, (slot, own) in enumerate(zip(slots, data, strict=True)):
-            first = torch.arange(min(config.batch, len(own)))  # type: ignore[arg-type]
-            if slot.knows(len(first)):
-                continue
-            if not collected:
-                gc.collect()  # a recording that is freed while another is made would spoil it
-                collected = True
-            fill(place, slot.tensors)
-            slot.record(*(part.to(self._device) for part in fetch(own, first, None)))
+        sizes = [min(config.batch, len(own)) for own in data]  # type: ignore[arg-type]
+        new = [place for place, size in enumerate(sizes) if not slots[place].knows(size)]
+        if new:
+            gc.collect()  # a recording that is freed while another is made would spoil it
+        for place in new:
+            fill(place, slots[place].tensors)
+            with seeded(0, torch.device("cpu")):
+                batch = fetch(data[place], torch.arange(sizes[place]), None)
+                slots[place].record(*(part.to(self._device) for part in batch))
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """Several participants at once in one program, on stacks of their sub-models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,7 +38,7 @@ class Stacks:
         config: Train,
         lr: float,
         seeds: Sequence[int],
-    ) -> Iterator[Trained]:
+    ) -> Generator[Trained]:
         stack = self._room(widths[0], len(data))
         for place in range(len(data)):
             fill(place, stack.of(place))

@@ -109,6 +109,11 @@ class SubModels:
             self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
         return self._costs[key]
 
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of the inputs of one example."""
+        return sum(part[:1].nbytes for part in self._example)
+
     def factors(self, widths: Widths) -> dict[str, float]:
         """Parameter -> its factor of the scale rule, where that is not 1."""
         key = plan_of(widths)

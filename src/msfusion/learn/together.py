@@ -1,7 +1,7 @@
 """Which participants train at once, and in which way."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from msfusion.learn.ways import Fill, Trained, Unbatchable, Way
 Batched = Literal["auto", "on", "off"]
 """Whether participants train at once: "auto" where that is faster, which is on a GPU."""
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 _MOST = 32  # participants that train at once
@@ -31,7 +32,7 @@ class Together:
     """Trains participants at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and the contrastive loss, which has no batched form, is too.
-    compiled: what trains them is compiled, for each number of participants and shape of a batch.
+    compiled: what trains them is compiled.
     why_not: why they train one by one where they were to train at once.
     """
 
@@ -40,6 +41,7 @@ class Together:
     contrast: Contrast | None = None
     compiled: bool = False
     why_not: str | None = None
+    _memory: Mapping[Any, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         on_gpu = self.submodels.device.type == "cuda"
@@ -54,12 +56,20 @@ class Together:
         """Whether participants are to train at once."""
         return not self._off and self.why_not is None
 
-    def groups(self, ones: Sequence[tuple[object, T]], memory: int) -> list[list[T]]:
+    def groups(self, ones: Sequence[tuple[K, T]], memory: Mapping[K, int]) -> list[list[T]]:
         """Those who train at once, given with their shapes.
 
-        memory: bytes that one of every shape takes together.
+        memory: bytes that a participant of each shape takes. What is kept for a shape is kept for later
+        rounds, so all that were ever seen count.
         """
-        most = self._most(memory)
+        before, self._memory = self._memory, {**self._memory, **memory}
+        most = self._most(self._memory)
+        if most < self._most(before):
+            self._way.forget()
+        if not most:
+            self._refuse("a sub-model of every shape takes more than half of the GPU's memory")
+        if not self.tries:
+            return [[one] for _, one in ones]
         if not self._way.mixes:
             return list(by_shape(ones, most))
         each = [one for _, one in ones]
@@ -69,13 +79,13 @@ class Together:
         """Whether a group of so many trains at once; a single participant may be faster alone."""
         return self.tries and number >= self._way.least
 
-    def _most(self, memory: int) -> int:
-        """How many train at once, the same in every round, as each may be of every shape in turn."""
+    def _most(self, memory: Mapping[Any, int]) -> int:
+        """How many train at once, as each may be of every shape in turn."""
         device = self.submodels.device
         if device.type != "cuda":
             return _MOST
         total = torch.cuda.get_device_properties(device).total_memory
-        return max(1, min(_MOST, int(_MEMORY * total) // max(1, memory)))
+        return min(_MOST, int(_MEMORY * total) // max(1, sum(memory.values())))
 
     def train(
         self,
@@ -86,7 +96,7 @@ class Together:
         config: Train,
         lr: float,
         seeds: Sequence[int],
-    ) -> Iterator[Trained] | None:
+    ) -> Generator[Trained] | None:
         """What becomes of the sub-models of a group. None, with ``why_not`` said and nothing trained, where
         the model cannot; UserError where it has to."""
         try:

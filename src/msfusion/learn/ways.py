@@ -1,6 +1,6 @@
 """What the ways of training several participants at once have in common."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -40,8 +40,9 @@ class Way(Protocol):
         config: Train,
         lr: float,
         seeds: Sequence[int],
-    ) -> Iterator[Trained]:
-        """What becomes of every sub-model on its own data, the scale rule undone.
+    ) -> Generator[Trained]:
+        """What becomes of every sub-model on its own data, the scale rule undone; to be closed if it is not
+        read to its end.
 
         Raises Unbatchable, and has trained nothing, where the model cannot.
         """
