@@ -99,9 +99,9 @@ def test_they_do_train_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = []
     plain = Stacks.train
 
-    def watched(self: Stacks, widths: Any, fill: Any, data: Any, *args: Any) -> Any:
-        groups.append(len(data))
-        return plain(self, widths, fill, data, *args)
+    def watched(self: Stacks, group: Any) -> Any:
+        groups.append(len(group.data))
+        return plain(self, group)
 
     monkeypatch.setattr(Stacks, "train", watched)
     both("mlp", (20, 5, 17, 40, 3), rounds=1)

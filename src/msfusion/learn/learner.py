@@ -21,7 +21,7 @@ from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import SubModels, plan_of, widths_of
 from msfusion.learn.together import Together
-from msfusion.learn.ways import Trained
+from msfusion.learn.ways import Group, Trained
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,17 @@ class Learner:
         def fill(place: int, into: Mapping[str, Tensor]) -> None:
             store.pull(group[place].participant.number, group[place].windows, into)
 
-        lr = learning_rate(self.config, round, self.rounds)
-        seeds = [self._seed(round, one.participant) for one in group]
-        data = [one.participant.data for one in group]
-        widths = [widths_of(one.windows) for one in group]
+        work = Group(
+            widths=[widths_of(one.windows) for one in group],
+            fill=fill,
+            data=[one.participant.data for one in group],
+            objective=self.objective,
+            config=self.config,
+            lr=learning_rate(self.config, round, self.rounds),
+            seeds=[self._seed(round, one.participant) for one in group],
+        )
         with self._batch_norm_explained(group[0].participant):
-            trained = self.together.train(widths, fill, data, self.objective, self.config, lr, seeds)
+            trained = self.together.train(work)
         return None if trained is None else self._handed_over(round, group, trained)
 
     def _handed_over(

@@ -15,12 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from msfusion.core.axes import Widths
 from msfusion.core.seeds import derive
@@ -28,7 +26,7 @@ from msfusion.data import fetch
 from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
-from msfusion.learn.ways import Fill, Trained, Unbatchable
+from msfusion.learn.ways import Group, Trained, Unbatchable
 
 _WARM_UP = 3  # steps before one is recorded: libraries choose their kernels, the optimizer makes its state
 
@@ -177,41 +175,24 @@ class Slots:
     mixes = True
     _slots: dict[Plan, list[Slot]] = field(default_factory=dict)
 
-    def train(
-        self,
-        widths: Sequence[Widths],
-        fill: Fill,
-        data: Sequence[Dataset[Any]],
-        objective: Objective,
-        config: Train,
-        lr: float,
-        seeds: Sequence[int],
-    ) -> Generator[Trained]:
+    def train(self, group: Group) -> Generator[Trained]:
         try:
-            slots = self._assigned(widths, objective, config)
-            self._record(slots, fill, data, config)
+            slots = self._assigned(group)
+            self._record(slots, group)
         except torch.OutOfMemoryError:
             raise Unbatchable("the GPU's memory is too small for it") from None
-        started = self._started(slots, fill, data, config, lr, seeds)
-        return self._finished(slots, started, config.steps)
+        return self._finished(slots, self._started(slots, group), group.config.steps)
 
-    def _started(
-        self,
-        slots: Sequence[Slot],
-        fill: Fill,
-        data: Sequence[Dataset[Any]],
-        config: Train,
-        lr: float,
-        seeds: Sequence[int],
-    ) -> ExitStack:
+    def _started(self, slots: Sequence[Slot], group: Group) -> ExitStack:
         """Start all; what is returned lets the caller's stream come after them when it is closed."""
+        steps, size = group.config.steps, group.config.batch
         with ExitStack() as started:
-            for place, (slot, own, seed) in enumerate(zip(slots, data, seeds, strict=True)):
-                fill(place, slot.tensors)
-                drawn = batches(own, config.batch, config.steps, seed)
+            for place, (slot, own, seed) in enumerate(zip(slots, group.data, group.seeds, strict=True)):
+                group.fill(place, slot.tensors)
+                drawn = batches(own, size, steps, seed)
                 started.callback(slot.leave)
                 with seeded(seed, torch.device("cpu")):  # datasets may draw from it
-                    slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), lr, seed)
+                    slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), group.lr, seed)
             return started.pop_all()
 
     def _finished(self, slots: Sequence[Slot], started: ExitStack, steps: int) -> Generator[Trained]:
@@ -226,15 +207,15 @@ class Slots:
     def _device(self) -> torch.device:
         return self.submodels.device
 
-    def _assigned(self, widths: Sequence[Widths], objective: Objective, config: Train) -> list[Slot]:
+    def _assigned(self, group: Group) -> list[Slot]:
         """A slot of its own for each."""
         used: Counter[Plan] = Counter()
         assigned = []
-        for own in widths:
+        for own in group.widths:
             plan = plan_of(own)
             slots = self._slots.setdefault(plan, [])
             if used[plan] == len(slots):
-                slots.append(self._slot(own, objective, config))
+                slots.append(self._slot(own, group.objective, group.config))
             assigned.append(slots[used[plan]])
             used[plan] += 1
         return assigned
@@ -245,16 +226,16 @@ class Slots:
             module.compile(backend=compiler(), dynamic=False)
         return Slot(module, self.submodels.factors(widths), objective, config)
 
-    def _record(self, slots: Sequence[Slot], fill: Fill, data: Sequence[Dataset[Any]], config: Train) -> None:
+    def _record(self, slots: Sequence[Slot], group: Group) -> None:
         """See that each slot knows steps on batches like those of its data."""
-        sizes = [min(config.batch, len(own)) for own in data]  # type: ignore[arg-type]
+        sizes = [min(group.config.batch, len(own)) for own in group.data]  # type: ignore[arg-type]
         new = [place for place, size in enumerate(sizes) if not slots[place].knows(size)]
         if new:
             gc.collect()  # a recording that is freed while another is made would spoil it
         for place in new:
-            fill(place, slots[place].tensors)
+            group.fill(place, slots[place].tensors)
             with seeded(0, torch.device("cpu")):
-                batch = fetch(data[place], torch.arange(sizes[place]), None)
+                batch = fetch(group.data[place], torch.arange(sizes[place]), None)
                 slots[place].record(*(part.to(self._device) for part in batch))
 
 

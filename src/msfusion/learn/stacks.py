@@ -1,6 +1,6 @@
 """Several participants at once in one program, on stacks of their sub-models."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from msfusion.learn.batched import Stack, program, train_together, without_runni
 from msfusion.learn.local import Train
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
-from msfusion.learn.ways import Fill, Trained
+from msfusion.learn.ways import Group, Trained
 
 
 @dataclass
@@ -29,25 +29,17 @@ class Stacks:
     mixes = False
     _stacks: dict[Plan, Stack] = field(default_factory=dict)
 
-    def train(
-        self,
-        widths: Sequence[Widths],
-        fill: Fill,
-        data: Sequence[Dataset[Any]],
-        objective: Objective,
-        config: Train,
-        lr: float,
-        seeds: Sequence[int],
-    ) -> Generator[Trained]:
-        stack = self._room(widths[0], len(data))
+    def train(self, group: Group) -> Generator[Trained]:
+        widths, data, config = group.widths[0], group.data, group.config
+        stack = self._room(widths, len(data))
         for place in range(len(data)):
-            fill(place, stack.of(place))
-        factors = self.submodels.factors(widths[0])
+            group.fill(place, stack.of(place))
+        factors = self.submodels.factors(widths)
         scaled = [stack.tensors[name] for name in factors]
         if scaled:
             torch._foreach_mul_(scaled, list(factors.values()))
-        stack = self._known(widths[0], stack, data[0], objective, config)
-        losses = train_together(stack, data, config, lr, seeds)
+        stack = self._known(widths, stack, data[0], group.objective, config)
+        losses = train_together(stack, data, config, group.lr, group.seeds)
         if scaled:
             torch._foreach_div_(scaled, list(factors.values()))
         return ((stack.values(place), loss) for place, loss in enumerate(losses))

@@ -5,17 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch.utils.data import Dataset
 
-from msfusion.core.axes import Widths
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.local import Train
-from msfusion.learn.objective import Objective
 from msfusion.learn.recorded import Slots
 from msfusion.learn.stacks import Stacks
 from msfusion.learn.submodels import SubModels
-from msfusion.learn.ways import Fill, Trained, Unbatchable, Way
+from msfusion.learn.ways import Group, Trained, Unbatchable, Way
 
 Batched = Literal["auto", "on", "off"]
 """Whether participants train at once: "auto" where that is faster, which is on a GPU."""
@@ -87,20 +83,11 @@ class Together:
         total = torch.cuda.get_device_properties(device).total_memory
         return min(_MOST, int(_MEMORY * total) // max(1, sum(memory.values())))
 
-    def train(
-        self,
-        widths: Sequence[Widths],
-        fill: Fill,
-        data: Sequence[Dataset[Any]],
-        objective: Objective,
-        config: Train,
-        lr: float,
-        seeds: Sequence[int],
-    ) -> Generator[Trained] | None:
+    def train(self, group: Group) -> Generator[Trained] | None:
         """What becomes of the sub-models of a group. None, with ``why_not`` said and nothing trained, where
         the model cannot; UserError where it has to."""
         try:
-            return self._way.train(widths, fill, data, objective, config, lr, seeds)
+            return self._way.train(group)
         except Unbatchable as error:
             self._way.forget()
             self._refuse(str(error))

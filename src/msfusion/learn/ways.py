@@ -1,6 +1,7 @@
 """What the ways of training several participants at once have in common."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
@@ -21,6 +22,25 @@ class Unbatchable(Exception):
     """Why a model cannot train several participants at once."""
 
 
+@dataclass(frozen=True)
+class Group:
+    """Participants that train at once, and how; sequences have an entry for each.
+
+    widths: of their sub-models.
+    fill: gets the values to train.
+    lr: of the round.
+    seeds: as for ``local.train``.
+    """
+
+    widths: Sequence[Widths]
+    fill: Fill
+    data: Sequence[Dataset[Any]]
+    objective: Objective
+    config: Train
+    lr: float
+    seeds: Sequence[int]
+
+
 class Way(Protocol):
     """Trains several participants at once.
 
@@ -31,16 +51,7 @@ class Way(Protocol):
     least: int
     mixes: bool
 
-    def train(
-        self,
-        widths: Sequence[Widths],
-        fill: Fill,
-        data: Sequence[Dataset[Any]],
-        objective: Objective,
-        config: Train,
-        lr: float,
-        seeds: Sequence[int],
-    ) -> Generator[Trained]:
+    def train(self, group: Group) -> Generator[Trained]:
         """What becomes of every sub-model on its own data, the scale rule undone; to be closed if it is not
         read to its end.
 
