@@ -4,9 +4,11 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import at_once
 import numpy as np
 import pytest
 import torch
+from at_once import examples
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, TensorDataset
@@ -32,30 +34,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def examples(name: str, number: int) -> TensorDataset:
-    draw = torch.Generator().manual_seed(number)
-    if name == "gpt":
-        tokens = torch.randint(65, (number, 13), generator=draw)
-        return TensorDataset(tokens[:, :-1], tokens[:, 1:])
-    shape = {"mlp": (64,), "cnn": (1, 8, 8)}.get(name, (3, 8, 8))
-    x = torch.randn(number, *shape, generator=draw)
-    return TensorDataset(x, torch.randint(10, (number,), generator=draw))
-
-
 def simulation(model: nn.Module, data: list[TensorDataset], **changes: Any) -> Simulation:
-    run = Run(**{"width": 0.5, "rounds": 3, "device": "cuda", "train": Train(batch=8, steps=3), **changes})
-    return Simulation(Problem(model, (data[0].tensors[0][:2],), data, data[0], name="model"), run)
+    return at_once.simulation(model, data, **{"rounds": 3, "device": "cuda", **changes})
 
 
 def results(name: str, sizes: tuple[int, ...], **changes: Any) -> list[Result]:
     """The same run one by one and recorded."""
-    both = []
-    for batched in ("off", "on"):
-        torch.manual_seed(0)
-        model = build(name, None, MODELS[name])[0]
-        data = [examples(name, size) for size in sizes]
-        both.append(simulation(model, data, batched=batched, **changes).run())
-    return both
+    return at_once.both(name, MODELS[name], sizes, **{"rounds": 3, "device": "cuda", **changes})
 
 
 def assert_equal(first: Result, second: Result) -> None:
