@@ -16,7 +16,7 @@ from msfusion.core.windows import Schedule
 from msfusion.errors import Diverged, UserError
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
-from msfusion.learn.local import Train, learning_rate, train
+from msfusion.learn.local import Passes, Train, learning_rate, train
 from msfusion.learn.objective import Objective
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import SubModels, plan_of, widths_of
@@ -57,6 +57,7 @@ class Learner:
     contrast: the contrastive loss, or None for the task's loss alone.
     head: parameter -> its dimension that counts the classes.
     together: trains participants at once; None trains one by one.
+    passes: forward and backward passes of those who train one by one; by default those of ``local``.
     """
 
     schedule: Schedule
@@ -68,6 +69,7 @@ class Learner:
     contrast: Contrast | None = None
     head: Mapping[str, int] = field(default_factory=dict)
     together: Together | None = None
+    passes: Passes | None = None
 
     def windows(self, round: int, participant: Participant) -> Selection:
         """The units that a participant trains in a round."""
@@ -104,7 +106,8 @@ class Learner:
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
         with self._batch_norm_explained(participant):
-            loss = train(module, participant.data, self.objective, self.config, lr, seed, compared)
+            own = module, participant.data, self.objective, self.config
+            loss = train(*own, lr, seed, compared, self.passes)
         _check_loss(round, participant, loss)
         trained = self.submodels.unload(windows, module, lend=lend)
         return self.contribution(participant, windows, trained), loss

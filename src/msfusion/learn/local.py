@@ -1,10 +1,10 @@
 """One participant's local training, and evaluation; neither knows of windows or other participants."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from annotated_types import Ge, Gt
@@ -37,6 +37,10 @@ class Train:
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast in local training; values stay float32
 
 
+Passes: TypeAlias = Callable[[nn.Module, Objective, Train, Tensor, Tensor], Tensor]
+"""(module, objective, config, inputs, targets) -> the loss; gradients are left in the parameters."""
+
+
 def make_optimizer(module: nn.Module, config: Train, lr: float) -> Optimizer:
     """The configured optimizer over all parameters that want a gradient."""
     return optimizer_of([p for p in module.parameters() if p.requires_grad], config, lr)
@@ -65,10 +69,12 @@ def train(
     lr: float,
     seed: int,
     compared: Compared | None = None,
+    passes: Passes | None = None,
 ) -> float:
     """Train in place for ``config.steps`` steps; returns the mean loss over them, that of the task alone.
 
     compared: adds the contrastive loss.
+    passes: what does the steps without it; by default ``forward_backward``.
     Every random choice (batches, augmentation, dropout) follows from ``seed``; the global generators are
     left as they were.
     """
@@ -79,7 +85,8 @@ def train(
     with seeded(seed, device):
         for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
             due = compared if compared is not None and compared.due(step) else None
-            total += update(module, optimizer, objective, config, inputs.to(device), targets.to(device), due)
+            batch = inputs.to(device), targets.to(device)
+            total += update(module, optimizer, objective, config, *batch, due, passes)
     return float(total) / config.steps
 
 
@@ -91,10 +98,35 @@ def update(
     inputs: Tensor,
     targets: Tensor,
     compared: Compared | None = None,
+    passes: Passes | None = None,
 ) -> Tensor:
     """One optimizer step; returns the loss of the task.
 
     compared: adds the contrastive loss.
+    passes: takes the place of ``forward_backward`` in steps without it.
+    """
+    optimizer.zero_grad()
+    if compared is not None:
+        loss = forward_backward(module, objective, config, inputs, targets, compared)
+    else:
+        loss = (passes or forward_backward)(module, objective, config, inputs, targets)
+    if config.clip is not None:
+        nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+    optimizer.step()
+    return loss
+
+
+def forward_backward(
+    module: nn.Module,
+    objective: Objective,
+    config: Train,
+    inputs: Tensor,
+    targets: Tensor,
+    compared: Compared | None = None,
+) -> Tensor:
+    """The loss of the task; gradients are left in the parameters, which had none.
+
+    compared: adds the contrastive loss to what is differentiated.
     """
     with precision(config, inputs.device):
         if compared is not None:
@@ -102,11 +134,7 @@ def update(
         else:
             output, term = module(inputs), None
         loss = objective.loss(output, targets)
-    optimizer.zero_grad()
     (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
-    if config.clip is not None:
-        nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-    optimizer.step()
     return loss.detach()
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from msfusion.errors import UserError
 
-_NO_LABEL = torch.iinfo(torch.int64).min  # none is passed over: -100, torch's default, is a mistake
+_NO_LABEL = -torch.iinfo(torch.int64).max  # none is passed over: -100, torch's default, is a mistake
 
 
 @dataclass(frozen=True)

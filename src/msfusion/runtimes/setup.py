@@ -22,6 +22,7 @@ from msfusion.learn.cost import Cost
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
+from msfusion.learn.scripts import Scripts
 from msfusion.learn.submodels import SubModels
 from msfusion.learn.together import Batched, Together
 from msfusion.runtimes.run import Run
@@ -60,6 +61,7 @@ class Setup:
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
         self.together = Together(self.submodels, at_once, self.contrast, compiled=run.compile)
+        self.passes = Scripts() if run.script and device.type == "cpu" and not run.compile else None
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -104,6 +106,7 @@ class Setup:
             contrast=self.contrast,
             head=self.head,
             together=self.together,
+            passes=self.passes,
         )
 
     def first_overlap(self) -> State:

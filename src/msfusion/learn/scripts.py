@@ -1,0 +1,267 @@
+"""The forward and backward pass of a small model on a CPU, as a program that runs without Python.
+
+In a step of a small sub-model PyTorch's Python and its autograd take as long as the kernels. The kernels that
+a step calls are therefore noted once, by tracing, and called again by TorchScript's interpreter: the same
+kernels in the same order, so the result is the same to the bit, which is tried before a script is used.
+Tracing costs about as much as a thousand steps save, so what has run that often gets a script; when, changes
+nothing but time. Nothing is traced again when windows move.
+
+What a model does in Python is noted once. What shows that it does not do the same every time is refused; a
+counter outside of the module that changes something only later is not seen, and is what ``script = false`` is
+for. A loss function of the user's own, where such counters are usual, gets no script.
+"""
+
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from msfusion.learn.local import Train, forward_backward, precision, seeded
+from msfusion.learn.objective import Objective
+
+_WORTH = 1000  # steps
+
+_MARKED = (bool, int, float, str, type(None), Tensor, list, dict, set)
+
+
+class Unscriptable(Exception):
+    """Why a model has no script."""
+
+
+@dataclass(frozen=True)
+class Script:
+    """Loss and gradients as a program.
+
+    run: (inputs, targets, *tensors) -> the loss, and the gradients of ``wanted``.
+    tensors: parameters and buffers.
+    """
+
+    run: Callable[..., list[Tensor]]
+    tensors: Sequence[Tensor]
+    wanted: Sequence[nn.Parameter]
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss; the gradients are left in the parameters."""
+        with torch.no_grad():
+            loss, *gradients = self.run(inputs, targets, *self.tensors)
+        for parameter, gradient in zip(self.wanted, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+
+@dataclass
+class Scripts:
+    """Forward and backward passes on a CPU; those that come often become scripts.
+
+    refused: why what came often has none, by the module's class.
+    made: how many there are.
+    """
+
+    worth: int = _WORTH
+    refused: dict[str, str] = field(default_factory=dict)
+    _seen: Counter[Any] = field(default_factory=Counter)
+    _scripts: dict[Any, Script] = field(default_factory=dict)
+
+    @property
+    def made(self) -> int:
+        return len(self._scripts)
+
+    def __call__(
+        self, module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
+    ) -> Tensor:
+        """As ``local.forward_backward``."""
+        if objective.custom is not None:
+            return forward_backward(module, objective, config, inputs, targets)
+        key = (module, inputs.shape, inputs.dtype, targets.shape, targets.dtype)
+        script = self._scripts.get(key)
+        if script is not None:
+            return _explained(script, module, objective, config, inputs, targets)
+        loss = forward_backward(module, objective, config, inputs, targets)
+        self._seen[key] += 1
+        if self._seen[key] == self.worth:
+            try:
+                self._scripts[key] = scripted(module, objective, config, inputs, targets)
+            except Unscriptable as error:
+                self.refused[type(module).__name__] = str(error)
+        return loss
+
+
+def _explained(
+    script: Script, module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """What the script returns; where it fails, the error is that of the model in Python."""
+    try:
+        return script(inputs, targets)
+    except RuntimeError:
+        forward_backward(module, objective, config, inputs, targets)
+        raise
+
+
+def scripted(
+    module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
+) -> Script:
+    """A script of the pass over batches of this shape, tried on this one; the module stays as it is.
+
+    Raises Unscriptable where it cannot be had, or is not the same to the bit.
+    """
+    state = _State(module)
+    gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    try:
+        with seeded(0, inputs.device):
+            script = _traced(module, objective, config, inputs, targets)
+            for batch in ((inputs, targets), (inputs.flip(0), targets.flip(0))):
+                _try(script, state, lambda *batch: forward_backward(module, objective, config, *batch), batch)
+    except Unscriptable:
+        raise
+    except Exception as error:  # of code that is not ours, or of tracing and scripting, which know many
+        raise Unscriptable((str(error).strip() or type(error).__name__).splitlines()[0]) from None
+    finally:
+        state.restore()
+        for parameter, gradient in zip(module.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+    return script
+
+
+def _traced(
+    module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
+) -> Script:
+    tensors = [*module.parameters(), *module.buffers()]
+    asked = [p for p in module.parameters() if p.requires_grad]
+    wanted: list[nn.Parameter] = []
+
+    def loss_and_gradients(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> list[Tensor]:
+        with precision(config, inputs.device):
+            loss = objective.loss(module(inputs), targets)
+        found = torch.autograd.grad(loss, asked, allow_unused=True)
+        pairs = [(p, gradient) for p, gradient in zip(asked, found, strict=True) if gradient is not None]
+        wanted[:] = [parameter for parameter, _ in pairs]
+        return [loss.detach(), *(gradient for _, gradient in pairs)]
+
+    with _repeatable(module):
+        graph = make_fx(loss_and_gradients)(inputs, targets, *tensors)
+    return Script(_compiled(graph), tensors, wanted)
+
+
+def _compiled(traced: fx.GraphModule) -> Callable[..., list[Tensor]]:
+    """The calls of a graph as a TorchScript program."""
+    graph = traced.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif isinstance(node.target, torch._ops.OpOverload):
+            if torch.Tag.dynamic_output_shape in node.target.tags:
+                raise Unscriptable(f"shapes in it depend on values ({node.target})")
+            node.target = node.target.overloadpacket  # TorchScript finds the overload by the arguments
+            node.kwargs = {
+                name: value.type if isinstance(value, torch.device) else value
+                for name, value in node.kwargs.items()
+            }
+    traced.recompile()
+    with warnings.catch_warnings():
+        for message in (".*torch.jit.script", "The TorchScript type system"):  # deprecated; what fx writes
+            warnings.filterwarnings("ignore", message=message)
+        program: Callable[..., list[Tensor]] = torch.jit.script(traced)
+    return program
+
+
+def _try(
+    script: Script,
+    state: "_State",
+    passes: Callable[[Tensor, Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    """See that a script does what Python does; three times, as the interpreter changes a program after the
+    first ones."""
+    wants = _outcome(state, passes, batch)
+    for _ in range(3):
+        got = _outcome(state, script, batch)
+        if not (len(got) == len(wants) and all(map(_same, got, wants))):
+            raise Unscriptable("its results differ from those in Python")
+
+
+def _outcome(
+    state: "_State", passes: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor]
+) -> list[Tensor | None]:
+    """The loss, the gradients, and all else that a pass changes."""
+    state.restore()
+    for parameter in state.module.parameters():
+        parameter.grad = None
+    torch.default_generator.manual_seed(0)
+    loss = passes(*batch)
+    buffers = [buffer.clone() for buffer in state.module.buffers()]
+    gradients = [parameter.grad for parameter in state.module.parameters()]
+    return [loss, *gradients, *buffers, torch.default_generator.get_state()]
+
+
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return torch.equal(first, second)
+
+
+class _State:
+    """The buffers of a module as they are now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self._buffers = [buffer.clone() for buffer in module.buffers()]
+
+    def restore(self) -> None:
+        with torch.no_grad():
+            for buffer, before in zip(self.module.buffers(), self._buffers, strict=True):
+                buffer.copy_(before)
+
+
+@contextmanager
+def _repeatable(module: nn.Module) -> Iterator[None]:
+    """Raises Unscriptable if the body draws random numbers outside of PyTorch or changes what the module
+    keeps in Python: a script would not."""
+    before = random.getstate(), _numpy_state(), _attributes(module)
+    yield
+    if (random.getstate(), _numpy_state(), _attributes(module)) != before:
+        raise Unscriptable("it draws random numbers or keeps count in Python")
+
+
+def _numpy_state() -> tuple[bytes, int]:
+    state: Mapping[str, Any] = np.random.get_state(legacy=False)["state"]
+    return state["key"].tobytes(), state["pos"]
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """What tells whether the attributes of a module and of its parts have changed."""
+    each = [
+        {name: _mark(value) for name, value in vars(part).items() if isinstance(value, _MARKED)}
+        for part in module.modules()
+    ]
+    return [*each, *(_Same(tensor, 0) for tensor in [*module.parameters(), *module.buffers()])]
+
+
+def _mark(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _Same(value, value._version)
+    return len(value) if isinstance(value, list | dict | set) else value
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """Equals what is the same tensor in the same version; it is kept alive, so that no other takes its
+    place in memory."""
+
+    tensor: Tensor
+    version: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.tensor is other.tensor and self.version == other.version
+
+    __hash__ = None  # type: ignore[assignment]

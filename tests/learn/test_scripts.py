@@ -1,0 +1,182 @@
+"""Steps as programs: the same to the bit, or refused."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from at_once import examples, simulation
+from torch import Tensor, nn
+
+from msfusion.errors import UserError
+from msfusion.learn.local import Train, forward_backward, train
+from msfusion.learn.objective import Objective
+from msfusion.learn.scripts import Scripts, Unscriptable, scripted
+from msfusion.models import build
+
+ZOO: dict[str, dict[str, Any]] = {
+    "mlp": {"inputs": 64, "hidden": [16, 16], "dropout": 0.2},
+    "cnn": {"channels": 1, "image": 8, "width": 8},
+    "resnet18": {"width": 8, "blocks": (1, 1)},
+    "gpt": {"layers": 2, "heads": 2, "embed": 16, "block": 12, "vocabulary": 65, "dropout": 0.1},
+    "vit": {"layers": 1, "heads": 2, "embed": 16, "image": 8, "patch": 4},
+}
+
+
+def model(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build(name, None, ZOO[name])[0]
+
+
+@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize(
+    "config", [Train(batch=8, steps=12), Train("adamw", lr=1e-3, batch=8, steps=12, clip=0.5)]
+)
+def test_training_is_the_same_to_the_bit(name: str, config: Train) -> None:
+    """With dropout, batch norm, clipping, two optimizers; the script comes after four steps of twelve."""
+    scripts = Scripts(worth=4)
+    modules, losses = [], []
+    for passes in (None, scripts):
+        module = model(name)
+        losses.append(train(module, examples(name, 40), Objective(), config, config.lr, 3, None, passes))
+        modules.append(module)
+    assert scripts.made == 1, scripts.refused
+    assert losses[0] == losses[1]
+    for (key, one), other in zip(
+        modules[0].state_dict().items(), modules[1].state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), key
+
+
+def test_a_whole_run_is_the_same_to_the_bit_in_one_process_and_in_two(tmp_path: Path) -> None:
+    ends = []
+    for worth, workers in ((10**9, 1), (5, 1), (5, 2)):
+        torch.manual_seed(0)
+        data = [examples("cnn", size) for size in (24, 9, 5)]  # batches of 8 and of 5
+        own = simulation(model("cnn"), data, rounds=4, workers=workers, width=(0.5, 0.25))
+        own.setup.passes.worth = worth
+        ends.append(own.run().model.state_dict())
+        assert (own.setup.passes.made > 1) == (worth == 5 and workers == 1)
+    for other in ends[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in ends[0].items())
+
+
+def test_what_is_not_trained_has_no_gradient() -> None:
+    module = model("mlp")
+    frozen = next(module.parameters()).requires_grad_(False)
+    module.idle = nn.Parameter(torch.ones(2))
+    x, y = examples("mlp", 8).tensors
+    script = scripted(module.train(), Objective(), Train(), x, y)
+    script(x, y)
+    without = [p for p in module.parameters() if p.grad is None]
+    assert len(without) == 2
+    assert frozen in set(without)
+    assert module.idle in set(without)
+
+
+def test_making_a_script_leaves_everything_as_it_was() -> None:
+    module = model("resnet18").train()
+    x, y = examples("resnet18", 8).tensors
+    forward_backward(module, Objective(), Train(), x, y)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    gradients = [p.grad.clone() for p in module.parameters()]
+    drawn = torch.default_generator.get_state()
+    scripted(module, Objective(), Train(), x, y)
+    assert torch.equal(torch.default_generator.get_state(), drawn)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert all(torch.equal(one, p.grad) for one, p in zip(gradients, module.parameters(), strict=True))
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.inner, self.kind, self.count = nn.Linear(4, 3), kind, 0
+        self.seen: list[int] = []
+        self.last = torch.zeros(8, 3)
+        self.register_buffer("held", torch.zeros(8, 3), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        match self.kind:
+            case "branches":
+                return out if out.sum() > 0 else -out
+            case "counts":
+                self.count += 1
+                return out * self.count
+            case "collects":
+                self.seen.append(len(x))
+                return out * len(self.seen)
+            case "remembers":
+                out = out + self.last
+                self.last = out.detach()
+                return out
+            case "remembers in place":
+                out = out + self.last
+                self.last.copy_(out.detach())
+                return out
+            case "makes a buffer anew":
+                out = out + self.held
+                self.held = out.detach()
+                return out
+            case "draws in Python":
+                return out * random.random()
+            case "draws in NumPy":
+                return out * np.random.rand()
+            case "shapes":
+                return out + out[out > 0].sum() + torch.nonzero(out).sum()
+            case "leaves PyTorch":
+                return out * float(x.detach().numpy()[0, 0])
+        raise AssertionError(self.kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("branches", "value out of a tracing tensor"),
+        ("counts", "keeps count in Python"),
+        ("collects", "keeps count in Python"),
+        ("remembers", "keeps count in Python"),
+        ("remembers in place", "keeps count in Python"),
+        ("makes a buffer anew", "keeps count in Python"),
+        ("draws in Python", "draws random numbers"),
+        ("draws in NumPy", "draws random numbers"),
+        ("shapes", "depend on values"),
+        ("leaves PyTorch", "differ"),
+    ],
+)
+def test_what_is_not_the_same_every_time_is_refused(kind: str, reason: str) -> None:
+    x, y = torch.randn(8, 4), torch.randint(3, (8,))
+    with pytest.raises(Unscriptable, match=reason):
+        scripted(Odd(kind).train(), Objective(), Train(), x, y)
+
+
+def test_a_loss_of_the_users_own_and_what_is_switched_off_get_no_script() -> None:
+    scripts = Scripts(worth=1)
+    own = Objective(lambda output, targets: output.square().mean())
+    scripts(model("mlp"), own, Train(), *examples("mlp", 8).tensors)
+    assert (scripts.made, scripts.refused) == (0, {})
+    data = [examples("mlp", 8)]
+    assert simulation(model("mlp"), data, script=False).learner.passes is None
+    assert simulation(model("mlp"), data, compile=True).learner.passes is None
+    assert simulation(model("mlp"), data).learner.passes is not None
+
+
+def test_a_refused_model_goes_on_in_python() -> None:
+    scripts = Scripts(worth=2)
+    module, x, y = Odd("branches"), torch.randn(8, 4), torch.randint(3, (8,))
+    for _ in range(4):
+        module.zero_grad()
+        assert torch.isfinite(scripts(module, Objective(), Train(), x, y))
+    assert scripts.made == 0
+    assert "tracing tensor" in scripts.refused["Odd"]
+
+
+def test_a_wrong_label_is_said_as_without_a_script() -> None:
+    scripts = Scripts(worth=1)
+    module, (x, y) = model("mlp").train(), examples("mlp", 8).tensors
+    scripts(module, Objective(), Train(), x, y)
+    assert scripts.made == 1
+    with pytest.raises(UserError, match="expected labels from 0 to 9"):
+        scripts(module, Objective(), Train(), x, y + 5)
