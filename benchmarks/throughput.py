@@ -3,9 +3,12 @@
 The bare loop does forward, loss, backward and optimizer step of a module as wide as a participant's
 sub-model, on batches that lie ready, and nothing else: no windows, no data, no seeds, no merge, no records.
 Rounds of the simulation and of the loop take turns in one process; the simulation's time is all that passes
-between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free.
+between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free. It may be
+more: what has trained for a thousand steps on a CPU runs without Python, and the loop does not
+(learn/scripts.py). The rounds until then do not count.
 
     python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched on --compile]
+        [--no-script]
 """
 
 import argparse
@@ -26,6 +29,7 @@ from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
 PARTICIPANTS, EXAMPLES, STEPS = 10, 500, 10
+WARM_UP = 1000 // (PARTICIPANTS * STEPS) + 1  # rounds
 SGD = Train(batch=32, steps=STEPS)
 ADAMW = Train(optimizer="adamw", lr=1e-3, batch=32, steps=STEPS, clip=1.0)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], float, Train]] = {
@@ -48,17 +52,20 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="the simulation alone; the loop stays as it is"
     )
+    parser.add_argument("--no-script", action="store_true", help="as in the rounds that do not count")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, batched {arguments.batched}"
         + (", compiled" if arguments.compile else "")
+        + (", no scripts" if arguments.no_script else "")
     )
     print()
     print("| model | parameters each | examples/s, simulation | bare loop | ratio | of processor time |")
     print("|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
         settings = {"device": arguments.device, "batched": arguments.batched, "compile": arguments.compile}
+        settings["script"] = not arguments.no_script
         print(row(name, arguments.rounds, **settings), flush=True)
 
 
@@ -69,7 +76,7 @@ def row(name: str, rounds: int, **settings: Any) -> str:
     x, _ = data[0].batch(torch.arange(2))
     run = Run(
         share=share,
-        rounds=rounds + 2,
+        rounds=WARM_UP + rounds + 1,
         evaluate_every=10**9,
         train=train,
         workers=1,
@@ -88,7 +95,7 @@ def row(name: str, rounds: int, **settings: Any) -> str:
         began = Clock.now()
 
     simulation.run(watch=watch)
-    pairs = list(zip(ours, bare, strict=True))[1:-1]  # the first warms up, the last evaluates
+    pairs = list(zip(ours, bare, strict=True))[WARM_UP:-1]  # the last evaluates
     work = PARTICIPANTS * STEPS * train.batch
     speeds = [spread([work / pair[i].wall for pair in pairs], ",.0f") for i in (0, 1)]
     wall = spread([b.wall / o.wall for o, b in pairs])
