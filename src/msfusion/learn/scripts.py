@@ -17,12 +17,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
 from msfusion.learn.local import Train, forward_backward, precision, seeded
 from msfusion.learn.objective import Objective
@@ -50,7 +52,7 @@ class Script:
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss; the gradients are left in the parameters."""
-        with torch.no_grad():
+        with torch.no_grad(), optimized_execution(False):  # it would take kernels that round otherwise
             loss, *gradients = self.run(inputs, targets, *self.tensors)
         for parameter, gradient in zip(self.wanted, gradients, strict=True):
             parameter.grad = gradient
@@ -81,17 +83,15 @@ class Scripts:
         if objective.custom is not None:
             return forward_backward(module, objective, config, inputs, targets)
         key = (module, inputs.shape, inputs.dtype, targets.shape, targets.dtype)
-        script = self._scripts.get(key)
-        if script is not None:
-            return _explained(script, module, objective, config, inputs, targets)
-        loss = forward_backward(module, objective, config, inputs, targets)
-        self._seen[key] += 1
         if self._seen[key] == self.worth:
             try:
                 self._scripts[key] = scripted(module, objective, config, inputs, targets)
             except Unscriptable as error:
                 self.refused[type(module).__name__] = str(error)
-        return loss
+        self._seen[key] += 1
+        if key in self._scripts:
+            return _explained(self._scripts[key], module, objective, config, inputs, targets)
+        return forward_backward(module, objective, config, inputs, targets)
 
 
 def _explained(
@@ -108,26 +108,53 @@ def _explained(
 def scripted(
     module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
 ) -> Script:
-    """A script of the pass over batches of this shape, tried on this one; the module stays as it is.
+    """A script of the pass over batches of this shape, tried on this one; the module stays as it is, without
+    gradients.
 
     Raises Unscriptable where it cannot be had, or is not the same to the bit.
     """
-    state = _State(module)
-    gradients = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    buffers = [buffer.clone() for buffer in module.buffers()]
+
+    def outcome(passes: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> list[bytes]:
+        torch.default_generator.manual_seed(0)
+        try:
+            loss = passes(*batch)
+            found = [loss, *(p.grad for p in module.parameters()), *module.buffers()]
+            return [*map(_digest, found), _digest(torch.default_generator.get_state())]
+        finally:
+            _restore(module, buffers)
+
+    def in_python(inputs: Tensor, targets: Tensor) -> Tensor:
+        return forward_backward(module, objective, config, inputs, targets)
+
     try:
         with seeded(0, inputs.device):
             script = _traced(module, objective, config, inputs, targets)
+            _restore(module, buffers)
             for batch in ((inputs, targets), (inputs.flip(0), targets.flip(0))):
-                _try(script, state, lambda *batch: forward_backward(module, objective, config, *batch), batch)
+                if outcome(script, batch) != outcome(in_python, batch):
+                    raise Unscriptable("its results differ from those in Python")
     except Unscriptable:
         raise
     except Exception as error:  # of code that is not ours, or of tracing and scripting, which know many
         raise Unscriptable((str(error).strip() or type(error).__name__).splitlines()[0]) from None
     finally:
-        state.restore()
-        for parameter, gradient in zip(module.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+        _restore(module, buffers)
     return script
+
+
+@torch.no_grad()
+def _restore(module: nn.Module, buffers: Sequence[Tensor]) -> None:
+    for buffer, before in zip(module.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    for parameter in module.parameters():
+        parameter.grad = None
+
+
+def _digest(tensor: Tensor | None) -> bytes:
+    if tensor is None:
+        return b""
+    return sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy().data).digest()
 
 
 def _traced(
@@ -173,54 +200,6 @@ def _compiled(traced: fx.GraphModule) -> Callable[..., list[Tensor]]:
             warnings.filterwarnings("ignore", message=message)
         program: Callable[..., list[Tensor]] = torch.jit.script(traced)
     return program
-
-
-def _try(
-    script: Script,
-    state: "_State",
-    passes: Callable[[Tensor, Tensor], Tensor],
-    batch: tuple[Tensor, Tensor],
-) -> None:
-    """See that a script does what Python does; three times, as the interpreter changes a program after the
-    first ones."""
-    wants = _outcome(state, passes, batch)
-    for _ in range(3):
-        got = _outcome(state, script, batch)
-        if not (len(got) == len(wants) and all(map(_same, got, wants))):
-            raise Unscriptable("its results differ from those in Python")
-
-
-def _outcome(
-    state: "_State", passes: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor]
-) -> list[Tensor | None]:
-    """The loss, the gradients, and all else that a pass changes."""
-    state.restore()
-    for parameter in state.module.parameters():
-        parameter.grad = None
-    torch.default_generator.manual_seed(0)
-    loss = passes(*batch)
-    buffers = [buffer.clone() for buffer in state.module.buffers()]
-    gradients = [parameter.grad for parameter in state.module.parameters()]
-    return [loss, *gradients, *buffers, torch.default_generator.get_state()]
-
-
-def _same(first: Tensor | None, second: Tensor | None) -> bool:
-    if first is None or second is None:
-        return first is second
-    return torch.equal(first, second)
-
-
-class _State:
-    """The buffers of a module as they are now."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self._buffers = [buffer.clone() for buffer in module.buffers()]
-
-    def restore(self) -> None:
-        with torch.no_grad():
-            for buffer, before in zip(self.module.buffers(), self._buffers, strict=True):
-                buffer.copy_(before)
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Run:
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     workers: Workers = "auto"  # processes that train: one per core, or so many
     batched: Batched = "auto"  # participants train at once: on, off, or where that is faster: on a GPU
-    script: bool = True  # on a CPU, what has trained for a thousand steps runs without Python: the same bits
+    script: bool = True  # on a CPU, without memory: after 1000 steps, steps run without Python: the same bits
     compile: bool = False  # torch.compile what trains, once per width: minutes, for steps of less overhead
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only

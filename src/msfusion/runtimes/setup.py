@@ -61,7 +61,7 @@ class Setup:
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
         self.together = Together(self.submodels, at_once, self.contrast, compiled=run.compile)
-        self.passes = Scripts() if run.script and device.type == "cpu" and not run.compile else None
+        self.passes = Scripts() if self._scripts() else None
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -123,6 +123,12 @@ class Setup:
             return overlap
         rule = self.run.adapt.rule(self.run.overlap, self.run.rounds)
         return advance(overlap, Signal(round, schedule.epoch(self.setting.narrowest), shift), rule)
+
+    def _scripts(self) -> bool:
+        """Making a script takes more memory than a step for a moment: not where memory is what counts."""
+        run = self.run
+        cpu = self.submodels.device.type == "cpu"
+        return run.script and cpu and run.memory is None and not run.compile
 
     def _check_compiled(self) -> None:
         if self.run.compile and self.contrast:
