@@ -18,6 +18,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "feedback": {"adapt.kind": "feedback", "adapt.target": 0.1, "width": 0.3, "rounds": 8},
     "steps": {"server_step": "cosine", "train.lr_schedule": "cosine"},
     "momentum, sampled": {"server_momentum": 0.5, "sample": 0.7, "rounds": 4},
+    "twins": {"twins": 0.9, "server_momentum": 0.5, "rounds": 4},
+    "twins, tied": {"twins": 1.0, "method": "msfusion:residual-cut"},
     "unseen labels": {"mask_unseen": True},
     "fedrolex": {"method": "fedrolex"},
     "fedavg": {"method": "fedavg"},
@@ -61,12 +63,15 @@ def test_only_the_sub_model_travels(tmp_path: Path) -> None:
             assert values["second.weight"].shape == (4, 6)
 
 
-def test_participants_train_what_their_nodes_say_they_can_afford(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"twins": 0.5}])  # the narrowest decides how many kinds there are
+def test_participants_train_what_their_nodes_say_they_can_afford(
+    more: dict[str, Any], tmp_path: Path
+) -> None:
     nodes = nodes_of(TASK, 3, tmp_path)
     nodes.nodes[1].config["width"] = 0.25
     nodes.nodes[2].config["width"] = 0.75
-    hub = play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
-    assert same(stored(tmp_path / "run"), parameters(simulated(width=(0.5, 0.25, 0.75))))
+    hub = play(TASK, nodes, {**CONFIG, **more, "out": str(tmp_path / "run")})
+    assert same(stored(tmp_path / "run"), parameters(simulated(width=(0.5, 0.25, 0.75), **more)))
     shapes = [Order.read(node.asked[1].content)[1]["second.weight"].shape for node in nodes.nodes]
     assert shapes == [(4, 6), (2, 3), (5, 9)]
     assert [hub.setup.widths(i)["first.out"] for i in range(3)] == [6, 3, 9]

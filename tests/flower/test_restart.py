@@ -8,12 +8,14 @@ from flwr.app import Context, RecordDict
 from inline import nodes_of, play
 from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
 
+from msfusion.core.twins import Twins
 from msfusion.errors import UserError
-from msfusion.flower import server, server_app
+from msfusion.flower import home, server, server_app
 from msfusion.flower.home import Home, sole
 from msfusion.learn.disk_store import DiskStore
 
 CONTRAST = {**CONFIG, "contrast.weight": 1.0}
+ALL = {**CONTRAST, "twins": 0.9, "server_momentum": 0.5}
 
 
 class Killed(BaseException):
@@ -36,6 +38,9 @@ def after(times: int, original: Any) -> Any:
 
 
 MOMENTS: dict[str, tuple[Any, str, int]] = {
+    "before there are values": (home, "write_initial", 0),
+    "before twins are copies": (Twins, "start_", 3),
+    "before the copies count": (Home, "_save", 1),
     "before the records are opened": (Home, "writing", 0),
     "before the first round": (server, "ask", 0),
     "in mid-round": (server, "unpacked", 4),
@@ -47,14 +52,14 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_was_killed_goes_on(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, times = MOMENTS[moment]
-    config = {**CONTRAST, "out": str(tmp_path / "run")}
+    config = {**ALL, "out": str(tmp_path / "run")}
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, after(times, getattr(owner, name)))
         with pytest.raises(Killed):
             play(TASK, nodes_of(TASK, 3, tmp_path), config)
     play(TASK, nodes_of(TASK, 3, tmp_path), config)
     assert [r["round"] for r in rounds(tmp_path / "run")] == [0, 1, 2]
-    assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))
+    assert same(stored(tmp_path / "run"), parameters(simulated(**ALL)))
     assert len([p for p in (tmp_path / "run" / "model").iterdir() if p.is_dir()]) == 1
 
 

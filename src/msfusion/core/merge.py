@@ -101,7 +101,7 @@ class Merge:
         memory by default.
     measure: keep what ``shift`` needs: one number, and how many hold each parameter.
     cuts: those of ``axes``, where they are at hand.
-    twins: units that share their changes; ``apply`` knows of them, ``moved`` does not.
+    twins: units that share their changes.
     """
 
     def __init__(
@@ -224,35 +224,40 @@ class Merge:
     def apply(self, step: float = 1.0, momentum: Momentum | None = None) -> None:
         """Move every parameter by ``step`` times its mean change, or what ``momentum`` makes of it."""
         for name, total in self._sum.items():
-            value, weight = self._values[name], self._weight[name]
-            twins = self._twins
-            own = twins.own(name, total, weight) if twins and twins.tie < 1 else None
-            common = twins.mean(name, total, weight) if twins and twins.tie else None
-            for rows in row_blocks(tuple(value.shape), block_size(value.device)):
-                changes = total[rows]
-                if own is None:
-                    changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
-                else:
-                    changes.copy_(_rows(own, rows))
-                if twins and common is not None:
-                    changes.lerp_(_rows(common, rows), twins.tie)
-                if momentum:
-                    momentum.carry_(name, rows, changes, total)
+            value = self._values[name]
+            for rows, changes in self._mean_changes(name, total, momentum, block_size(value.device)):
                 value[rows].sub_(changes, alpha=step)  # x - 0 is x, even for -0
                 changes.zero_()  # for the next round, as long as it is in the cache
         self._forget()
 
     @torch.no_grad()
     def moved(self, step: float, momentum: Momentum | None = None) -> Iterator[tuple[str, Rows, Tensor]]:
-        """(name, rows, new values of these rows) of every parameter that was contributed, in small blocks;
-        nothing is changed but what ``momentum`` keeps."""
+        """(name, rows, new values of these rows) of every parameter that was contributed, in small blocks; no
+        value is changed. To be called once; the sums are used up."""
         for name, total in self._sum.items():
-            value, weight = self._values[name], self._weight[name]
-            for rows in row_blocks(tuple(value.shape)):
-                mean = total[rows] / _rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny)
-                if momentum:
-                    momentum.carry_(name, rows, mean, total)
-                yield name, rows, value[rows].clone().sub_(mean, alpha=step)  # x - 0 is x, even for -0
+            value = self._values[name]
+            for rows, changes in self._mean_changes(name, total, momentum):
+                yield name, rows, value[rows].clone().sub_(changes, alpha=step)
+
+    def _mean_changes(
+        self, name: str, total: Tensor, momentum: Momentum | None, elements: int = 1 << 22
+    ) -> Iterator[tuple[Rows, Tensor]]:
+        """(rows, what they are to be moved by) of a tensor, in blocks; made in place of the sums. Twins take
+        up to three times the memory of the tensor, all else that of a block."""
+        weight, twins = self._weight[name], self._twins
+        own = twins.own(name, total, weight) if twins and twins.tie < 1 else None
+        common = twins.mean(name, total, weight) if twins and twins.tie else None
+        for rows in row_blocks(tuple(total.shape), elements):
+            changes = total[rows]
+            if own is None:
+                changes.div_(_rows(weight, rows).clamp_min(torch.finfo(total.dtype).tiny))
+            else:
+                changes.copy_(_rows(own, rows))
+            if twins and common is not None:
+                changes.lerp_(_rows(common, rows), twins.tie)
+            if momentum:
+                momentum.carry_(name, rows, changes, total)
+            yield rows, changes
 
     def clear(self) -> None:
         """Forget all contributions."""

@@ -19,6 +19,7 @@ from msfusion.core.coverage import Coverage
 from msfusion.core.merge import Shift
 from msfusion.core.overlap import State
 from msfusion.core.seeds import derive
+from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed
 from msfusion.flower.task import Task
@@ -58,6 +59,7 @@ class Home:
     """
 
     def __init__(self, task: Task, agreed: Agreed) -> None:
+        self._task, self._buffers = task, agreed.buffers
         self._settings, self._setup = agreed.settings, agreed.setup
         axes = self._setup.captured.axes
         self.out = Path(self._settings.out).absolute()
@@ -67,23 +69,18 @@ class Home:
         self.run = uuid4().hex
         self.capacities: tuple[Capacity, ...] = ()
         self._counts: list[Tensor] = []
-        source = self.out / "initial"
-        if not source.exists():
-            self._write_initial(task, source)
-        self.store = DiskStore(
-            source,
-            self.out / "model",
-            axes,
-            frozenset(self._setup.parameters),
-            buffers=agreed.buffers,
-            measure=self._settings.adapt.measures,
-            decay=self._setup.decay,
-        )
+        if not self._source.exists():
+            self._write_initial(None)
+        self.store = self._opened(None)
         self._go_on()
 
     def begin(self, setup: Setup, capacities: tuple[Capacity, ...]) -> None:
         """Before the first round of this process: who trains what."""
         self._setup, self.capacities = setup, capacities
+        if setup.twins:
+            if not self.done:  # who is whose twin is known only now
+                self._write_initial(setup.twins)
+            self.store = self._opened(setup.twins)
         self._coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
         if self.done:
             self._coverage.restore(self._counts)
@@ -117,13 +114,39 @@ class Home:
         self.store.commit(server_step(self._settings.server_step, round, self._settings.rounds), seal)
         return complete
 
-    def _write_initial(self, task: Task, source: Path) -> None:
-        draft = source.with_name("initial.draft")
+    @property
+    def _source(self) -> Path:
+        return self.out / "initial"
+
+    def _opened(self, twins: Twins | None) -> DiskStore:
+        setup, buffers = self._setup, {name: buffer.clone() for name, buffer in self._buffers.items()}
+        if twins:
+            twins.start_(buffers, setup.method.scale_power)
+        return DiskStore(
+            self._source,
+            self.out / "model",
+            setup.captured.axes,
+            frozenset(setup.parameters),
+            buffers=buffers,
+            measure=self._settings.adapt.measures,
+            decay=setup.decay,
+            twins=twins,
+        )
+
+    def _write_initial(self, twins: Twins | None) -> None:
+        draft = self._source.with_name("initial.draft")
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
-        write_initial(lambda: task.model(self._settings)[0], draft, derive(self._settings.seed, "model"))
+        seed = derive(self._settings.seed, "model")
+        shards = write_initial(lambda: self._task.model(self._settings)[0], draft, seed)
+        if twins:
+            for name in shards:
+                twins.start_({name: shards[name]}, self._setup.method.scale_power)
+                shards.release()
+            shards.sync()
         self._save(draft)
-        draft.rename(source)
+        shutil.rmtree(self._source, ignore_errors=True)
+        draft.rename(self._source)
 
     def _save(self, folder: Path) -> None:
         facts = {

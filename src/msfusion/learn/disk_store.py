@@ -13,6 +13,7 @@ from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.cut import Cuts, Rows
 from msfusion.core.merge import Contribution, Merge, Shift, row_blocks
 from msfusion.core.momentum import Momentum
+from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 
@@ -42,6 +43,7 @@ class DiskStore:
     names: parameter or buffer name -> its name in the checkpoint, where the two differ.
     buffers: values of buffers that the checkpoint does not hold; they stay in memory.
     measure: whether the model shift is measured.
+    twins: units that share their changes; a commit then takes three times the memory of the largest tensor.
     decay: of server momentum, whose velocities lie in the folder VELOCITY of every checkpoint; 0 for none.
     """
 
@@ -57,8 +59,9 @@ class DiskStore:
         shard_bytes: int = SHARD_BYTES,
         measure: bool = False,
         decay: float = 0.0,
+        twins: Twins | None = None,
     ) -> None:
-        self._measure, self._decay = measure, decay
+        self._measure, self._decay, self._twins = measure, decay, twins
         self._directory = directory
         self._axes = axes
         self._cuts = Cuts(axes)
@@ -110,7 +113,14 @@ class DiskStore:
     def discard(self) -> None:
         self._maps: list[mmap] = []
         trained = {name: self._full(name) for name in self._parameters}
-        self._merge = Merge(trained, self._axes, zeros=self._zeros, measure=self._measure, cuts=self._cuts)
+        self._merge = Merge(
+            trained,
+            self._axes,
+            self._zeros,
+            measure=self._measure,
+            cuts=self._cuts,
+            twins=self._twins,
+        )
 
     def state(self) -> Mapping[str, Tensor]:
         return {name: self._full(name) for name in self._axes.tensors}

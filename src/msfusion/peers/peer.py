@@ -71,7 +71,7 @@ class Peer:
         evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
-        check_real(run, "among peers")
+        check_real(run, "among peers", "twins")
         self._evaluate, self._export = evaluate, export
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._say, self._show = folder, say, show

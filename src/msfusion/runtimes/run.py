@@ -26,8 +26,8 @@ T = TypeVar("T")
 CAPACITIES = tuple(field.name for field in fields(Capacity))
 """The settings of which exactly one says what a participant can afford."""
 
-SIMULATED = ("twins", "loss_rate", "late_rate")
-"""The settings that work in a simulation only: some wait to be built elsewhere, some imitate a network."""
+SIMULATED = ("loss_rate", "late_rate")
+"""The settings that work in a simulation only, as they imitate a network."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,14 @@ class Problem:
         check_participants(self.train)
 
 
-def check_real(run: Run, where: str) -> None:
-    """Raise UserError for settings that work in a simulation only; where: "among peers", "under Flower"."""
+def check_real(run: Run, where: str, *missing: str) -> None:
+    """Raise UserError for settings that work in a simulation only.
+
+    where: "among peers", "under Flower". missing: other settings that do not work there.
+    """
     for one in fields(Run):
-        if one.name in SIMULATED and (got := getattr(run, one.name)) != one.default:
-            raise UserError(
-                f"expected {one.name} = {one.default} {where}, got {got}: it works in a simulation only"
-            )
+        if one.name in (*SIMULATED, *missing) and (got := getattr(run, one.name)) != one.default:
+            raise UserError(f"expected {one.name} = {one.default} {where}, got {got}: it does not work there")
 
 
 def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
