@@ -274,8 +274,10 @@ def test_momentum_goes_on_as_if_unbroken(tmp_path: Path) -> None:
 # --- where there is no simulation
 
 
-@pytest.mark.parametrize(("key", "value"), [("twins", 0.0), ("loss_rate", 0.1), ("late_rate", 0.1)])
+@pytest.mark.parametrize(("key", "value"), [("loss_rate", 0.1), ("late_rate", 0.1)])
 def test_what_a_simulation_alone_can_do_is_refused_elsewhere(key: str, value: float) -> None:
-    check_real(Run(share=0.5), "among peers", "twins")
-    with pytest.raises(UserError, match=f"{key} = .* among peers, got {value}: it does not work there"):
-        check_real(Run(share=0.5, **{key: value}), "among peers", "twins")  # type: ignore[arg-type]
+    check_real(Run(share=0.5), "among peers")
+    with pytest.raises(
+        UserError, match=f"{key} = .* among peers, got {value}: it works in a simulation only"
+    ):
+        check_real(Run(share=0.5, **{key: value}), "among peers")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ start is related to Net2Net's widening, arXiv 1511.05641.) Where an axis does no
 window that crosses its end holds some kinds twice and misses others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -41,6 +41,18 @@ class Kinds:
         """The first index of every kind."""
         return self.ranks[0][1]
 
+    @staticmethod
+    def numbered(of: Tensor) -> "Kinds":
+        """Those of indices whose kinds are told apart by these numbers."""
+        _, of, number = torch.unique(of, return_inverse=True, return_counts=True)
+        order = torch.argsort(of, stable=True)
+        starts = number.cumsum(0) - number
+        ranks = []
+        for rank in range(int(number.max())):
+            which = (number > rank).nonzero().flatten()
+            ranks.append((which, order[starts[which] + rank]))
+        return Kinds(of, tuple(ranks))
+
     def to(self, device: torch.device) -> "Kinds":
         ranks = tuple((kinds.to(device), indices.to(device)) for kinds, indices in self.ranks)
         return Kinds(self.of.to(device), ranks)
@@ -63,9 +75,25 @@ class Twins:
     def __init__(self, axes: AxisMap, widths: Widths, tie: float) -> None:
         self.tie = tie
         self._axes, self._widths = axes, dict(widths)
-        stream = {axis: width for axis, width in widths.items() if axes.axes[axis].residual}
-        self._kinds = cache(lambda dim, device: kinds(dim, self._widths).to(device))
-        self._stream_kinds = cache(lambda dim, device: kinds(dim, stream).to(device))
+        self._stream = {axis: width for axis, width in widths.items() if axes.axes[axis].residual}
+        self._rows: Mapping[str, tuple[str, Tensor]] = {}
+        self._kinds = cache(self._kinds_of)
+        self._kinds_of_rows = cache(self._kinds_among)
+
+    def among(self, rows: Mapping[str, tuple[str, Tensor]]) -> "Twins":
+        """The same for tensors that are some rows of the model's; all twins of a row have to be among them.
+
+        rows: name -> the model's tensor and its rows, int64.
+        """
+        some = Twins(self._axes, self._widths, self.tie)
+        some._rows = rows
+        return some
+
+    def of_rows(self, name: str) -> Tensor | None:
+        """The kind of every row of a tensor, int64; None where no row has a twin."""
+        dims = self._axes.tensors[name]
+        own = self._kinds(dims[0], False, torch.device("cpu")) if dims else None
+        return own.of if own is not None and len(own.ranks) > 1 else None
 
     @torch.no_grad()
     def start_(self, values: Mapping[str, Tensor], power: float) -> None:
@@ -78,7 +106,7 @@ class Twins:
         shrink = factors(self._axes, self._widths, 0.5 if power else 0.0)
         for name, value in values.items():
             copies = value
-            for d, own in self._cut(name, self._kinds, value.device):
+            for d, own in self._cut(name, value.device):
                 copies = copies.index_select(d, own.first[own.of])
             value.copy_(copies / shrink[name] if name in shrink else copies)
 
@@ -88,12 +116,12 @@ class Twins:
         total: weighted sum per parameter. weight: sum of the weights, broadcast to it; 0 where nobody held a
         parameter. Twins of which nobody held any have the mean 0.
         """
-        return self._mean(self._cut(name, self._kinds, total.device), total, weight)
+        return self._mean(self._cut(name, total.device), total, weight)
 
     def own(self, name: str, total: Tensor, weight: Tensor) -> Tensor | None:
         """The same over those twins that differ in their units of a residual stream only: what counts as a
         parameter's own. None where it has no such twins."""
-        cut = self._cut(name, self._stream_kinds, total.device)
+        cut = self._cut(name, total.device, stream=True)
         return self._mean(cut, total, weight) if cut else None
 
     def _mean(self, cut: Sequence[tuple[int, Kinds]], total: Tensor, weight: Tensor) -> Tensor:
@@ -108,22 +136,28 @@ class Twins:
             mean = mean.index_select(d, own.of)
         return mean
 
-    def _cut(
-        self, name: str, kinds: Callable[[Dim, torch.device], Kinds], device: torch.device
-    ) -> list[tuple[int, Kinds]]:
-        """The dimensions in which a tensor's indices have twins, with what ``kinds`` says of them."""
-        found = [(d, kinds(dim, device)) for d, dim in enumerate(self._axes.tensors[name])]
+    def _cut(self, name: str, device: torch.device, stream: bool = False) -> list[tuple[int, Kinds]]:
+        """The dimensions in which a tensor's indices have twins, with their kinds.
+
+        stream: those that differ in units of a residual stream only.
+        """
+        tensor, _ = self._rows.get(name, (name, None))
+        found = [(d, self._kinds(dim, stream, device)) for d, dim in enumerate(self._axes.tensors[tensor])]
+        if found and name in self._rows:
+            found[0] = (0, self._kinds_of_rows(name, stream, device))
         return [(d, own) for d, own in found if len(own.ranks) > 1]
+
+    def _kinds_of(self, dim: Dim, stream: bool, device: torch.device) -> Kinds:
+        return kinds(dim, self._stream if stream else self._widths).to(device)
+
+    def _kinds_among(self, name: str, stream: bool, device: torch.device) -> Kinds:
+        tensor, rows = self._rows[name]
+        whole = self._kinds(self._axes.tensors[tensor][0], stream, torch.device("cpu"))
+        return Kinds.numbered(whole.of[rows]).to(device)
 
 
 def kinds(dim: Dim, widths: Widths) -> Kinds:
     """Those of a dimension whose axes have so many kinds of units, or as many as units."""
-    firsts = places_from(dim, lambda axis: torch.arange(axis.size) % widths.get(axis.name, axis.size))
-    _, of, number = torch.unique(firsts, return_inverse=True, return_counts=True)
-    order = torch.argsort(of, stable=True)
-    starts = number.cumsum(0) - number
-    ranks = []
-    for rank in range(int(number.max())):
-        which = (number > rank).nonzero().flatten()
-        ranks.append((which, order[starts[which] + rank]))
-    return Kinds(of, tuple(ranks))
+    return Kinds.numbered(
+        places_from(dim, lambda axis: torch.arange(axis.size) % widths.get(axis.name, axis.size))
+    )

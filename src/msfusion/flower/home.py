@@ -19,13 +19,12 @@ from msfusion.core.coverage import Coverage
 from msfusion.core.merge import Shift
 from msfusion.core.overlap import State
 from msfusion.core.seeds import derive
-from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed
 from msfusion.flower.task import Task
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import DiskStore
-from msfusion.learn.initial import write_initial
+from msfusion.learn.initial import Copies, write_initial
 from msfusion.learn.steps import server_step
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.setup import Setup
@@ -77,10 +76,10 @@ class Home:
     def begin(self, setup: Setup, capacities: tuple[Capacity, ...]) -> None:
         """Before the first round of this process: who trains what."""
         self._setup, self.capacities = setup, capacities
-        if setup.twins:
+        if setup.copies:
             if not self.done:  # who is whose twin is known only now
-                self._write_initial(setup.twins)
-            self.store = self._opened(setup.twins)
+                self._write_initial(setup.copies)
+            self.store = self._opened(setup)
         self._coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
         if self.done:
             self._coverage.restore(self._counts)
@@ -118,32 +117,28 @@ class Home:
     def _source(self) -> Path:
         return self.out / "initial"
 
-    def _opened(self, twins: Twins | None) -> DiskStore:
-        setup, buffers = self._setup, {name: buffer.clone() for name, buffer in self._buffers.items()}
-        if twins:
-            twins.start_(buffers, setup.method.scale_power)
+    def _opened(self, begun: Setup | None) -> DiskStore:
+        """The store; what twins there are, is known once it is known who trains what."""
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        if begun and begun.copies:
+            begun.copies(buffers)
         return DiskStore(
             self._source,
             self.out / "model",
-            setup.captured.axes,
-            frozenset(setup.parameters),
+            self._setup.captured.axes,
+            frozenset(self._setup.parameters),
             buffers=buffers,
             measure=self._settings.adapt.measures,
-            decay=setup.decay,
-            twins=twins,
+            decay=self._setup.decay,
+            twins=begun.twins if begun else None,
         )
 
-    def _write_initial(self, twins: Twins | None) -> None:
+    def _write_initial(self, copies: Copies | None) -> None:
         draft = self._source.with_name("initial.draft")
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
         seed = derive(self._settings.seed, "model")
-        shards = write_initial(lambda: self._task.model(self._settings)[0], draft, seed)
-        if twins:
-            for name in shards:
-                twins.start_({name: shards[name]}, self._setup.method.scale_power)
-                shards.release()
-            shards.sync()
+        write_initial(lambda: self._task.model(self._settings)[0], draft, seed, copies=copies)
         self._save(draft)
         shutil.rmtree(self._source, ignore_errors=True)
         draft.rename(self._source)

@@ -1,8 +1,8 @@
 """Initial values of a model that no memory holds: made by its own code, straight into files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,18 @@ from msfusion.learn.local import seeded
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create
 from msfusion.models.meta import parameters_on_meta, registering
 
+Copies: TypeAlias = Callable[[Mapping[str, Tensor]], None]
+"""Makes the twins in some of a model's tensors copies of one another, in place."""
+
 _MOST_RESIDENT = 64_000_000  # bytes of mapped parameters that are looked at before they are released
 
 
 def write_initial(
-    build: Callable[[], nn.Module], folder: Path, seed: int, shard_bytes: int = SHARD_BYTES
+    build: Callable[[], nn.Module],
+    folder: Path,
+    seed: int,
+    shard_bytes: int = SHARD_BYTES,
+    copies: Copies | None = None,
 ) -> Shards:
     """Write the values that ``build()`` gives under ``seeded(seed)`` into a new checkpoint, bit for bit.
 
@@ -27,6 +34,8 @@ def write_initial(
     happens. Memory: the largest parameter, and the buffers. ``UserError`` where ``build`` makes a different
     module the second time. Parameters whose type is changed after they were made (``.half()`` on the whole
     module) are copied at the end, and held in memory until then.
+
+    copies: what makes twins alike.
     """
     made: list[nn.Parameter] = []
     with seeded(seed, torch.device("cpu")), parameters_on_meta(), registering(_once(made, lambda i, p: p)):
@@ -52,6 +61,10 @@ def write_initial(
     for name, value in _stored(model).items():
         if shards[name].data_ptr() != value.data_ptr():
             shards[name].copy_(value.detach())
+            shards.release()
+    if copies:
+        for name in shards:
+            copies({name: shards[name]})
             shards.release()
     shards.sync()
     shards.release()

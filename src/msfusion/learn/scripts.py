@@ -6,21 +6,18 @@ kernels in the same order, so the result is the same to the bit, which is tried 
 Tracing costs about as much as a thousand steps save, so what has run that often gets a script; when, changes
 nothing but time. Nothing is traced again when windows move.
 
-What a model does in Python is noted once. What shows that it does not do the same every time is refused; a
-counter outside of the module that changes something only later is not seen, and is what ``script = false`` is
-for. A loss function of the user's own, where such counters are usual, gets no script.
+What a model does in Python is noted once, and no trial would show a counter that changes something only
+later. So scripts are made of this project's own models and of PyTorch's modules alone, whose code is known to
+do the same every time, and not of a model, hook or loss function of the user's own.
 """
 
-import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -31,7 +28,8 @@ from msfusion.learn.objective import Objective
 
 _WORTH = 1000  # steps
 
-_MARKED = (bool, int, float, str, type(None), Tensor, list, dict, set)
+_KNOWN = ("msfusion.models.", "torch.nn.")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Unscriptable(Exception):
@@ -51,10 +49,14 @@ class Script:
     wanted: Sequence[nn.Parameter]
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss; the gradients are left in the parameters."""
+        """The loss; the gradients are left in the parameters, laid out as autograd does it."""
         with torch.no_grad(), optimized_execution(False):  # it would take kernels that round otherwise
             loss, *gradients = self.run(inputs, targets, *self.tensors)
+        known = set()
         for parameter, gradient in zip(self.wanted, gradients, strict=True):
+            if gradient.stride() != parameter.stride() or gradient.data_ptr() in known:
+                gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
+            known.add(gradient.data_ptr())
             parameter.grad = gradient
         return loss
 
@@ -80,10 +82,9 @@ class Scripts:
         self, module: nn.Module, objective: Objective, config: Train, inputs: Tensor, targets: Tensor
     ) -> Tensor:
         """As ``local.forward_backward``."""
-        if objective.custom is not None:
-            return forward_backward(module, objective, config, inputs, targets)
-        key = (module, inputs.shape, inputs.dtype, targets.shape, targets.dtype)
-        if self._seen[key] == self.worth:
+        each = [(part.shape, part.stride(), part.dtype) for part in (inputs, targets)]
+        key = (module, *each)
+        if self._seen[key] == self.worth and objective.custom is None and _known(module):
             try:
                 self._scripts[key] = scripted(module, objective, config, inputs, targets)
             except Unscriptable as error:
@@ -172,8 +173,7 @@ def _traced(
         wanted[:] = [parameter for parameter, _ in pairs]
         return [loss.detach(), *(gradient for _, gradient in pairs)]
 
-    with _repeatable(module):
-        graph = make_fx(loss_and_gradients)(inputs, targets, *tensors)
+    graph = make_fx(loss_and_gradients)(inputs, targets, *tensors)
     return Script(_compiled(graph), tensors, wanted)
 
 
@@ -187,8 +187,6 @@ def _compiled(traced: fx.GraphModule) -> Callable[..., list[Tensor]]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif isinstance(node.target, torch._ops.OpOverload):
-            if torch.Tag.dynamic_output_shape in node.target.tags:
-                raise Unscriptable(f"shapes in it depend on values ({node.target})")
             node.target = node.target.overloadpacket  # TorchScript finds the overload by the arguments
             node.kwargs = {
                 name: value.type if isinstance(value, torch.device) else value
@@ -202,45 +200,11 @@ def _compiled(traced: fx.GraphModule) -> Callable[..., list[Tensor]]:
     return program
 
 
-@contextmanager
-def _repeatable(module: nn.Module) -> Iterator[None]:
-    """Raises Unscriptable if the body draws random numbers outside of PyTorch or changes what the module
-    keeps in Python: a script would not."""
-    before = random.getstate(), _numpy_state(), _attributes(module)
-    yield
-    if (random.getstate(), _numpy_state(), _attributes(module)) != before:
-        raise Unscriptable("it draws random numbers or keeps count in Python")
-
-
-def _numpy_state() -> tuple[bytes, int]:
-    state: Mapping[str, Any] = np.random.get_state(legacy=False)["state"]
-    return state["key"].tobytes(), state["pos"]
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    """What tells whether the attributes of a module and of its parts have changed."""
-    each = [
-        {name: _mark(value) for name, value in vars(part).items() if isinstance(value, _MARKED)}
+def _known(module: nn.Module) -> bool:
+    """Whether all code that runs in a step is this project's or PyTorch's."""
+    return all(
+        f"{type(part).__module__}.".startswith(_KNOWN)
+        and "forward" not in vars(part)
+        and not any(getattr(part, hooks) for hooks in _HOOKS)
         for part in module.modules()
-    ]
-    return [*each, *(_Same(tensor, 0) for tensor in [*module.parameters(), *module.buffers()])]
-
-
-def _mark(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Same(value, value._version)
-    return len(value) if isinstance(value, list | dict | set) else value
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """Equals what is the same tensor in the same version; it is kept alive, so that no other takes its
-    place in memory."""
-
-    tensor: Tensor
-    version: int
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.tensor is other.tensor and self.version == other.version
-
-    __hash__ = None  # type: ignore[assignment]
+    )

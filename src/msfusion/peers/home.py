@@ -14,7 +14,7 @@ from msfusion.core.momentum import Momentum
 from msfusion.peers.agreement import Check, Decision, Offer, Version, following
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
-from msfusion.peers.layout import Layout, rows_of, velocity_of
+from msfusion.peers.layout import Layout, Share, rows_of, velocity_of
 from msfusion.peers.past import HISTORY, History
 from msfusion.peers.points import reached
 from msfusion.peers.strip import Strip
@@ -116,19 +116,27 @@ class Home:
         history: History,
     ) -> None:
         """Write the next version of a shard."""
-        stored = self._disk.shard(decision.version, shard)
-        values = {piece.name: stored[piece.name] for piece in self._layout.shards[shard]}
-        merge = Merge(values, self._layout.axes(shard), measure=self._measure)
+        stored, layout = self._disk.shard(decision.version, shard), self._layout
+        shares = layout.shares(shard)
+        values = {share.tensor: share.joined(stored) for share in shares}
+        merge = Merge(values, layout.joined_axes(shard), measure=self._measure, twins=layout.twins(shard))
         for given in decision.entry.given:
             whole = contribution_of(offers[given.participant], windows(given.participant))
-            fetched = self._fetched[given.digest, shard]
-            merge.add(self._part(shard, whole, fetched, values))
+            own = self._part(shard, whole, self._fetched[given.digest, shard], stored)
+            merge.add(layout.joined(shard, own))
 
         def fill(new: Mapping[str, Tensor]) -> None:
+            moved = {share.tensor: share.joined(new) for share in shares}
             for name, value in values.items():
-                new[name].copy_(value)
-            for name, rows, moved in merge.moved(step, self._momentum(values, stored, new)):
-                new[name][rows] = moved
+                moved[name].copy_(value)
+            velocity = self._velocity(shares, stored, new)
+            momentum = Momentum(self._decay, velocity) if layout.velocities else None
+            for name, rows, now in merge.moved(step, momentum):
+                moved[name][rows] = now
+            for share in shares:
+                share.part_(moved[share.tensor], new)
+                if layout.velocities:
+                    share.part_(velocity[share.tensor], new, velocity_of)
             reached("stage", decision.version.round)
 
         target, shift = following(decision.version, decision.entry), merge.shift()
@@ -136,17 +144,19 @@ class Home:
         self._disk.write(target, shard, history, fill, part)
         self._disk.release()
 
-    def _momentum(
-        self, names: Iterable[str], stored: Mapping[str, Tensor], new: Mapping[str, Tensor]
-    ) -> Momentum | None:
-        """What carries the velocities of a shard on into its next version; those of version 0 are zero."""
+    def _velocity(
+        self, shares: Iterable[Share], stored: Mapping[str, Tensor], new: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The velocities of a shard, where they are carried on into its next version; those of version 0 are
+        zero."""
         if not self._layout.velocities:
-            return None
-        velocity = {name: new[velocity_of(name)] for name in names}
-        for name, own in velocity.items():
-            before = velocity_of(name)
-            own.copy_(stored[before]) if before in stored else own.zero_()
-        return Momentum(self._decay, velocity)
+            return {}
+        velocity = {share.tensor: share.joined(new, velocity_of) for share in shares}
+        for share in shares:
+            before = velocity_of(share.pieces[0].name) in stored
+            own = velocity[share.tensor]
+            own.copy_(share.joined(stored, velocity_of)) if before else own.zero_()
+        return velocity
 
     def clear(self) -> None:
         """Forget the contributions of a round that is over. Memory that was filled serves again; what is

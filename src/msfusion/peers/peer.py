@@ -71,7 +71,7 @@ class Peer:
         evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
-        check_real(run, "among peers", "twins")
+        check_real(run, "among peers")
         self._evaluate, self._export = evaluate, export
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._say, self._show = folder, say, show
@@ -91,11 +91,15 @@ class Peer:
         own_specs = {name: Spec.of(p) for name, p in task.model.named_parameters()}
         decay = self.setup.decay
         self.layout = Layout(
-            task.captured.axes, own_specs, shards_for(own_specs, participants), velocities=decay > 0
+            task.captured.axes,
+            own_specs,
+            shards_for(own_specs, participants),
+            velocities=decay > 0,
+            twins=self.setup.twins,
         )
         first = Version(0, task.fingerprint)
         self.disk = Disk(folder, self.layout, first)
-        make_initial(folder, task, self.disk, first)
+        make_initial(folder, task, self.disk, first, self.setup.copies)
         here = torch.device("cpu")  # beside the pulled values, which it is laid over
         self._kept = Kept(folder / PREVIOUS, number, here)
         self.course = Course(self.setup, first)

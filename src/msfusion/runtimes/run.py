@@ -59,7 +59,7 @@ class Run:
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     workers: Workers = "auto"  # processes that train: one per core, or so many
     batched: Batched = "auto"  # participants train at once: on, off, or where that is faster: on a GPU
-    script: bool = True  # on a CPU, without memory: after 1000 steps, steps run without Python: the same bits
+    script: bool = True  # known models on a CPU run without Python after 1000 steps, to the same bits
     compile: bool = False  # torch.compile what trains, once per width: minutes, for steps of less overhead
     train: Train = field(default_factory=Train)
     contrast: Contrast = field(default_factory=Contrast)  # msfusion only
@@ -105,14 +105,13 @@ class Problem:
         check_participants(self.train)
 
 
-def check_real(run: Run, where: str, *missing: str) -> None:
-    """Raise UserError for settings that work in a simulation only.
-
-    where: "among peers", "under Flower". missing: other settings that do not work there.
-    """
+def check_real(run: Run, where: str) -> None:
+    """Raise UserError for settings that work in a simulation only; where: "among peers", "under Flower"."""
     for one in fields(Run):
-        if one.name in (*SIMULATED, *missing) and (got := getattr(run, one.name)) != one.default:
-            raise UserError(f"expected {one.name} = {one.default} {where}, got {got}: it does not work there")
+        if one.name in SIMULATED and (got := getattr(run, one.name)) != one.default:
+            raise UserError(
+                f"expected {one.name} = {one.default} {where}, got {got}: it works in a simulation only"
+            )
 
 
 def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:

@@ -19,6 +19,7 @@ from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
+from msfusion.learn.initial import Copies
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
@@ -70,6 +71,12 @@ class Setup:
         """Units that start as copies of one another, where the settings want any."""
         tie = self._tie
         return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
+
+    @property
+    def copies(self) -> Copies | None:
+        """What a run does to the model's own tensors before it begins: twins become copies."""
+        twins, power = self.twins, self.method.scale_power
+        return None if twins is None else lambda values: twins.start_(values, power)
 
     @property
     def _tie(self) -> float | None:

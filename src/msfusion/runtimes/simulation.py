@@ -125,15 +125,14 @@ class Simulation:
         self.momentum = Momentum(setup.decay) if setup.decay else None
         self.store: MemoryStore
         if setup.exchange:
-            twins = setup.twins
-            if twins:
-                twins.start_(values, setup.method.scale_power)
+            if setup.copies:
+                setup.copies(values)
             self.store = MemoryStore(
                 values,
                 captured.axes,
                 trained,
                 measure=run.adapt.measures,
-                twins=twins,
+                twins=setup.twins,
                 momentum=self.momentum,
             )
         else:
