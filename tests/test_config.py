@@ -239,3 +239,13 @@ def test_a_file_of_axes_without_axes_is_refused(text: str, tmp_path: Path) -> No
     path.write_text(text)
     with pytest.raises(UserError, match=r"expected a table \[model.axes\] in \S*axes.toml, found none"):
         load_axes(path)
+
+
+def test_twins_of_a_preset_are_not_for_a_model_from_elsewhere(tmp_path: Path) -> None:
+    """It may begin with pretrained values, of which they would make copies."""
+    assert load("shakespeare").twins == load("cifar10", {"model.name": "mlp"}).twins == 0.9
+    assert load("cifar10", {"model.name": "hf:folder"}).twins is None
+    assert load("cifar10", {"model.name": "own.py:net", "twins": 0.5}).twins == 0.5
+    file = tmp_path / "own.toml"
+    file.write_text("twins = 0.7\n")
+    assert load(str(file), {"model.name": "hf:folder"}).twins == 0.7

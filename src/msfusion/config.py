@@ -15,6 +15,7 @@ from annotated_types import Ge
 
 from msfusion.data import Data
 from msfusion.errors import UserError
+from msfusion.models import MODELS
 from msfusion.peers.settings import Peers
 from msfusion.runtimes.run import CAPACITIES, Run
 from msfusion.settings import validated
@@ -47,8 +48,13 @@ class Config(Run):
 
 
 def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Read a preset's name or a TOML file, with dotted ``overrides`` (``{"train.lr": 0.1}``) over it."""
+    """Read a preset's name or a TOML file, with dotted ``overrides`` (``{"train.lr": 0.1}``) over it.
+
+    A preset's ``twins`` are for models that begin with random values, so not for one from elsewhere.
+    """
     table, flags = _read(source), overrides or {}
+    if source in presets() and flags.get("model.name", "cnn") not in MODELS:
+        table.pop("twins", None)
     if any(name in flags for name in CAPACITIES):
         table = {key: value for key, value in table.items() if key not in CAPACITIES}
     return filled(Config, flags, table)
