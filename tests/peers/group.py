@@ -31,6 +31,7 @@ from msfusion.runtimes.simulation import Simulation
 PRESET = """
 participants = 4
 server_momentum = 0.5  # so that velocities have to survive what values survive
+twins = 0.9  # so that homes join pieces
 width = 0.5
 rounds = 4
 [model]
