@@ -35,7 +35,7 @@ from typing import Any
 from machine import machine
 
 BIN = Path(sys.executable).parent
-PARTICIPANTS, ROUNDS, SEED = 10, 10, 0
+PARTICIPANTS, ROUNDS, SEED = 10, 60, 0  # so many rounds that steps have become scripts in most
 MODELS = {"cnn": "", "mlp": "hidden = [256, 256]"}
 """Model -> its options, as in TOML."""
 
