@@ -652,6 +652,12 @@ def test_records_hold_the_windows_that_were_trained(tmp_path: Path) -> None:
         assert [sum(b - a for a, b in windows[axis][str(p)]) for p in range(4)] == [width] * 4
 
 
+def test_axes_that_all_train_whole_are_not_pictured(tmp_path: Path) -> None:
+    play(tmp_path, width=0.95)  # 11 of 12 units, and 7 of 7
+    run = read(tmp_path)
+    assert run.header["pictured"] == list(run.rounds[0]["windows"]) == ["first.out"]
+
+
 def test_a_run_without_a_directory_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     play()

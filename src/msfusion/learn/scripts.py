@@ -52,11 +52,11 @@ class Script:
         """The loss; the gradients are left in the parameters, laid out as autograd does it."""
         with torch.no_grad(), optimized_execution(False):  # it would take kernels that round otherwise
             loss, *gradients = self.run(inputs, targets, *self.tensors)
-        known = set()
+        memory = set()
         for parameter, gradient in zip(self.wanted, gradients, strict=True):
-            if gradient.stride() != parameter.stride() or gradient.data_ptr() in known:
+            if gradient.stride() != parameter.stride() or gradient.data_ptr() in memory:
                 gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-            known.add(gradient.data_ptr())
+            memory.add(gradient.data_ptr())
             parameter.grad = gradient
         return loss
 

@@ -32,7 +32,9 @@ class Scribe:
         self._learner = learner
         self._participants = participants
         self._exchange = exchange
-        self._pictured = pictured(dict.fromkeys(axis for p in participants for axis in p.widths))
+        axes = learner.submodels.axes.axes
+        cut = (axis for p in participants for axis, width in p.widths.items() if width < axes[axis].size)
+        self._pictured = pictured(dict.fromkeys(cut))
 
     def facts(self, name: str, axes: AxisMap) -> Facts:
         """The full model and every participant's share and cost."""
