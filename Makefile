@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install -q -c constraints.txt
+PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
 
 .PHONY: demo test deployed lint docs clean
 

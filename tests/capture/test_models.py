@@ -1,5 +1,7 @@
 """Laws that hold for every model of the zoo."""
 
+from typing import Any
+
 import pytest
 import torch
 from laws import (
@@ -21,15 +23,20 @@ from msfusion.capture import capture, permutation_errors
 from msfusion.capture.graph import copy_with, named_tensors
 from msfusion.core.axes import axes_of
 
-parametrised = pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.slow else [])
-        for row in [*ROWS, *VISION_ROWS]
-    ],
-)
+ALL_ROWS = [*ROWS, *VISION_ROWS]
+
+
+def param(row: Row, *more: Any, id: str = "") -> Any:
+    return pytest.param(row, *more, id=row.name + id, marks=[pytest.mark.slow] if row.slow else [])
+
+
+parametrised = pytest.mark.parametrize("row", [param(row) for row in ALL_ROWS])
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is at hand")
-over_widths = pytest.mark.parametrize("inner_only", [False, True], ids=["all axes", "inner axes"])
+over_widths = pytest.mark.parametrize(
+    ("row", "without"),
+    [param(row, (), id=", all axes") for row in ALL_ROWS]
+    + [param(row, row.residual, id=", inner axes") for row in ALL_ROWS if row.residual],
+)
 
 
 @parametrised
@@ -66,11 +73,10 @@ def test_a_model_on_meta_in_train_mode_at_another_batch_size_has_the_same_map(ro
     assert axes.to_json() == captured(row).axes.to_json()
 
 
-@parametrised
 @over_widths
-def test_a_narrow_model_has_the_shapes_of_the_map(row: Row, inner_only: bool) -> None:
+def test_a_narrow_model_has_the_shapes_of_the_map(row: Row, without: tuple[str, ...]) -> None:
     axes, full = captured(row).axes, model_of(row)
-    widths = halved(row, without=row.residual if inner_only else ())
+    widths = halved(row, without=without)
     narrow = captured(row).narrow(widths)
     assert list(narrow.state_dict()) == list(full.state_dict())
     for name, tensor in named_tensors(narrow).items():
@@ -79,21 +85,19 @@ def test_a_narrow_model_has_the_shapes_of_the_map(row: Row, inner_only: bool) ->
         assert tensor.is_meta == (cut or isinstance(tensor, nn.Parameter))
 
 
-@parametrised
 @over_widths
 def test_a_narrow_model_trains_at_another_batch_size_and_on_another_device(
-    row: Row, inner_only: bool
+    row: Row, without: tuple[str, ...]
 ) -> None:
-    widths = halved(row, without=row.residual if inner_only else ())
+    widths = halved(row, without=without)
     assert_trains(row, widths)
     assert_runs_elsewhere(row, widths)
 
 
 @needs_gpu
-@parametrised
 @over_widths
-def test_a_narrow_model_is_the_same_on_a_gpu(row: Row, inner_only: bool) -> None:
-    widths = halved(row, without=row.residual if inner_only else ())
+def test_a_narrow_model_is_the_same_on_a_gpu(row: Row, without: tuple[str, ...]) -> None:
+    widths = halved(row, without=without)
     assert_equals_on(row, widths, torch.device("cuda"))
 
 

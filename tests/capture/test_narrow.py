@@ -1,6 +1,7 @@
 """Narrow modules: what is refused, and the captured graph as a forward."""
 
 import copy
+import inspect
 import threading
 
 import pytest
@@ -185,6 +186,31 @@ class Unfollowable(nn.Module):
 def test_control_flow_on_a_width_runs_as_the_full_model_ran() -> None:
     narrow = capture(Unfollowable(), (torch.randn(2, 6),)).narrow({"a.out": 4})
     assert has_graph(narrow)
+
+
+class Refused(nn.Module):
+    """Its control flow counts an axis, and the graph cannot stand in, as train mode looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if x.shape[1] < 8:
+            x = x.relu()
+        x = x.sigmoid()
+        return self.b(-x if self.training and x.sum() > 0 else x)
+
+
+def test_a_model_that_cannot_be_cut_is_refused_with_the_line_that_differs() -> None:
+    lines, first = inspect.getsourcelines(Refused)
+    number = first + next(i for i, line in enumerate(lines) if "sigmoid" in line)
+    taken = capture(Refused(), (torch.randn(2, 6),))
+    with pytest.raises(
+        UserError, match=rf"test_narrow.py:{number} \(in the model itself\) does not \(expected"
+    ):
+        taken.narrow({"a.out": 4})
 
 
 def test_a_graph_refuses_sizes_that_the_model_cannot_have() -> None:

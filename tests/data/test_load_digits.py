@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from msfusion.data import Data, LabelledImages, fetch, load
+from msfusion.data.digits import bundled
 from msfusion.data.load import mean_and_std
 from msfusion.data.source import choose, stratified_split
 from msfusion.errors import UserError
@@ -23,6 +25,12 @@ def test_digits() -> None:
     assert federation.inputs.shape == (1, 8, 8)
     assert federation.inputs.classes == 10
     assert federation.task == "classification"
+
+
+def test_what_is_read_is_what_scikit_learn_reads() -> None:
+    table, expected = bundled(), load_digits()
+    assert np.array_equal(table[:, :64], expected.data)
+    assert np.array_equal(table[:, 64], expected.target)
 
 
 def test_label_counts_are_those_of_the_datasets() -> None:

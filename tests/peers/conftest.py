@@ -1,4 +1,4 @@
-"""The process from which all peers of a test module are forked."""
+"""The process from which all peers are forked, one for each of pytest's own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from group import PRESET, Nursery, Replay
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     preset = Path(tmp_path_factory.mktemp("preset")) / "small.toml"
     preset.write_text(PRESET)
@@ -16,6 +16,6 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def replay(nursery: Nursery) -> Replay:
     return Replay(nursery)

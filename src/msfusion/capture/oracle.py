@@ -21,7 +21,6 @@ from .graph import (
     first_line,
     module_path,
     quiet,
-    source_line,
     user_line,
 )
 from .propagate import Propagation, shape_of
@@ -65,11 +64,13 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different."""
+    """Where a candidate differs first, in this mode. path: the module; text: what is different; at: the
+    operation of the full model, or where the candidate failed, as ``file:line``."""
 
     path: str
-    line: str
     text: str
+    at: torch.fx.Node | str
+    training: bool
 
 
 def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> Expectation:
@@ -105,15 +106,15 @@ def _first_mismatch(
         graph = capture_graph(candidate, args, kwargs, training=expected.training)
     except UserError as error:
         failed = _failure(candidate, args, kwargs, expected.training)
-        return failed or Mismatch("", "the forward", first_line(error))
+        return failed or Mismatch("", first_line(error), "the forward", expected.training)
     nodes = [node for node in graph.nodes() if _matters(node) and _shapes(node)]
     for want, node in itertools.zip_longest(expected.operations, nodes):
-        if want is None or node is None:
-            at = want.node if want is not None else node
-            return Mismatch(module_path(at), source_line(at), "another number of operations")
-        text = _difference(want, node)
+        if want is None:
+            at = expected.operations[-1].node
+            return Mismatch(module_path(node), "more operations", at, expected.training)
+        text = "fewer operations" if node is None else _difference(want, node)
         if text is not None:
-            return Mismatch(module_path(want.node), source_line(want.node), text)
+            return Mismatch(module_path(want.node), text, want.node, expected.training)
     return None
 
 
@@ -163,7 +164,7 @@ def _failure(
         with torch.no_grad(), mode, quiet():
             shadow(*fake_args, **fake_kwargs)
     except Exception as error:
-        return Mismatch(entered[-1] if entered else "", user_line(error), first_line(error))
+        return Mismatch(entered[-1] if entered else "", first_line(error), user_line(error), training)
     return None
 
 
