@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from msfusion.commands.peer import route, task_of
-from msfusion.config import load
+from msfusion.commands.training import federation_of, simulation_of
+from msfusion.config import Config, load
 from msfusion.core.merge import Contribution
 from msfusion.peers.agreement import Version
 from msfusion.peers.disturbed import Disturbed
@@ -31,6 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load(sys.argv[1])
     tasks = {number: task_of(config, number, own_data=False) for number in range(config.participants)}
+    warm_up(config, tasks[0])
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -42,6 +44,15 @@ def main() -> None:
                 route(sys.argv[1], order["settings"], Link(listen=[f"127.0.0.1:{order['router']}"]))
             os._exit(play(config, tasks[order["number"]], order))
         print(pid, flush=True)
+
+
+def warm_up(config: Config, task: Task) -> None:
+    """Fill PyTorch's caches, which a fork takes along, with what every peer does once: cut the model and
+    count what that costs."""
+    simulation = simulation_of(config, federation_of(config), None, task.captured)
+    for participant in simulation.participants:
+        simulation.learner.submodels.module(participant.widths)
+        simulation.learner.cost(participant, participant.widths)
 
 
 class Member(Peer):
