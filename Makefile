@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
 
+# Modules are compiled where they are first imported, not all 20,000 of them by pip.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test deployed lint docs clean
 
 # Ten participants train one model on handwritten digits; the report is runs/demo/report.html.
@@ -12,7 +15,7 @@ demo: .venv/package
 # Processes that wait for each other, and forks, apart from what takes all of the cores.
 test: lint
 	$(BIN)/pytest -n auto --dist loadgroup -m "not network and not deployed and not processes"
-	$(BIN)/pytest -n 3 -m "processes and not deployed"
+	$(BIN)/pytest -n 3 -m "processes and not deployed" $$(grep -rl --include='test_*.py' mark.processes tests)
 
 # Real peers and SuperNodes, killed and frozen at every point of a round; most of it is waiting.
 deployed: .venv/dev
