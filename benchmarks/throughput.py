@@ -5,7 +5,8 @@ sub-model, on batches that lie ready, and nothing else: no windows, no data, no 
 Rounds of the simulation and of the loop take turns in one process; the simulation's time is all that passes
 between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free. It may be
 more: what has trained for a thousand steps on a CPU runs without Python, and the loop does not
-(learn/scripts.py). The rounds until then do not count.
+(learn/scripts.py). The rounds until then do not count. Images lie in memory as the simulation has them, which
+is not how PyTorch has them by default (learn/known.py).
 
     python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched on --compile]
         [--no-script]
@@ -23,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from msfusion.data.examples import Examples, LabelledImages, TokenBlocks
+from msfusion.learn.known import layout_for
 from msfusion.learn.local import Train
 from msfusion.models import build
 from msfusion.runtimes.run import Problem, Run
@@ -151,10 +153,9 @@ class Bare:
         values = simulation.store.pull(0, windows)
         self.module: nn.Module = copy.deepcopy(simulation.setup.submodels.load(windows, values)).train()
         self.optimizer = stock(self.module, self.train)
-        self.batches = [
-            tuple(part.to(device) for part in data[0].batch(torch.arange(self.train.batch) + step))
-            for step in range(STEPS)
-        ]
+        drawn = [data[0].batch(torch.arange(self.train.batch) + step) for step in range(STEPS)]
+        layout = layout_for(self.module, drawn[0][0].to(device))
+        self.batches = [(x.to(device, memory_format=layout), y.to(device)) for x, y in drawn]
 
     def round(self) -> Clock:
         start = Clock.now()

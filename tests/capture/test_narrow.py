@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from zoo import ROWS, NanoGPT, Row, tokens
 
 from msfusion.capture import capture, permutation_errors
-from msfusion.capture.graph_module import with_graph_forward
+from msfusion.capture.graph_module import runs_graph, with_graph_forward
 from msfusion.capture.narrow import narrow_copy
 from msfusion.errors import UserError
 
 
 def row_named(name: str) -> Row:
     return next(row for row in ROWS if row.name == name)
-
-
-def has_graph(module: nn.Module) -> bool:
-    return "_captured_graphs" in vars(module)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +67,11 @@ def test_ties_and_modes_are_kept() -> None:
 
 def test_the_own_forward_is_kept_where_it_follows() -> None:
     row = row_named("nanogpt")
-    assert not has_graph(captured(row).narrow(halved(row)))
-    assert has_graph(captured(row).narrow(halved(row, without=row.residual)))
-    assert not has_graph(captured(row_named("gpt")).narrow(halved(row_named("gpt"), without=("tokens.out",))))
+    assert not runs_graph(captured(row).narrow(halved(row)))
+    assert runs_graph(captured(row).narrow(halved(row, without=row.residual)))
+    assert not runs_graph(
+        captured(row_named("gpt")).narrow(halved(row_named("gpt"), without=("tokens.out",)))
+    )
 
 
 class Sizes:
@@ -119,7 +117,7 @@ def literal() -> nn.Module:
     torch.manual_seed(0)
     taken = capture(Literal(), (torch.randn(2, 3, 4, 4),), {"scale": 2.0})
     narrow = taken.narrow({"conv.out": 3}).to_empty(device="cpu")
-    assert has_graph(narrow)
+    assert runs_graph(narrow)
     for tensor in (*narrow.parameters(), *narrow.buffers()):
         tensor.data = torch.randn(tensor.shape).abs().to(tensor.dtype)
     return narrow
@@ -185,7 +183,7 @@ class Unfollowable(nn.Module):
 
 def test_control_flow_on_a_width_runs_as_the_full_model_ran() -> None:
     narrow = capture(Unfollowable(), (torch.randn(2, 6),)).narrow({"a.out": 4})
-    assert has_graph(narrow)
+    assert runs_graph(narrow)
 
 
 class Refused(nn.Module):
@@ -215,7 +213,7 @@ def test_a_model_that_cannot_be_cut_is_refused_with_the_line_that_differs() -> N
 
 def test_a_graph_refuses_sizes_that_the_model_cannot_have() -> None:
     narrow = captured(row_named("flatten cnn, literal size")).narrow({"conv2.out": 6}).to_empty(device="cpu")
-    assert has_graph(narrow)
+    assert runs_graph(narrow)
     assert narrow(torch.randn(5, 3, 16, 16)).shape == (5, 10)
     with pytest.raises(UserError, match=r"size \(2, 3, 16, 16\) that was captured, .* got \(5, 3, 16, 20\)"):
         narrow(torch.randn(5, 3, 16, 20))
@@ -234,7 +232,7 @@ class Pooled(nn.Module):
 
 def test_a_graph_is_captured_anew_for_images_of_another_size() -> None:
     narrow = capture(Pooled(), (torch.randn(2, 3, 16, 16),)).narrow({"conv.out": 3}).to_empty(device="cpu")
-    assert has_graph(narrow)
+    assert runs_graph(narrow)
     for parameter in narrow.parameters():
         nn.init.normal_(parameter)
     for size in ((16, 16), (20, 24), (16, 16), (20, 24)):

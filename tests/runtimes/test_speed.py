@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msfusion import Run
 from msfusion.data.examples import LabelledImages
 from msfusion.learn.carried import Carried
+from msfusion.learn.known import layout_for
 from msfusion.learn.local import Train, make_optimizer, train
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import play
@@ -75,9 +76,10 @@ def simulation(participants: int, train: Train, **changes: Any) -> Simulation:
 
 
 def bare(module: nn.Module, config: Train, steps: int) -> None:
-    """The loop that does nothing but train, on batches that lie ready."""
+    """The loop that does nothing but train, on batches that lie ready, as convolutions like them."""
     optimizer = make_optimizer(module, config, 0.1)
     x, y = images().batch(torch.arange(config.batch))
+    x = x.to(memory_format=layout_for(module, x))
     for _ in range(steps):
         optimizer.zero_grad()
         F.cross_entropy(module(x), y).backward()

@@ -151,6 +151,11 @@ def with_graph_forward(module: nn.Module, symbolic: SymbolicGraphs, widths: Widt
     return module
 
 
+def runs_graph(module: nn.Module) -> bool:
+    """Whether the captured graph stands in for the module's forward."""
+    return "_captured_graphs" in vars(module)
+
+
 def _runner(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths) -> Runner | None:
     """Runs the graphs on modules like this one, which is without values."""
     try:

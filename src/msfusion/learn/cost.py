@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.contrast import Compared, Contrast
+from msfusion.learn.known import layout_for
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, update
 from msfusion.learn.objective import Objective
@@ -102,6 +103,8 @@ class _Count:
         self._module = copy_with(module, own).train(training)
         if more:
             self._module.register_forward_pre_hook(lambda _, inputs: (*inputs, *more))
+        with self._mode:
+            self._inputs = self._inputs.to(memory_format=layout_for(self._module, self._inputs))
         if compiling:
             self._module.forward = _compiling_state_context()(self._module.forward)
 

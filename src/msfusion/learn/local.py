@@ -16,6 +16,7 @@ from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared
+from msfusion.learn.known import layout_for
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Kind, Optimizer
 
@@ -82,11 +83,14 @@ def train(
     optimizer = make_optimizer(module, config, lr)
     module.train()
     total = torch.zeros((), device=device)
+    layout: torch.memory_format | None = None
     with seeded(seed, device):
         for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
             due = compared if compared is not None and compared.due(step) else None
-            batch = inputs.to(device), targets.to(device)
-            total += update(module, optimizer, objective, config, *batch, due, passes)
+            inputs, targets = inputs.to(device), targets.to(device)
+            layout = layout or layout_for(module, inputs)
+            inputs = inputs.to(memory_format=layout)
+            total += update(module, optimizer, objective, config, inputs, targets, due, passes)
     return float(total) / config.steps
 
 

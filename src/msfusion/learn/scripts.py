@@ -23,13 +23,11 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.jit import optimized_execution  # type: ignore[attr-defined]
 
+from msfusion.learn.known import is_known
 from msfusion.learn.local import Train, forward_backward, precision, seeded
 from msfusion.learn.objective import Objective
 
 _WORTH = 1000  # steps
-
-_KNOWN = ("msfusion.models.", "torch.nn.")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Unscriptable(Exception):
@@ -84,7 +82,7 @@ class Scripts:
         """As ``local.forward_backward``."""
         each = [(part.shape, part.stride(), part.dtype) for part in (inputs, targets)]
         key = (module, *each)
-        if self._seen[key] == self.worth and objective.custom is None and _known(module):
+        if self._seen[key] == self.worth and objective.custom is None and is_known(module):
             try:
                 self._scripts[key] = scripted(module, objective, config, inputs, targets)
             except Unscriptable as error:
@@ -198,13 +196,3 @@ def _compiled(traced: fx.GraphModule) -> Callable[..., list[Tensor]]:
             warnings.filterwarnings("ignore", message=message)
         program: Callable[..., list[Tensor]] = torch.jit.script(traced)
     return program
-
-
-def _known(module: nn.Module) -> bool:
-    """Whether all code that runs in a step is this project's or PyTorch's."""
-    return all(
-        f"{type(part).__module__}.".startswith(_KNOWN)
-        and "forward" not in vars(part)
-        and not any(getattr(part, hooks) for hooks in _HOOKS)
-        for part in module.modules()
-    )

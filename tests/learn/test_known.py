@@ -1,0 +1,80 @@
+"""How images lie in memory while a model is trained on a CPU."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import TensorDataset
+
+from msfusion.learn.known import layout_for
+from msfusion.learn.local import Train, train
+from msfusion.learn.objective import Objective
+from msfusion.models.cnn import cnn
+from msfusion.models.mlp import mlp
+
+IMAGES = torch.randn(24, 1, 8, 8)
+CONFIG = Train(batch=8, steps=4)
+
+
+class Own(nn.Module):
+    """Asks for memory as it lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).view(-1, 256))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return cnn(10, 1, 8, 2, 8, 16)
+
+
+def trained(module: nn.Module) -> nn.Module:
+    train(module, TensorDataset(IMAGES, torch.arange(24) % 10), Objective(), CONFIG, 0.05, 0)
+    return module
+
+
+class Layouts(TorchDispatchMode):
+    """Whether each convolution is given images with channels innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.innermost: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            _, channels, _, width = args[0].shape
+            self.innermost.append(args[0].stride()[1:] == (1, width * channels, channels))
+        return func(*args, **(kwargs or {}))
+
+
+def test_convolutions_of_known_models_are_given_channels_innermost() -> None:
+    with Layouts() as layouts:
+        trained(small())
+    assert len(layouts.innermost) == 2 * CONFIG.steps
+    assert all(layouts.innermost)
+
+
+def test_other_code_is_given_images_as_they_are() -> None:
+    with Layouts() as layouts:
+        trained(Own())
+    assert layouts.innermost == [False] * CONFIG.steps
+    hooked, graph = small(), small()
+    hooked.register_forward_hook(lambda *_: None)
+    vars(graph)["_captured_graphs"] = None
+    for module in (hooked, graph, Own(), mlp(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        assert layout_for(module, IMAGES) is torch.preserve_format
+    assert layout_for(small(), IMAGES[0]) is torch.preserve_format
+    assert layout_for(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), IMAGES) is torch.channels_last
+
+
+def test_it_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    innermost = trained(small()).state_dict()
+    monkeypatch.setattr("msfusion.learn.local.layout_for", lambda *_: torch.preserve_format)
+    for name, value in trained(small()).state_dict().items():
+        torch.testing.assert_close(innermost[name], value, rtol=1e-4, atol=1e-5)
