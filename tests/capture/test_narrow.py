@@ -189,25 +189,29 @@ def test_control_flow_on_a_width_runs_as_the_full_model_ran() -> None:
 class Refused(nn.Module):
     """Its control flow counts an axis, and the graph cannot stand in, as train mode looks at values."""
 
-    def __init__(self) -> None:
+    def __init__(self, early: bool) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+        self.a, self.b, self.early = nn.Linear(6, 8), nn.Linear(8, 4), early
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.a(x)
-        if x.shape[1] < 8:
+        narrow = x.shape[1] < 8
+        if self.early and narrow:
             x = x.relu()
         x = x.sigmoid()
-        return self.b(-x if self.training and x.sum() > 0 else x)
+        y = self.b(-x if self.training and x.sum() > 0 else x)
+        if narrow:
+            y = y.tanh()
+        return y
 
 
-def test_a_model_that_cannot_be_cut_is_refused_with_the_line_that_differs() -> None:
+@pytest.mark.parametrize(("early", "differs"), [(True, "sigmoid"), (False, "tanh")])
+def test_a_model_that_cannot_be_cut_is_refused_with_the_line_that_differs(early: bool, differs: str) -> None:
+    """Where another operation is expected, and where none is."""
     lines, first = inspect.getsourcelines(Refused)
-    number = first + next(i for i, line in enumerate(lines) if "sigmoid" in line)
-    taken = capture(Refused(), (torch.randn(2, 6),))
-    with pytest.raises(
-        UserError, match=rf"test_narrow.py:{number} \(in the model itself\) does not \(expected"
-    ):
+    number = first + next(i for i, line in enumerate(lines) if differs in line)
+    taken = capture(Refused(early), (torch.randn(2, 6),))
+    with pytest.raises(UserError, match=rf"test_narrow.py:{number} \(in the model itself\) does not"):
         taken.narrow({"a.out": 4})
 
 

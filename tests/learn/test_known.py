@@ -60,6 +60,15 @@ def test_convolutions_of_known_models_are_given_channels_innermost() -> None:
     assert all(layouts.innermost)
 
 
+def test_a_loss_of_the_users_own_is_given_what_the_model_makes_of_images_as_they_are() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3))
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        return (output.view(len(output), -1).mean(1) - targets).square().mean()
+
+    train(module, TensorDataset(IMAGES, torch.zeros(24)), Objective(loss), CONFIG, 0.05, 0)
+
+
 def test_other_code_is_given_images_as_they_are() -> None:
     with Layouts() as layouts:
         trained(Own())
@@ -67,13 +76,22 @@ def test_other_code_is_given_images_as_they_are() -> None:
     hooked, graph = small(), small()
     hooked.register_forward_hook(lambda *_: None)
     vars(graph)["_captured_graphs"] = None
-    for module in (hooked, graph, Own(), mlp(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+    for module in (
+        hooked,
+        graph,
+        nn.Sequential(graph),
+        Own(),
+        mlp(),
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+    ):
         assert layout_for(module, IMAGES) is torch.preserve_format
     assert layout_for(small(), IMAGES[0]) is torch.preserve_format
     assert layout_for(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), IMAGES) is torch.channels_last
 
 
-def test_it_changes_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dropout_of_images_only_rounding_differs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     innermost = trained(small()).state_dict()
     monkeypatch.setattr("msfusion.learn.local.layout_for", lambda *_: torch.preserve_format)
     for name, value in trained(small()).state_dict().items():

@@ -78,12 +78,12 @@ def capture_graph(
     *,
     training: bool = False,
     symbolic: bool = False,
-    lines: bool = False,
+    lines: bool = True,
 ) -> Graph:
     """Export the model on tensors that hold no memory; the model itself is not touched.
 
     symbolic: the sizes of the inputs are variables, where the model allows it.
-    lines: operations know the line that made them (``source_line``), which takes a sixth more time.
+    lines: operations know the line that made them (``source_line``); without, it takes a sixth less time.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if symbolic else None)
     shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)

@@ -74,7 +74,7 @@ class SymbolicGraphs:
     @cached_property
     def modes(self) -> dict[bool, SymbolicGraph]:
         graphs = [
-            capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True)
+            capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True, lines=False)
             for training in (False, True)
         ]
         derived = derive(self.model, graphs, self.overrides)

@@ -22,7 +22,7 @@ from msfusion.errors import UserError
 
 from .derive import Derived
 from .describe import describe, described_sizes
-from .graph import Graph, capture_graph, copy_with, module_path, named_tensors, source_line
+from .graph import Graph, copy_with, module_path, named_tensors
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch
 from .resize import Change, Sizes, changes
@@ -88,24 +88,16 @@ def narrow_module(source: Source, widths: Widths) -> nn.Module:
     assert mismatch is not None
     replaced = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)
     if replaced is None:
-        raise _refusal(source, mismatch)
+        raise _refusal(first_mismatch(expected, module, source.args, source.kwargs, lines=True) or mismatch)
     return replaced
 
 
-def _refusal(source: Source, mismatch: Mismatch) -> UserError:
+def _refusal(mismatch: Mismatch) -> UserError:
     name = mismatch.path or "the model itself"
-    line = mismatch.at if isinstance(mismatch.at, str) else _line(source, mismatch.at, mismatch.training)
     return UserError(
-        f"expected a forward that follows the sizes of its tensors, but {line} (in {name}) does not"
+        f"expected a forward that follows the sizes of its tensors, but {mismatch.line} (in {name}) does not"
         f" ({mismatch.text}); take sizes there from x.shape or from an attribute of the module"
     )
-
-
-def _line(source: Source, operation: torch.fx.Node, training: bool) -> str:
-    """``file:line`` of an operation of the full model, by capturing it once more with lines."""
-    graph = next(graph for graph in source.graphs if graph.training == training)
-    again = capture_graph(source.model, source.args, source.kwargs, training=training, lines=True)
-    return source_line(list(again.nodes())[list(graph.nodes()).index(operation)])
 
 
 def _set_own_sizes(module: nn.Module, wanted: list[Change]) -> None:

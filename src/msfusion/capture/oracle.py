@@ -21,6 +21,7 @@ from .graph import (
     first_line,
     module_path,
     quiet,
+    source_line,
     user_line,
 )
 from .propagate import Propagation, shape_of
@@ -64,13 +65,11 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where a candidate differs first, in this mode. path: the module; text: what is different; at: the
-    operation of the full model, or where the candidate failed, as ``file:line``."""
+    """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different."""
 
     path: str
+    line: str
     text: str
-    at: torch.fx.Node | str
-    training: bool
 
 
 def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> Expectation:
@@ -93,28 +92,37 @@ def first_mismatch(
     candidate: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    *,
+    lines: bool = False,
 ) -> Mismatch | None:
-    """Export the candidate and compare it operation by operation; None where all are as expected."""
-    mismatches = (_first_mismatch(one, candidate, args, kwargs) for one in expected)
+    """Export the candidate and compare it operation by operation; None where all are as expected.
+
+    lines: of operations that only the candidate has, too; see ``capture_graph``.
+    """
+    mismatches = (_first_mismatch(one, candidate, args, kwargs, lines) for one in expected)
     return next((mismatch for mismatch in mismatches if mismatch is not None), None)
 
 
 def _first_mismatch(
-    expected: Expectation, candidate: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    expected: Expectation,
+    candidate: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    lines: bool,
 ) -> Mismatch | None:
     try:
-        graph = capture_graph(candidate, args, kwargs, training=expected.training)
+        graph = capture_graph(candidate, args, kwargs, training=expected.training, lines=lines)
     except UserError as error:
         failed = _failure(candidate, args, kwargs, expected.training)
-        return failed or Mismatch("", first_line(error), "the forward", expected.training)
+        return failed or Mismatch("", "the forward", first_line(error))
     nodes = [node for node in graph.nodes() if _matters(node) and _shapes(node)]
     for want, node in itertools.zip_longest(expected.operations, nodes):
-        if want is None:
-            at = expected.operations[-1].node
-            return Mismatch(module_path(node), "more operations", at, expected.training)
-        text = "fewer operations" if node is None else _difference(want, node)
+        if want is None or node is None:
+            at = want.node if want is not None else node
+            return Mismatch(module_path(at), source_line(at), "another number of operations")
+        text = _difference(want, node)
         if text is not None:
-            return Mismatch(module_path(want.node), text, want.node, expected.training)
+            return Mismatch(module_path(want.node), source_line(want.node), text)
     return None
 
 
@@ -164,7 +172,7 @@ def _failure(
         with torch.no_grad(), mode, quiet():
             shadow(*fake_args, **fake_kwargs)
     except Exception as error:
-        return Mismatch(entered[-1] if entered else "", first_line(error), user_line(error), training)
+        return Mismatch(entered[-1] if entered else "", user_line(error), first_line(error))
     return None
 
 

@@ -20,11 +20,12 @@ def is_known(module: nn.Module) -> bool:
 
 
 def layout_for(module: nn.Module, example: Tensor) -> torch.memory_format:
-    """How its inputs are to lie in memory: images with channels innermost, in which convolutions on a CPU
-    take a quarter less time. Code may ask for memory as it lies (``view``), and captured graphs do, so
-    others than known models get theirs as they are."""
+    """How its inputs are to lie in memory: images with channels innermost, in which steps of the shipped
+    convolutional models take a fifth to a third less time on a CPU. Parameters come out the same but for
+    rounding, and but for dropout of images, which draws in the order of memory. Code may ask for memory as it
+    lies (``view``), and captured graphs do, so others than known models get theirs as they are."""
     images = example.ndim == 4 and example.device.type == "cpu"
-    if images and _convolves(module) and is_known(module) and not runs_graph(module):
+    if images and _convolves(module) and is_known(module) and not any(map(runs_graph, module.modules())):
         return torch.channels_last
     return torch.preserve_format
 

@@ -83,7 +83,7 @@ def train(
     optimizer = make_optimizer(module, config, lr)
     module.train()
     total = torch.zeros((), device=device)
-    layout: torch.memory_format | None = None
+    layout = None if objective.custom is None else torch.preserve_format  # a loss of the user's may want that
     with seeded(seed, device):
         for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
             due = compared if compared is not None and compared.due(step) else None
