@@ -5,11 +5,11 @@ sub-model, on batches that lie ready, and nothing else: no windows, no data, no 
 Rounds of the simulation and of the loop take turns in one process; the simulation's time is all that passes
 between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free. It may be
 more: what has trained for a thousand steps on a CPU runs without Python, and the loop does not
-(learn/scripts.py). The rounds until then do not count. Images lie in memory as the simulation has them, which
-is not how PyTorch has them by default (learn/known.py).
+(learn/scripts.py). The rounds until then do not count. The loop's images lie in memory as the simulation has
+them (learn/known.py), with ``--plain`` as PyTorch does.
 
     python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched on --compile]
-        [--no-script]
+        [--no-script] [--plain]
 """
 
 import argparse
@@ -55,12 +55,14 @@ def main() -> None:
         "--compile", action="store_true", help="the simulation alone; the loop stays as it is"
     )
     parser.add_argument("--no-script", action="store_true", help="as in the rounds that do not count")
+    parser.add_argument("--plain", action="store_true", help="the loop's images as PyTorch lays them")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
         f"{machine()}; {PARTICIPANTS} participants, {STEPS} steps of 32 examples, batched {arguments.batched}"
         + (", compiled" if arguments.compile else "")
         + (", no scripts" if arguments.no_script else "")
+        + (", a plain loop" if arguments.plain else "")
     )
     print()
     print("| model | parameters each | examples/s, simulation | bare loop | ratio | of processor time |")
@@ -68,10 +70,10 @@ def main() -> None:
     for name in arguments.models.split(","):
         settings = {"device": arguments.device, "batched": arguments.batched, "compile": arguments.compile}
         settings["script"] = not arguments.no_script
-        print(row(name, arguments.rounds, **settings), flush=True)
+        print(row(name, arguments.rounds, plain=arguments.plain, **settings), flush=True)
 
 
-def row(name: str, rounds: int, **settings: Any) -> str:
+def row(name: str, rounds: int, *, plain: bool, **settings: Any) -> str:
     options, shape, share, train = CASES[name]
     torch.manual_seed(0)
     data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
@@ -85,7 +87,7 @@ def row(name: str, rounds: int, **settings: Any) -> str:
         **settings,
     )
     simulation = Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
-    loop = Bare(simulation, data)
+    loop = Bare(simulation, data, plain)
     ours: list[Clock] = []
     bare: list[Clock] = []
     began, rounds_done = Clock.now(), 0
@@ -146,7 +148,7 @@ def stock(module: nn.Module, train: Train) -> torch.optim.Optimizer:
 class Bare:
     """The loop that does nothing else."""
 
-    def __init__(self, simulation: Simulation, data: list[Examples]) -> None:
+    def __init__(self, simulation: Simulation, data: list[Examples], plain: bool) -> None:
         one, self.train = simulation.participants[0], simulation.config.train
         learner, device = simulation.learner, simulation.setup.submodels.device
         windows = learner.windows(0, one)
@@ -154,7 +156,8 @@ class Bare:
         self.module: nn.Module = copy.deepcopy(simulation.setup.submodels.load(windows, values)).train()
         self.optimizer = stock(self.module, self.train)
         drawn = [data[0].batch(torch.arange(self.train.batch) + step) for step in range(STEPS)]
-        layout = layout_for(self.module, drawn[0][0].to(device))
+        own = layout_for(self.module, drawn[0][0].to(device))
+        layout = torch.preserve_format if plain else own
         self.batches = [(x.to(device, memory_format=layout), y.to(device)) for x, y in drawn]
 
     def round(self) -> Clock:

@@ -87,7 +87,7 @@ def narrow_module(source: Source, widths: Widths) -> nn.Module:
             break
     assert mismatch is not None
     replaced = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)
-    if replaced is None:
+    if replaced is None:  # once more with lines; what depends on chance may fit now
         raise _refusal(first_mismatch(expected, module, source.args, source.kwargs, lines=True) or mismatch)
     return replaced
 

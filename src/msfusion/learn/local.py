@@ -83,7 +83,8 @@ def train(
     optimizer = make_optimizer(module, config, lr)
     module.train()
     total = torch.zeros((), device=device)
-    layout = None if objective.custom is None else torch.preserve_format  # a loss of the user's may want that
+    # A loss of the user's own may view what a model makes of images, as other code may the images.
+    layout = None if objective.custom is None else torch.preserve_format
     with seeded(seed, device):
         for step, (inputs, targets) in enumerate(batches(data, config.batch, config.steps, seed)):
             due = compared if compared is not None and compared.due(step) else None
