@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "momentum, sampled": {"server_momentum": 0.5, "sample": 0.7, "rounds": 4},
     "twins": {"twins": 0.9, "server_momentum": 0.5, "rounds": 4},
     "twins, tied": {"twins": 1.0, "method": "msfusion:residual-cut"},
-    "unseen labels": {"mask_unseen": True},
+    "unseen labels": {"mask_unseen": True, "logit_adjustment": 1.0},
     "fedrolex": {"method": "fedrolex"},
     "fedavg": {"method": "fedavg"},
 }

@@ -63,6 +63,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "random"},
     {"method": "standalone"},
     {"method": "fedavg"},
+    {"logit_adjustment": 1.0},
     {"mask_unseen": True, "sample": 0.8, "loss_rate": 0.2, "late_rate": 0.3, "rounds": 4},
 ]
 

@@ -69,6 +69,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"method": "fjord", "width": (1.0, 0.5, 0.25)},
     {"method": "standalone"},
     {"method": "fedavg", "width": 1.0},
+    {"logit_adjustment": 1.0},
     {"mask_unseen": True, "sample": 0.6, "loss_rate": 0.2, "late_rate": 0.3, "rounds": 5},
     {"twins": 0.9, "server_momentum": 0.5},
 ]

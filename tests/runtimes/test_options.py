@@ -14,6 +14,7 @@ from msfusion.config import load
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
+from msfusion.learn.labels import logit_adjustment
 from msfusion.learn.methods import METHODS
 from msfusion.models import build
 from msfusion.records import read
@@ -199,6 +200,52 @@ def test_a_loss_without_classes_has_no_mask() -> None:
         )
 
 
+# --- logit adjustment
+
+
+def test_adjusted_training_is_that_of_adjusted_logits() -> None:
+    """One participant with 12, 6 and 0 of three labels; its only step, beside one by hand."""
+    inputs = torch.randn(18, 5, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(inputs, torch.arange(18) // 12)
+    model, expected = net(dropout=0.0), net(dropout=0.0)
+    train = {"batch": 18, "steps": 1, "momentum": 0.0}
+    run = settings(method="fedavg", rounds=1, logit_adjustment=0.5, train=train)
+    trained = msfusion.simulate(model, [data], TEST, run).model
+
+    shares = torch.tensor([13 / 21, 7 / 21, 1 / 21])
+    logits = expected(inputs) + 0.5 * shares.log()
+    torch.nn.functional.cross_entropy(logits, data.tensors[1]).backward()
+    for name, value in expected.named_parameters():
+        assert value.grad is not None
+        torch.testing.assert_close(dict(trained.named_parameters())[name], value - 0.1 * value.grad)
+
+
+def test_labels_that_are_equally_frequent_need_no_adjustment() -> None:
+    assert torch.equal(logit_adjustment({0: 3, 1: 3}, 2, 1.0), torch.full((2,), 0.5).log())
+    assert not same(state(play(logit_adjustment=1.0)), state(play()))
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "vit", "mlp"])
+def test_the_bias_of_the_head_is_added_to_the_output(name: str) -> None:
+    module, example = build(name, None, {})
+    bias = capture(module, example).head_bias()
+    assert bias is not None
+    before = module.eval()(*example)
+    shift = torch.arange(float(before.shape[-1]))
+    module.get_parameter(bias).data += shift
+    torch.testing.assert_close(module(*example), before + shift)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [torch.nn.Linear(8, 3, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.ReLU())],
+)
+def test_a_model_that_adds_no_bias_is_not_adjusted(last: torch.nn.Module) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), last)
+    with pytest.raises(UserError, match="logit_adjustment"):
+        msfusion.simulate(model, participants(), TEST, settings(logit_adjustment=1.0))
+
+
 # --- settings
 
 
@@ -219,6 +266,7 @@ def test_a_loss_without_classes_has_no_mask() -> None:
         ("loss_rate", 0.5, 1.5),
         ("late_rate", 0.5, -0.5),
         ("mask_unseen", True, 7),
+        ("logit_adjustment", 1, -1),
     ],
 )
 def test_every_option_is_a_setting_with_bounds(key: str, good: Any, bad: Any) -> None:

@@ -66,6 +66,7 @@ CASES: list[dict[str, Any]] = [
     {},
     {"contrast": Contrast(1.0)},
     {"contrast": Contrast(1.0), "sample": 0.6, "late_rate": 0.4, "loss_rate": 0.2},
+    {"logit_adjustment": 0.5, "contrast": Contrast(weight=1.0)},
     {"mask_unseen": True, "width": (1.0, 0.5, 0.25)},
     {"method": "standalone"},
     {"method": "random", "train": Train(batch=8, steps=3, optimizer="adamw", clip=1.0)},

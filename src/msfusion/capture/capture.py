@@ -29,7 +29,7 @@ class Capture:
 
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
-        classes = output_of(self._source.graphs[0]).shape[-1]
+        classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]
         places = [
             (name, int(dimension))
             for name, _, dimension in (
@@ -37,6 +37,16 @@ class Capture:
             )
         ]
         return {name: d for name, d in places if self.axes.tensors[name][d] == Fixed(classes)}
+
+    def head_bias(self) -> str | None:
+        """The parameter with one entry per class that a last linear layer adds to the model's output; None
+        where the output is made otherwise."""
+        graph = self._source.graphs[0]
+        output = output_of(graph)
+        if output.target != torch.ops.aten.linear.default or len(output.args) < 3:
+            return None
+        bias = output.args[2]
+        return graph.inputs.get(bias) if isinstance(bias, torch.fx.Node) else None
 
     def narrow(self, widths: Mapping[str, int]) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.

@@ -94,15 +94,18 @@ def _pin_outputs(graph: Graph, output: Any) -> None:
             pin(label, OUTPUT)
 
 
-def output_of(graph: Graph) -> torch.Tensor:
-    """The first tensor of what reaches the loss, without values."""
+def output_of(graph: Graph) -> torch.fx.Node:
+    """The first tensor of what reaches the loss."""
     spec, (nodes,) = graph.program.call_spec.out_spec, graph.top.output_node().args
     assert spec is not None
     assert isinstance(nodes, Sequence)
-    values = [node.meta["val"] if isinstance(node, torch.fx.Node) else node for node in nodes]
-    main = main_output(pytree.tree_unflatten(values[-spec.num_leaves :], spec))
-    tensor = next(value for value in pytree.tree_leaves(main) if isinstance(value, torch.Tensor))
-    return tensor
+    main = main_output(pytree.tree_unflatten(list(nodes)[-spec.num_leaves :], spec))
+    found: torch.fx.Node = next(
+        node
+        for node in pytree.tree_leaves(main)
+        if isinstance(node, torch.fx.Node) and isinstance(node.meta["val"], torch.Tensor)
+    )
+    return found
 
 
 @dataclass

@@ -30,12 +30,14 @@ class Participant:
 
     widths: units of each cut axis that it can afford.
     seen: labels that it has seen, where rows of the head for others are left out of its contribution.
+    offsets: parameter -> what is added to it while the participant trains, and to nothing that it hands over.
     """
 
     number: int
     data: Dataset[Any]
     widths: Mapping[str, int]
     seen: Units | None = None
+    offsets: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def examples(self) -> int:
@@ -101,8 +103,9 @@ class Learner:
         lend: the contribution's values are the module's own, and hold until the next one trains.
         Raises Diverged where the loss is not finite.
         """
-        module = self.submodels.load(windows, values)
-        compared = self._compared(windows, values, previous)
+        offsets = participant.offsets
+        module = self.submodels.load(windows, _moved(values, offsets))
+        compared = self._compared(windows, values, previous, offsets)
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
         with self._batch_norm_explained(participant):
@@ -110,7 +113,7 @@ class Learner:
             loss = train(*own, lr, seed, compared, self.passes)
         _check_loss(round, participant, loss)
         trained = self.submodels.unload(windows, module, lend=lend)
-        return self.contribution(participant, windows, trained), loss
+        return self.contribution(participant, windows, _moved(trained, offsets, -1.0)), loss
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
@@ -120,7 +123,10 @@ class Learner:
         assert self.together is not None
 
         def fill(place: int, into: Mapping[str, Tensor]) -> None:
-            store.pull(group[place].participant.number, group[place].windows, into)
+            one = group[place]
+            store.pull(one.participant.number, one.windows, into)
+            for name, offset in one.participant.offsets.items():
+                into[name].add_(offset.to(into[name]))
 
         work = Group(
             widths=[widths_of(one.windows) for one in group],
@@ -139,8 +145,9 @@ class Learner:
         self, round: int, group: Sequence[Ready], trained: Generator[Trained]
     ) -> Generator[tuple[Contribution, float]]:
         with closing(trained):
-            for one, (values, loss) in zip(group, trained, strict=True):
+            for one, (shifted, loss) in zip(group, trained, strict=True):
                 _check_loss(round, one.participant, loss)
+                values = _moved(shifted, one.participant.offsets, -1.0)
                 yield self.contribution(one.participant, one.windows, values), loss
 
     def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
@@ -171,7 +178,11 @@ class Learner:
         return Contribution(participant.number, windows, values, participant.examples, only)
 
     def _compared(
-        self, windows: Selection, values: Mapping[str, Tensor], previous: Contribution | None
+        self,
+        windows: Selection,
+        values: Mapping[str, Tensor],
+        previous: Contribution | None,
+        offsets: Mapping[str, Tensor],
     ) -> Compared | None:
         """The pulled values, and those with the previous ones on the units that both windows hold."""
         if self.contrast is None or previous is None:
@@ -183,8 +194,8 @@ class Learner:
         }
         return Compared(
             self.contrast,
-            merged=self.submodels.scaled(windows, values),
-            previous=self.submodels.scaled(windows, {**values, **own}),
+            merged=self.submodels.scaled(windows, _moved(values, offsets)),
+            previous=self.submodels.scaled(windows, _moved({**values, **own}, offsets)),
         )
 
     @contextmanager
@@ -200,6 +211,16 @@ class Learner:
                 f"batches of {min(self.config.batch, participant.examples)}; raise train.batch or "
                 "data.min_examples, or take a model without batch norm"
             ) from None
+
+
+def _moved(
+    values: Mapping[str, Tensor], offsets: Mapping[str, Tensor], by: float = 1.0
+) -> Mapping[str, Tensor]:
+    """The values, those that have offsets plus so many times these."""
+    return {
+        **values,
+        **{name: values[name] + by * offset.to(values[name]) for name, offset in offsets.items()},
+    }
 
 
 def _check_loss(round: int, participant: Participant, loss: float) -> None:

@@ -55,6 +55,8 @@ class Run:
     loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
     late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
     mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
+    # Train as for labels that are equally frequent with every participant; 1: fully
+    logit_adjustment: Annotated[float, Ge(0)] = 0.0
     device: str = "cpu"  # or cuda, cuda:1: where to compute
     threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
     workers: Workers = "auto"  # processes that train: one per core, or so many

@@ -1,7 +1,8 @@
 """What every runtime derives alike from the settings and the captured model; it looks at no values."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +11,16 @@ from torch.utils.data import Dataset
 
 from msfusion.capture import Capture
 from msfusion.core import widths
-from msfusion.core.axes import AxisMap, Units, Widths, runs_of
+from msfusion.core.axes import AxisMap, Widths, runs_of
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.twins import Twins
 from msfusion.core.windows import DoubleShift, Schedule
-from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
 from msfusion.learn.initial import Copies
+from msfusion.learn.labels import label_counts, logit_adjustment
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
@@ -56,6 +57,7 @@ class Setup:
         self.parameters = list(parameters)
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
+        self.bias = bias_of(captured, objective) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
         self._check_compiled()
         alone = run.compile and run.batched != "on"
@@ -94,7 +96,15 @@ class Setup:
 
     def participant(self, number: int, data: Dataset[Any]) -> Participant:
         """An owner of ``data``, with the widths that the settings give it."""
-        return Participant(number, data, self.widths(number), labels_of(data) if self.head else None)
+        counts = label_counts(data) if self.head or self.bias else Counter()
+        seen = runs_of(sorted(counts)) if self.head else None
+        return Participant(number, data, self.widths(number), seen, self._offsets(counts))
+
+    def _offsets(self, counts: Mapping[int, int]) -> dict[str, Tensor]:
+        if self.bias is None:
+            return {}
+        (classes,) = self.captured.axes.shape(self.bias, {})
+        return {self.bias: logit_adjustment(counts, classes, self.run.logit_adjustment)}
 
     def widths(self, participant: int) -> dict[str, int]:
         """The width plan of a participant."""
@@ -188,12 +198,16 @@ def head_of(captured: Capture, objective: Objective) -> dict[str, int]:
     return head
 
 
-def labels_of(data: Dataset[Any]) -> Units:
-    """The labels in a dataset."""
-    seen: set[int] = set()
-    for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
-        seen.update(fetch(data, index, None)[1].flatten().tolist())
-    return runs_of(sorted(seen))
+def bias_of(captured: Capture, objective: Objective) -> str:
+    """The parameter that is added to the logits; raises UserError where there is none."""
+    bias = captured.head_bias() if objective.classes else None
+    if bias is None:
+        why = "the model's last layer has no bias" if objective.classes else "the loss is of its own"
+        raise UserError(
+            f"expected a model whose last layer is linear with a bias for logit_adjustment, but {why}; "
+            "leave it at 0"
+        )
+    return bias
 
 
 def attendance_of(run: Run, *, exchange: bool) -> Attendance:
