@@ -122,7 +122,7 @@ def test_the_loss_falls(row: Row) -> None:
         windows = learner.windows(0, participant)
         values = store.pull(participant.number, windows)
         before = loss_of(learner.submodels.load(windows, values), own, objective)
-        contribution, _ = learner.train(0, participant, windows, values)
+        contribution, _, _ = learner.train(0, participant, windows, values)
         after = learner.submodels.load(windows, {**values, **contribution.values})
         assert loss_of(after, own, objective) < before
     first = simulation.evaluate().loss

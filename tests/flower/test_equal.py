@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "twins": {"twins": 0.9, "server_momentum": 0.5, "rounds": 4},
     "twins, tied": {"twins": 1.0, "method": "msfusion:residual-cut"},
     "unseen labels": {"mask_unseen": True, "logit_adjustment": 1.0},
+    "optimizers kept": {"train.keep_optimizer": True, "train.optimizer": "adamw", "twins": 0.9, "rounds": 4},
     "fedrolex": {"method": "fedrolex"},
     "fedavg": {"method": "fedavg"},
 }

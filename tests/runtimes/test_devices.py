@@ -115,7 +115,7 @@ def test_values_and_a_previous_contribution_that_lie_on_the_cpu() -> None:
     )
     learner, one = setup.learner(setup.first_overlap()), here.participants[0]
     first, second = (learner.windows(round, one) for round in (0, 1))
-    kept, _ = here.learner.train(0, one, first, here.store.pull(0, first))
+    _, _, kept = here.learner.train(0, one, first, here.store.pull(0, first))
     with Elsewhere():
-        found, _ = learner.train(1, one, second, here.store.pull(0, second), kept)
+        found, _, _ = learner.train(1, one, second, here.store.pull(0, second), kept)
     assert {value.device for value in found.values.values()} == {ELSEWHERE}

@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 import msfusion
 from msfusion.capture import capture
 from msfusion.config import load
+from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
@@ -329,3 +330,48 @@ def test_what_a_simulation_alone_can_do_is_refused_elsewhere(key: str, value: fl
         UserError, match=f"{key} = .* among peers, got {value}: it works in a simulation only"
     ):
         check_real(Run(share=0.5, **{key: value}), "among peers")  # type: ignore[arg-type]
+
+
+# --- optimizers that are kept
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_rounds_of_one_step_are_one_round_of_steps(optimizer: str) -> None:
+    """One participant with one batch: where its optimizer is kept, it does not matter when a round ends."""
+
+    def trained(rounds: int, keep: bool) -> dict[str, torch.Tensor]:
+        train = {
+            "steps": 4 // rounds,
+            "batch": 40,
+            "optimizer": optimizer,
+            "lr": 0.01,
+            "keep_optimizer": keep,
+        }
+        run = settings(method="fedavg", rounds=rounds, train=train)
+        return state(msfusion.simulate(net(norm=False, dropout=0.0), participants((40,)), TEST, run))
+
+    whole = trained(1, True)
+    for name, value in trained(4, True).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6)
+    assert max(float((value - whole[name]).abs().max()) for name, value in trained(4, False).items()) > 1e-3
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_twins_go_on_with_what_their_twins_have_learned(optimizer: str) -> None:
+    """Tied by 1, with widths that divide, MSfusion is a small model in copies wherever its windows are, and
+    so it stays where optimizers are kept; the small model is trained in windows that do not move."""
+
+    def small_in_copies() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(5, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
+
+    still = small_in_copies()
+    axes = capture(still, (TEST.tensors[0][:2],)).axes
+    Twins(axes, dict.fromkeys(axes.cuttable, 6), 1.0).start_(
+        {name: p.detach() for name, p in still.named_parameters()}, 1.0
+    )
+    train = {"optimizer": optimizer, "lr": 0.01, "keep_optimizer": True}
+    expected = state(play(model=still, method="heterofl", rounds=4, train=train))
+    got = state(play(model=small_in_copies(), method="msfusion", twins=1.0, rounds=4, train=train))
+    torch.testing.assert_close(got["0.weight"][:6], expected["0.weight"][:6])
+    torch.testing.assert_close(got["2.weight"][:, :6], expected["2.weight"][:, :6])

@@ -122,6 +122,8 @@ WAYS: list[dict[str, Any]] = [
     {"late_rate": 0.5, "contrast": Contrast(1.0), "rounds": 5},
     {"late_rate": 0.5, "method": "fedavg", "sample": 0.8},
     {"contrast": Contrast(0.5, on="logits"), "method": "msfusion:residual-cut"},
+    {"train": {"keep_optimizer": True}, "contrast": Contrast(1.0), "late_rate": 0.5},
+    {"train": {"keep_optimizer": True, "optimizer": "adamw", "lr": 0.01}, "twins": 0.9, "sample": 0.7},
 ]
 
 

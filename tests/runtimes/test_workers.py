@@ -67,6 +67,8 @@ CASES: list[dict[str, Any]] = [
     {"contrast": Contrast(1.0)},
     {"contrast": Contrast(1.0), "sample": 0.6, "late_rate": 0.4, "loss_rate": 0.2},
     {"logit_adjustment": 0.5, "contrast": Contrast(weight=1.0)},
+    {"train": Train(batch=8, steps=3, optimizer="adam", keep_optimizer=True), "twins": 0.9, "sample": 0.6},
+    {"train": Train(batch=8, steps=3, keep_optimizer=True), "contrast": Contrast(1.0), "width": (0.5, 0.25)},
     {"mask_unseen": True, "width": (1.0, 0.5, 0.25)},
     {"method": "standalone"},
     {"method": "random", "train": Train(batch=8, steps=3, optimizer="adamw", clip=1.0)},
@@ -300,7 +302,7 @@ def test_shared_tensors_lie_apart_and_are_seen_by_a_child() -> None:
 
 
 def test_memory_is_that_of_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two sub-models per worker, whatever the number of participants; twice that with previous ones."""
+    """Two sub-models per worker, whatever the number of participants, and room for what two remember."""
     made: list[int] = []
     plain = Shared.__init__
 
@@ -310,12 +312,16 @@ def test_memory_is_that_of_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Shared, "__init__", counting)
     data = [examples(9, i) for i in range(12)]
-    for changes, slots in (({}, 4), ({"contrast": Contrast(1.0)}, 8)):
+    kept = Train(optimizer="adam", lr=0.01, keep_optimizer=True)
+    for changes, memories in (({}, 0), ({"contrast": Contrast(1.0)}, 1), ({"train": kept}, 2)):
         made.clear()
         run = simulation(2, data=data, **changes)
         run.run()
-        each = size_of(run.setup.submodels.shapes(run.participants[0].widths))
-        assert made == [each] * slots
+        shapes = run.setup.submodels.shapes(run.participants[0].widths)
+        parameters = size_of({n: t for n, t in shapes.items() if isinstance(t, nn.Parameter)})
+        assert made[::2] == [size_of(shapes)] * 4
+        steps = 64 * len(list(run.model.parameters())) * (memories == 2)  # a number in a line of its own
+        assert made[1::2] == [memories * parameters + steps] * 4
 
 
 def test_carried_values_are_no_slots() -> None:

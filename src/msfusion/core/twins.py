@@ -92,8 +92,12 @@ class Twins:
     def of_rows(self, name: str) -> Tensor | None:
         """The kind of every row of a tensor, int64; None where no row has a twin."""
         dims = self._axes.tensors[name]
-        own = self._kinds(dims[0], False, torch.device("cpu")) if dims else None
-        return own.of if own is not None and len(own.ranks) > 1 else None
+        return self.of(dims[0]) if dims else None
+
+    def of(self, dim: Dim) -> Tensor | None:
+        """The kind of every index along a dimension, int64; None where no index has a twin."""
+        own = self._kinds(dim, False, torch.device("cpu"))
+        return own.of if len(own.ranks) > 1 else None
 
     @torch.no_grad()
     def start_(self, values: Mapping[str, Tensor], power: float) -> None:

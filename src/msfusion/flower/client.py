@@ -12,12 +12,12 @@ import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed, agree
 from msfusion.flower.task import Task, capacity_of, settings_of
 from msfusion.flower.wire import Answer, Hello, Order, refusal
 from msfusion.learn.carried import Carried
+from msfusion.learn.memory import Memory
 from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.run import check_participants
@@ -74,13 +74,15 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     participant = setup.participant(number, task.data(settings, number, node))
     check_participants([participant.data])
     windows = learner.windows(order.round, participant)
-    kept = Kept(state_folder(node) / order.run, number) if learner.contrast else None
+    kept = Kept(state_folder(node) / order.run, number) if learner.remembers else None
     previous = kept.before(order.round, device) if kept else None
     values = {name: value.to(device) for name, value in values.items()}
     with torch_threads(settings.threads):
-        contribution, loss = learner.train(order.round, participant, windows, values, previous, lend=True)
-    if kept:
-        kept.keep(order.round, contribution)
+        contribution, loss, memory = learner.train(
+            order.round, participant, windows, values, previous, lend=True
+        )
+    if kept and memory:
+        kept.keep(order.round, memory)
     answer = Answer(participant.examples, loss, previous is None, participant.seen)
     return answer.record(contribution.values)
 
@@ -111,12 +113,12 @@ def state_folder(node: Mapping[str, Any]) -> Path:
 
 
 class Kept:
-    """What one participant handed over in the last rounds that it trained, on disk."""
+    """What one participant remembers of the last rounds that it trained, on disk."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self._folder, self._number = folder / f"participant-{number}", number
 
-    def before(self, round: int, device: torch.device) -> Contribution | None:
+    def before(self, round: int, device: torch.device) -> Memory | None:
         """The last one before a round."""
         rounds = [kept for kept in self._rounds() if kept < round]
         if not rounds:
@@ -124,9 +126,9 @@ class Kept:
         tensors = loaded(self._file(max(rounds)))
         return Carried.restored(tensors, device).previous[self._number]
 
-    def keep(self, round: int, contribution: Contribution) -> None:
+    def keep(self, round: int, memory: Memory) -> None:
         """Write one, and remove all but the last few."""
-        checkpoint.write(self._file(round), Carried({self._number: contribution}).state(), {})
+        checkpoint.write(self._file(round), Carried({self._number: memory}).state(), {})
         for old in sorted(self._rounds())[:-_KEPT]:
             self._file(old).unlink()
 

@@ -6,20 +6,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.core.axes import Selection, Units, Widths
 from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
+from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule
 from msfusion.errors import Diverged, UserError
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
-from msfusion.learn.local import Passes, Train, learning_rate, train
+from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, train
+from msfusion.learn.memory import Memory
 from msfusion.learn.objective import Objective
+from msfusion.learn.optimizer import Optimizer, state_like
 from msfusion.learn.store import Store
-from msfusion.learn.submodels import SubModels, plan_of, widths_of
+from msfusion.learn.submodels import SubModels, plan_of, trained_names, widths_of
 from msfusion.learn.together import Together
 from msfusion.learn.ways import Group, Trained
 
@@ -60,6 +63,7 @@ class Learner:
     head: parameter -> its dimension that counts the classes.
     together: trains participants at once; None trains one by one.
     passes: forward and backward passes of those who train one by one; by default those of ``local``.
+    twins: who is whose, where units have twins.
     """
 
     schedule: Schedule
@@ -72,6 +76,24 @@ class Learner:
     head: Mapping[str, int] = field(default_factory=dict)
     together: Together | None = None
     passes: Passes | None = None
+    twins: Twins | None = None
+
+    @property
+    def remembers(self) -> bool:
+        """Whether participants keep anything from one round to the next."""
+        return self.contrast is not None or self.config.keep_optimizer
+
+    def remembered(self, widths: Widths) -> dict[str, Tensor]:
+        """Tensors like those of a memory, ``Memory.packed``, of a sub-model of these widths."""
+        shapes = self.submodels.shapes(widths)
+        trained = {name: t for name, t in shapes.items() if isinstance(t, nn.Parameter)}
+        values = trained if self.contrast else {}
+        like: dict[str, Tensor] = {f"values/{name}": t for name, t in values.items()}
+        if not self.config.keep_optimizer:
+            return like
+        moving = {name: t for name, t in trained.items() if t.requires_grad}
+        state = state_like(self.config.optimizer, moving, momentum=self.config.momentum)
+        return like | {f"optimizer/{name}": t for name, t in state.items()}
 
     def windows(self, round: int, participant: Participant) -> Selection:
         """The units that a participant trains in a round."""
@@ -92,14 +114,15 @@ class Learner:
         participant: Participant,
         windows: Selection,
         values: Mapping[str, Tensor],
-        previous: Contribution | None = None,
+        previous: Memory | None = None,
         *,
         lend: bool = False,
-    ) -> tuple[Contribution, float]:
-        """Local training from the pulled values; returns what to push and the mean loss.
+    ) -> tuple[Contribution, float, Memory | None]:
+        """Local training from the pulled values; returns what to push, the mean loss, and what the
+        participant is to remember, if anything.
 
-        previous: what the participant handed over when it last trained. Where there is none, there is nothing
-        to turn away from: the contrastive loss would be log 1 for any model, and is left out.
+        previous: what it remembers from when it last trained. Where that is nothing, there is nothing to
+        turn away from: the contrastive loss would be log 1 for any model, and is left out.
         lend: the contribution's values are the module's own, and hold until the next one trains.
         Raises Diverged where the loss is not finite.
         """
@@ -108,12 +131,31 @@ class Learner:
         compared = self._compared(windows, values, previous, offsets)
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
+        optimizer = self._optimizer(module, lr, windows, previous)
         with self._batch_norm_explained(participant):
             own = module, participant.data, self.objective, self.config
-            loss = train(*own, lr, seed, compared, self.passes)
+            loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
-        trained = self.submodels.unload(windows, module, lend=lend)
-        return self.contribution(participant, windows, _moved(trained, offsets, -1.0)), loss
+        trained = _moved(self.submodels.unload(windows, module, lend=lend), offsets, -1.0)
+        memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
+        return self.contribution(participant, windows, trained), loss, memory
+
+    def _optimizer(
+        self, module: nn.Module, lr: float, windows: Selection, previous: Memory | None
+    ) -> Optimizer:
+        optimizer = make_optimizer(module, self.config, lr)
+        if previous is not None and self.config.keep_optimizer:
+            kinds = self.twins.of if self.twins else lambda dim: None
+            state = previous.optimizer_for(windows, self.submodels.axes, kinds)
+            optimizer.restore(trained_names(module), state)
+        return optimizer
+
+    def _memory(
+        self, windows: Selection, trained: Mapping[str, Tensor], module: nn.Module, optimizer: Optimizer
+    ) -> Memory:
+        values = {name: value.clone() for name, value in trained.items()} if self.contrast else {}
+        state = optimizer.state(trained_names(module)) if self.config.keep_optimizer else {}
+        return Memory(windows, values, state)
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
@@ -181,7 +223,7 @@ class Learner:
         self,
         windows: Selection,
         values: Mapping[str, Tensor],
-        previous: Contribution | None,
+        previous: Memory | None,
         offsets: Mapping[str, Tensor],
     ) -> Compared | None:
         """The pulled values, and those with the previous ones on the units that both windows hold."""
@@ -189,7 +231,7 @@ class Learner:
             return None
         dims = self.submodels.axes.tensors
         own = {
-            name: overlay(values[name], windows, value, previous.selection, dims[name])
+            name: overlay(values[name], windows, value, previous.windows, dims[name])
             for name, value in previous.values.items()
         }
         return Compared(

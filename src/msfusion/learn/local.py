@@ -27,7 +27,8 @@ _FETCHED = 16_000_000  # bytes of inputs
 class Train:
     """Local training of one participant in one round."""
 
-    optimizer: Kind = "sgd"  # made anew in each round
+    optimizer: Kind = "sgd"  # of local training
+    keep_optimizer: bool = False  # its state stays with the participant; else it is made anew in each round
     lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
     momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
@@ -71,16 +72,18 @@ def train(
     seed: int,
     compared: Compared | None = None,
     passes: Passes | None = None,
+    optimizer: Optimizer | None = None,
 ) -> float:
     """Train in place for ``config.steps`` steps; returns the mean loss over them, that of the task alone.
 
     compared: adds the contrastive loss.
     passes: what does the steps without it; by default ``forward_backward``.
+    optimizer: over the module's parameters, with the learning rate ``lr``; by default a new one.
     Every random choice (batches, augmentation, dropout) follows from ``seed``; the global generators are
     left as they were.
     """
     device = next(module.parameters()).device
-    optimizer = make_optimizer(module, config, lr)
+    optimizer = optimizer or make_optimizer(module, config, lr)
     module.train()
     total = torch.zeros((), device=device)
     # A loss of the user's own may view what a model makes of images, as other code may the images.

@@ -5,6 +5,7 @@ arithmetic. Here the functions behind its classes are called directly, those of 
 is one; the values are the same to the bit.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim.sgd import sgd
 
 Kind = Literal["sgd", "adam", "adamw"]
 
+_MOMENTS = ("first", "second", "steps")
 _FUSED = frozenset({"cpu", "cuda"})
 
 
@@ -48,6 +50,32 @@ class Optimizer:
         kept += [tensor for moments in self._moments.values() for tensor in moments]
         if kept:
             torch._foreach_zero_(kept)
+
+    def state(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What a later optimizer can go on with, its own tensors: by "momentum/", "first/", "second/" or
+        "steps/" and the parameter's name.
+
+        names: of the parameters.
+        """
+        momenta = {f"momentum/{names[at]}": t for at, t in self._momenta.items() if t is not None}
+        moments = {
+            f"{kind}/{names[at]}": tensor
+            for at, own in self._moments.items()
+            for kind, tensor in zip(_MOMENTS, own, strict=True)
+        }
+        return momenta | moments
+
+    @torch.no_grad()
+    def restore(self, names: Sequence[str], state: Mapping[str, Tensor]) -> None:
+        """Go on with copies of such a state; parameters of which it has nothing begin anew."""
+        for place, name in enumerate(names):
+            parameter = self.parameters[place]
+            if (momentum := state.get(f"momentum/{name}")) is not None:
+                self._momenta[place] = _unset(parameter).copy_(momentum)
+            if f"{_MOMENTS[0]}/{name}" in state:
+                own = self._moments[place] = self._unmoved(parameter)
+                for tensor, kind in zip(own, _MOMENTS, strict=True):
+                    tensor.copy_(state[f"{kind}/{name}"])
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -119,9 +147,26 @@ class Optimizer:
 
     def _unmoved(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moments and number of steps before the first one."""
-        one, other = (torch.zeros_like(parameter, memory_format=torch.preserve_format) for _ in range(2))
+        one, other = (_unset(parameter).zero_() for _ in range(2))
         device = parameter.device if self._fused else "cpu"  # where the functions of torch want it
         return one, other, torch.tensor(0.0, dtype=torch.float32, device=device)
+
+
+def state_like(kind: Kind, parameters: Mapping[str, Tensor], *, momentum: float) -> dict[str, Tensor]:
+    """Tensors on the meta device like those of the state of an optimizer that has moved all parameters; where
+    they are zero, it is as if it had not."""
+    kinds: tuple[str, ...] = _MOMENTS if kind != "sgd" else ("momentum",) if momentum else ()
+    steps = torch.empty((), dtype=torch.float32, device="meta")
+    return {
+        f"{kind}/{name}": steps if kind == "steps" else torch.empty_like(p, device="meta")
+        for name, p in parameters.items()
+        for kind in kinds
+    }
+
+
+def _unset(parameter: Tensor) -> Tensor:
+    """Room of the shape and strides of a parameter."""
+    return torch.empty_like(parameter, requires_grad=False, memory_format=torch.preserve_format)
 
 
 def _laid_out(parameter: nn.Parameter) -> Tensor:

@@ -10,6 +10,7 @@ from msfusion.core.merge import Contribution
 from msfusion.learn.attendance import Fate
 from msfusion.learn.carried import Carried
 from msfusion.learn.learner import Learner, Participant, Ready
+from msfusion.learn.memory import Memory
 from msfusion.learn.store import Store
 
 
@@ -17,7 +18,7 @@ from msfusion.learn.store import Store
 class Trained:
     """What one participant did in a round.
 
-    first: it had no previous model for the contrastive loss.
+    first: it remembered nothing, so that the contrastive loss had no previous model.
     fate: what became of its contribution.
     """
 
@@ -28,13 +29,13 @@ class Trained:
     fate: Fate = "on time"
 
 
-One: TypeAlias = tuple[Ready, Contribution, float]
-"""A participant, what it hands over, lent until the next is asked for, and its mean loss."""
+One: TypeAlias = tuple[Ready, Contribution, float, Memory | None]
+"""A participant, what it hands over, lent until the next is asked for, its mean loss, and its memory."""
 
 Trainer: TypeAlias = Callable[
-    [int, Sequence[Participant], Learner, Store, Mapping[int, Contribution]], Generator[One]
+    [int, Sequence[Participant], Learner, Store, Mapping[int, Memory]], Generator[One]
 ]
-"""(round, participants, learner, store, previous contributions) -> what they make of the store's values."""
+"""(round, participants, learner, store, what they remember) -> what they make of the store's values."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +83,17 @@ def play(
         for contribution in carried.late:
             store.push(contribution)
         with closing((train or in_turn)(round, participants, learner, store, previous)) as trained:
-            for one, contribution, loss in trained:
+            for one, contribution, loss, memory in trained:
                 number = one.participant.number
                 before = previous.get(number)
                 outcome = fate(number)
                 if outcome == "on time":
                     store.push(contribution)
                     merged.append(one.windows)
-                if learner.contrast is not None or outcome == "late":
-                    contribution = _kept(contribution)
-                if learner.contrast is not None:
-                    previous[number] = contribution
+                if memory is not None:
+                    previous[number] = memory
                 if outcome == "late":
-                    late.append(contribution)
+                    late.append(_kept(contribution))
                 done.append(Trained(one.participant, one.windows, loss, before is None, outcome))
                 after_each()
     except BaseException:
@@ -113,7 +112,7 @@ def in_turn(
     participants: Sequence[Participant],
     learner: Learner,
     store: Store,
-    previous: Mapping[int, Contribution],
+    previous: Mapping[int, Memory],
 ) -> Generator[One]:
     """Participants train in this process, one behind the other or in groups."""
     for group in learner.groups(round, participants):
@@ -125,12 +124,12 @@ def _trained(
     group: Sequence[Ready],
     learner: Learner,
     store: Store,
-    previous: Mapping[int, Contribution],
+    previous: Mapping[int, Memory],
 ) -> Generator[One]:
     together = learner.together
     if together and together.takes(len(group)) and (trained := learner.train_together(round, group, store)):
         for one, (contribution, loss) in zip(group, trained, strict=True):
-            yield one, contribution, loss
+            yield one, contribution, loss, None
         return
     for one in group:
         room = learner.submodels.room(one.windows) if learner.contrast is None else None

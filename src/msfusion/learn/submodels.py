@@ -170,6 +170,11 @@ def widths_of(selection: Selection) -> dict[str, int]:
     return {axis: count(units) for axis, units in selection.items()}
 
 
+def trained_names(module: nn.Module) -> list[str]:
+    """Names of the parameters that want a gradient, in the order in which an optimizer has them."""
+    return [name for name, p in module.named_parameters() if p.requires_grad]
+
+
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, tied ones once."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}

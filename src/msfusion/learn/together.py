@@ -27,7 +27,8 @@ _MEMORY = 0.5  # share of a GPU's memory that they may take by the count of thei
 class Together:
     """Trains participants at once, where settings, device and model allow it.
 
-    Raises UserError where ``batched`` is "on" and the contrastive loss, which has no batched form, is too.
+    Raises UserError where ``batched`` is "on" and something that has no batched form is too: the contrastive
+    loss, or optimizers that are kept.
     compiled: what trains them is compiled.
     why_not: why they train one by one where they were to train at once.
     """
@@ -35,6 +36,7 @@ class Together:
     submodels: SubModels
     batched: Batched
     contrast: Contrast | None = None
+    keeps_optimizer: bool = False
     compiled: bool = False
     why_not: str | None = None
     _memory: Mapping[Any, int] = field(default_factory=dict)
@@ -46,6 +48,8 @@ class Together:
         self._way: Way = (Slots if on_gpu else Stacks)(self.submodels, self.compiled)
         if wanted and self.contrast is not None:
             self._refuse("the contrastive loss has no batched form")
+        if wanted and self.keeps_optimizer:
+            self._refuse("optimizers that are kept have no batched form")
 
     @property
     def tries(self) -> bool:

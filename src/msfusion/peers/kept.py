@@ -1,30 +1,30 @@
-"""What a participant handed over in the rounds before, which contrast looks at."""
+"""What a participant remembers of the rounds before."""
 
 from pathlib import Path
 
 import torch
 
-from msfusion.core.merge import Contribution
 from msfusion.learn.carried import Carried
+from msfusion.learn.memory import Memory
 from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
 
 
 class Kept:
-    """Contributions in files, the last two: a round may be repeated."""
+    """Memories in files, the last two: a round may be repeated."""
 
     def __init__(self, folder: Path, number: int, device: torch.device) -> None:
         self._folder, self._number, self._device = folder, number, device
 
-    def before(self, round: int) -> Contribution | None:
-        """What was handed over when this participant last trained before a round."""
+    def before(self, round: int) -> Memory | None:
+        """What this participant kept when it last trained before a round."""
         kept = [path for path in self._files() if int(path.stem) < round]
         return Carried.restored(loaded(kept[-1]), self._device).previous[self._number] if kept else None
 
-    def keep(self, round: int, contribution: Contribution) -> None:
-        """Keep a contribution for the next rounds."""
+    def keep(self, round: int, memory: Memory) -> None:
+        """Keep a memory for the next rounds."""
         path = self._folder / f"{round:06d}.safetensors"
-        checkpoint.write(path, Carried({self._number: contribution}).state(), {})
+        checkpoint.write(path, Carried({self._number: memory}).state(), {})
         for old in self._files()[:-2]:
             old.unlink()
 

@@ -209,9 +209,9 @@ class Peer:
         self.progress.score = score_own(module, task.data, task.objective, task.seed)
         self._shown("train")
         reached("train", version.round)
-        previous = self._kept.before(version.round) if learner.contrast is not None else None
+        previous = self._kept.before(version.round) if learner.remembers else None
         try:
-            contribution, loss = learner.train(version.round, self.own, windows, values, previous)
+            contribution, loss, memory = learner.train(version.round, self.own, windows, values, previous)
         except Diverged as error:
             self._say(str(error))
             self._answer(Offer(version, Given(self.number, self.own.examples, None, ""), failed="diverged"))
@@ -219,8 +219,8 @@ class Peer:
         contribution = _on_cpu(contribution)
         self.progress.loss = loss
         self._see(version.round)
-        if learner.contrast is not None:
-            self._kept.keep(version.round, contribution)
+        if memory is not None:
+            self._kept.keep(version.round, memory)
         self._offer(version, self._travelling(contribution, values), loss)
         self._shown("push")
 

@@ -15,7 +15,7 @@ class Job:
     """What a worker is to do; the values are in the slot.
 
     participant: its place among those of the run.
-    previous: windows of what it handed over when it last trained, whose values are in the slot as well.
+    previous: windows of what it remembers from when it last trained, which is in the slot as well.
     """
 
     round: int

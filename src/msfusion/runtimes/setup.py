@@ -63,7 +63,8 @@ class Setup:
         alone = run.compile and run.batched != "on"
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
-        self.together = Together(self.submodels, at_once, self.contrast, compiled=run.compile)
+        keeps = run.train.keep_optimizer
+        self.together = Together(self.submodels, at_once, self.contrast, keeps, compiled=run.compile)
         self.passes = Scripts() if self._scripts() else None
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
@@ -124,6 +125,7 @@ class Setup:
             head=self.head,
             together=self.together,
             passes=self.passes,
+            twins=self.twins,
         )
 
     def first_overlap(self) -> State:

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import Selection
-from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
 from msfusion.learn.learner import Learner, Participant, Ready
+from msfusion.learn.memory import Memory
 from msfusion.learn.round import One
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import widths_of
@@ -36,6 +36,14 @@ _SLOTS = 2  # per worker: one that trains, and one that waits for its turn to be
 
 class CannotFork(Exception):
     """Why forked processes cannot train."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Room for one participant: for the values of its sub-model, and for what it remembers."""
+
+    values: Shared
+    memory: Shared
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,10 @@ class Workers:
     def __init__(self, number: int, participants: Sequence[Participant], learner: Learner) -> None:
         self._participants = participants
         self._learner = learner
-        size = max(size_of(learner.submodels.shapes(plan)) for plan in distinct(participants))
-        both = 1 + (learner.contrast is not None)
-        self._slots = [[Shared(size) for _ in range(both)] for _ in range(_SLOTS * number)]
+        plans = distinct(participants)
+        values = max(size_of(learner.submodels.shapes(plan)) for plan in plans)
+        memory = max(size_of(learner.remembered(plan)) for plan in plans)
+        self._slots = [_Slot(Shared(values), Shared(memory)) for _ in range(_SLOTS * number)]
         self._place = {participant.number: i for i, participant in enumerate(participants)}
         self._workers: list[_Worker] = []
         try:
@@ -84,7 +93,7 @@ class Workers:
         participants: Sequence[Participant],
         learner: Learner,
         store: Store,
-        previous: Mapping[int, Contribution],
+        previous: Mapping[int, Memory],
     ) -> Generator[One]:
         """What participants make of the values in the store, in their order; a contribution is lent until the
         next is asked for. Errors are raised in the turn of the participant that made them."""
@@ -112,37 +121,42 @@ class Workers:
                         idle.append(worker)
                 job, outcome = done.pop(turn)
                 loss = outcome.result()
-                values = self._values(job.slot, 0, job.windows, trained=True)
-                ready = Ready(participant, job.windows)
-                yield ready, learner.contribution(participant, job.windows, values), loss
+                contribution = learner.contribution(participant, job.windows, self._trained_values(job))
+                yield Ready(participant, job.windows), contribution, loss, self._memory(job)
                 free.append(job.slot)
         finally:
             if busy:  # left in the middle of a round: what they are at is of no use to anybody
                 self.close()
 
-    def _filled(
-        self, slot: int, round: int, one: Ready, store: Store, previous: Mapping[int, Contribution]
-    ) -> Job:
+    def _filled(self, slot: int, round: int, one: Ready, store: Store, previous: Mapping[int, Memory]) -> Job:
         """Put into the slot what the participant starts from."""
         number = one.participant.number
-        store.pull(number, one.windows, self._values(slot, 0, one.windows))
-        before = previous.get(number) if self._learner.contrast is not None else None
+        store.pull(number, one.windows, self._values(slot, one.windows))
+        before = previous.get(number) if self._learner.remembers else None
         if before is not None:
-            kept = self._values(slot, 1, before.selection, trained=True)
-            for name, value in before.values.items():
-                kept[name].copy_(value)
-        selection = before.selection if before is not None else None
-        return Job(round, self._place[number], one.windows, slot, selection)
+            _copy(before.packed(), self._remembered(slot, before.windows))
+        windows = before.windows if before is not None else None
+        return Job(round, self._place[number], one.windows, slot, windows)
 
-    def _values(
-        self, slot: int, side: int, windows: Selection, *, trained: bool = False
-    ) -> dict[str, Tensor]:
-        """The tensors of a sub-model in a slot; ``trained``: its parameters alone."""
-        shapes = self._learner.submodels.shapes(widths_of(windows))
-        tensors = self._slots[slot][side].tensors(shapes)
-        if not trained:
-            return tensors
+    def _values(self, slot: int, windows: Selection) -> dict[str, Tensor]:
+        """The tensors of a sub-model in a slot."""
+        return self._slots[slot].values.tensors(self._learner.submodels.shapes(widths_of(windows)))
+
+    def _trained_values(self, job: Job) -> dict[str, Tensor]:
+        shapes = self._learner.submodels.shapes(widths_of(job.windows))
+        tensors = self._values(job.slot, job.windows)
         return {name: tensors[name] for name, like in shapes.items() if isinstance(like, torch.nn.Parameter)}
+
+    def _remembered(self, slot: int, windows: Selection) -> dict[str, Tensor]:
+        """The tensors of a memory in a slot."""
+        return self._slots[slot].memory.tensors(self._learner.remembered(widths_of(windows)))
+
+    def _memory(self, job: Job) -> Memory | None:
+        """What a worker has left in the slot for its participant to remember."""
+        if not self._learner.remembers:
+            return None
+        tensors = self._remembered(job.slot, job.windows)
+        return Memory.unpacked(job.windows, {name: tensor.clone() for name, tensor in tensors.items()})
 
     def _answer(self, worker: _Worker) -> bytes:
         with _alive(worker):
@@ -181,15 +195,22 @@ class Workers:
         participant = self._participants[job.participant]
         before = None
         if job.previous is not None:
-            kept = self._values(job.slot, 1, job.previous, trained=True)
-            before = Contribution(participant.number, job.previous, kept, participant.examples)
-        values = self._values(job.slot, 0, job.windows)
-        contribution, loss = self._learner.train(
+            before = Memory.unpacked(job.previous, self._remembered(job.slot, job.previous))
+        values = self._values(job.slot, job.windows)
+        contribution, loss, memory = self._learner.train(
             job.round, participant, job.windows, values, before, lend=True
         )
         for name, value in contribution.values.items():
             values[name].copy_(value)
+        if memory is not None:
+            _copy(memory.packed(), self._remembered(job.slot, job.windows))
         return loss
+
+
+def _copy(source: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> None:
+    """Into the room; what is not there is zero, as in an optimizer that has not moved."""
+    for name, tensor in room.items():
+        tensor.copy_(source[name]) if name in source else tensor.zero_()
 
 
 @contextmanager
