@@ -155,12 +155,12 @@ class Optimizer:
 def state_like(kind: Kind, parameters: Mapping[str, Tensor], *, momentum: float) -> dict[str, Tensor]:
     """Tensors on the meta device like those of the state of an optimizer that has moved all parameters; where
     they are zero, it is as if it had not."""
-    kinds: tuple[str, ...] = _MOMENTS if kind != "sgd" else ("momentum",) if momentum else ()
+    parts: tuple[str, ...] = _MOMENTS if kind != "sgd" else ("momentum",) if momentum else ()
     steps = torch.empty((), dtype=torch.float32, device="meta")
     return {
-        f"{kind}/{name}": steps if kind == "steps" else torch.empty_like(p, device="meta")
+        f"{part}/{name}": steps if part == "steps" else torch.empty_like(p, device="meta")
         for name, p in parameters.items()
-        for kind in kinds
+        for part in parts
     }
 
 
