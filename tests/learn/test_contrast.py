@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from msfusion.core.axes import Axis, Product, Selection
-from msfusion.core.merge import Contribution, overlay
+from msfusion.core.axes import Axis, Product
+from msfusion.core.merge import overlay
 from msfusion.errors import UserError
-from msfusion.learn.carried import Carried
 from msfusion.learn.contrast import Compared, Contrast, Place, contrast
 from msfusion.learn.cost import cost
 from msfusion.learn.local import Train, train
-from msfusion.learn.memory import Memory
 from msfusion.learn.objective import Objective
 from msfusion.models import build
 
@@ -213,16 +211,3 @@ def test_overlay_equals_a_full_tensor_written_twice() -> None:
             mask[a:b] = True
         marked = (full + 1) * mask.repeat_interleave(2)[:, None] * mask
         assert torch.equal(overlay(base, own, over, other, dims), take(marked, dims, own))
-
-
-def test_what_is_carried_comes_back() -> None:
-    windows: Selection = {"a": ((0, 2), (5, 6)), "b.c": ((1, 2),)}
-    memory = Memory(windows, {"x.w": torch.randn(3, 1)}, {"first/x.w": torch.randn(3, 1)})
-    late = Contribution(2, windows, {"x.w": torch.randn(3, 1)}, 7, {"x.w": (1, ((0, 1),))})
-    state = Carried({3: memory}, (late,)).state()
-    back = Carried.restored({**state, "model/x.w": torch.zeros(9)}, torch.device("cpu"))
-    assert back.previous[3].windows == back.late[0].selection == windows
-    assert torch.equal(back.previous[3].values["x.w"], memory.values["x.w"])
-    assert torch.equal(back.previous[3].optimizer["first/x.w"], memory.optimizer["first/x.w"])
-    assert (back.late[0].participant, back.late[0].weight, back.late[0].only) == (2, 7, late.only)
-    assert torch.equal(back.late[0].values["x.w"], late.values["x.w"])

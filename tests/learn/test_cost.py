@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -188,6 +188,17 @@ def test_the_memory_is_what_training_really_allocates(name: str, options: Any, s
     measured = allocated(lambda: train(module, data, Objective(), config, 1e-3, seed=0))
     held = sum(t.numel() * t.element_size() for t in tensors_of(module).values())
     assert cost(module, example, config).memory_bytes == pytest.approx(held + measured, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_an_optimizer_that_is_kept_is_there_twice(optimizer: Literal["sgd", "adam"]) -> None:
+    module = nn.Linear(300, 200, bias=False)
+    config = Train(batch=1, optimizer=optimizer)
+    plain, kept = (
+        cost(module, (torch.zeros(2, 300),), replace(config, keep_optimizer=keep)).memory_bytes
+        for keep in (False, True)
+    )
+    assert kept - plain == (4 * 300 * 200 if optimizer == "sgd" else 2 * 4 * 300 * 200 + 4)
 
 
 @pytest.mark.parametrize(("contrast", "copies"), [(None, 2), (Contrast(weight=1.0), 5)])

@@ -22,6 +22,7 @@ from msfusion.learn.local import (
     evaluate,
     learning_rate,
     make_optimizer,
+    state_like,
     train,
 )
 from msfusion.learn.objective import Objective
@@ -417,3 +418,22 @@ def test_a_model_without_batch_norm_sees_no_data() -> None:
             raise AssertionError("read")
 
     estimate_batch_norm(line(1.0), [Unread()], seed=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"momentum": 0.0}, {"optimizer": "adam"}, {"optimizer": "adamw"}])
+def test_what_a_state_will_be_like_is_known_before(changes: dict[str, Any]) -> None:
+    """Names in their order, shapes and types, on the meta device."""
+    config = Train(**changes)
+    module = nn.Linear(3, 2, dtype=torch.float64)
+    parameters = dict(module.named_parameters())
+    optimizer = make_optimizer(module, config, 0.1)
+    module(torch.zeros(1, 3, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+
+    def facts(state: dict[str, Tensor]) -> list[tuple[str, torch.Size, torch.dtype]]:
+        return [(name, t.shape, t.dtype) for name, t in state.items()]
+
+    expected = state_like(config, parameters)
+    assert facts(expected) == facts(optimizer.state(list(parameters)))
+    assert all(t.is_meta for t in expected.values())
+    assert bool(expected) == (changes != {"momentum": 0.0})

@@ -97,7 +97,7 @@ def test_rounds(name: str) -> None:
     assert {tensor.device for tensor in (*model.parameters(), *model.buffers())} == {ELSEWHERE}
 
 
-def test_values_and_a_previous_contribution_that_lie_on_the_cpu() -> None:
+def test_values_and_a_memory_that_lie_on_the_cpu() -> None:
     """As peers have them: what they receive and keep is in main memory."""
     model, data = text()
     example = (data[0].tensors[0][:2],)

@@ -237,14 +237,42 @@ def test_the_bias_of_the_head_is_added_to_the_output(name: str) -> None:
     torch.testing.assert_close(module(*example), before + shift)
 
 
-@pytest.mark.parametrize(
-    "last",
-    [torch.nn.Linear(8, 3, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 3), torch.nn.ReLU())],
-)
-def test_a_model_that_adds_no_bias_is_not_adjusted(last: torch.nn.Module) -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), last)
+class Head(torch.nn.Module):
+    """A last layer in one of several forms."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.first = torch.nn.Linear(5, 8)
+        self.bias = torch.nn.Parameter(torch.zeros(3))
+        self.last = torch.nn.Linear(8, 3, bias=form != "none")
+        self.back = torch.nn.Linear(3, 8)
+        self.register_buffer("shift", torch.zeros(3))
+        if form == "tied":
+            self.last.bias = self.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(x + self.back(self.last(x) if self.form == "twice" else x[..., :3]))
+        if self.form == "buffer":
+            return torch.nn.functional.linear(x, self.last.weight, self.get_buffer("shift"))
+        return torch.relu(self.last(x)) if self.form == "behind" else self.last(x)
+
+
+@pytest.mark.parametrize("form", ["none", "buffer", "twice", "behind"])
+def test_a_model_that_adds_no_bias_of_its_own_is_not_adjusted(form: str) -> None:
     with pytest.raises(UserError, match="logit_adjustment"):
-        msfusion.simulate(model, participants(), TEST, settings(logit_adjustment=1.0))
+        msfusion.simulate(Head(form), participants(), TEST, settings(logit_adjustment=1.0))
+
+
+def test_a_tied_bias_has_its_first_name() -> None:
+    assert capture(Head("tied"), (TEST.tensors[0][:2],)).head_bias() == "bias"
+    msfusion.simulate(Head("tied"), participants(), TEST, settings(logit_adjustment=1.0, rounds=1))
+
+
+def test_weight_decay_would_draw_an_adjusted_bias_back() -> None:
+    with pytest.raises(UserError, match=r"weight_decay of 0 beside logit_adjustment.*got 0\.1"):
+        play(logit_adjustment=1.0, train={"weight_decay": 0.1})
 
 
 # --- settings
@@ -333,6 +361,11 @@ def test_what_a_simulation_alone_can_do_is_refused_elsewhere(key: str, value: fl
 
 
 # --- optimizers that are kept
+
+
+def test_there_has_to_be_a_state_to_keep() -> None:
+    with pytest.raises(UserError, match="keep_optimizer, got sgd without momentum"):
+        play(train={"momentum": 0.0, "keep_optimizer": True})
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])

@@ -10,7 +10,7 @@ from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 
 from .derive import OUTPUT, derive, output_of
-from .graph import capture_modes, copy_with, named_tensors
+from .graph import Graph, capture_modes, copy_with, named_tensors
 from .graph_module import SymbolicGraphs
 from .narrow import Source, narrow_module
 
@@ -39,14 +39,12 @@ class Capture:
         return {name: d for name, d in places if self.axes.tensors[name][d] == Fixed(classes)}
 
     def head_bias(self) -> str | None:
-        """The parameter with one entry per class that a last linear layer adds to the model's output; None
-        where the output is made otherwise."""
-        graph = self._source.graphs[0]
-        output = output_of(graph)
-        if output.target != torch.ops.aten.linear.default or len(output.args) < 3:
-            return None
-        bias = output.args[2]
-        return graph.inputs.get(bias) if isinstance(bias, torch.fx.Node) else None
+        """The parameter with one entry per class that a last linear layer adds to the model's output and
+        nothing else reads; None where the output is made otherwise."""
+        found = {_added_last(graph) for graph in self._source.graphs}
+        (name,) = found if len(found) == 1 else (None,)
+        name = self.axes.ties.get(name, name) if name else None
+        return name if name in dict(self._source.model.named_parameters()) else None
 
     def narrow(self, widths: Mapping[str, int]) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.
@@ -66,6 +64,17 @@ class Capture:
         size = self.axes.axes[name].size
         if not 1 <= width <= size:
             raise UserError(f"expected a width of 1 to {size} for axis {name}, got {width}")
+
+
+def _added_last(graph: Graph) -> str | None:
+    """The tensor that a linear layer adds to the output, where both are read once."""
+    output = output_of(graph)
+    if output.target != torch.ops.aten.linear.default or len(output.args) < 3:
+        return None
+    bias = output.args[2]
+    if not isinstance(bias, torch.fx.Node) or len(output.users) > 1 or len(bias.users) > 1:
+        return None
+    return graph.inputs.get(bias)
 
 
 def capture(

@@ -13,12 +13,12 @@ from torch import Tensor
 from msfusion.core.axes import Dim, Selection, positions
 from msfusion.core.cut import index
 
-Twinned = Callable[[Dim], Tensor | None]
+KindsOf = Callable[[Dim], Tensor | None]
 """The kind of every index along a dimension, int64; None where no index has a twin."""
 
 
 def moved(
-    tensor: Tensor, dims: tuple[Dim, ...], before: Selection, now: Selection, kinds: Twinned
+    tensor: Tensor, dims: tuple[Dim, ...], before: Selection, now: Selection, kinds: KindsOf
 ) -> Tensor | None:
     """A tensor over the units of the windows ``before``, over those of ``now``; None where a unit has
     nothing to take. The tensor itself where no unit moved."""

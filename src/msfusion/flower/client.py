@@ -81,7 +81,7 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
         contribution, loss, memory = learner.train(
             order.round, participant, windows, values, previous, lend=True
         )
-    if kept and memory:
+    if kept and memory is not None:
         kept.keep(order.round, memory)
     answer = Answer(participant.examples, loss, previous is None, participant.seen)
     return answer.record(contribution.values)
@@ -124,7 +124,7 @@ class Kept:
         if not rounds:
             return None
         tensors = loaded(self._file(max(rounds)))
-        return Carried.restored(tensors, device).previous[self._number]
+        return Carried.restored(tensors, device).previous.get(self._number)
 
     def keep(self, round: int, memory: Memory) -> None:
         """Write one, and remove all but the last few."""

@@ -103,7 +103,7 @@ class Order:
 class Answer:
     """What a participant hands back beside its values.
 
-    first: it had no previous model for the contrastive loss.
+    first: it remembered nothing, so that the contrastive loss had no previous model.
     seen: labels that it has seen, where rows of the head for others are left out.
     """
 

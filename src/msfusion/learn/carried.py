@@ -13,7 +13,7 @@ from msfusion.learn.memory import Memory
 
 @dataclass(frozen=True)
 class Carried:
-    """Never larger than a sub-model for each participant and entry.
+    """Nothing here grows with the full model.
 
     previous: participant -> what it keeps from when it last trained.
     late: what has not arrived in its round and is to be merged in the next, ascending by participant.

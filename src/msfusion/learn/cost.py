@@ -16,7 +16,7 @@ from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.known import layout_for
 from msfusion.learn.live import LiveBytes
-from msfusion.learn.local import Train, make_optimizer, update
+from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
 
@@ -62,6 +62,7 @@ def cost(
     module returns one tensor, else the sum of all that it returns.
     contrast: also count the contrastive loss in the steps that have it, and the copies of the values that it
     keeps: as received, previous, and previous as handed over.
+    Where the optimizer is kept, its state is counted twice: as it was left, and as it moves.
     """
 
     attempts: list[tuple[str, bool, bool]] = [
@@ -117,6 +118,9 @@ class _Count:
             with_contrast, memory = self._step(contrast)
             flops = round(due * with_contrast + (1 - due) * flops)
             memory += trained
+        if self._config.keep_optimizer:
+            moving = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
+            memory += sum(t.nbytes for t in state_like(self._config, moving).values())
         return Cost(sum(p.numel() for p in parameters), flops, memory, bytes_per_round=2 * trained)
 
     def _step(self, contrast: Contrast | None) -> tuple[int, int]:

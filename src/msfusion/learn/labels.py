@@ -16,17 +16,17 @@ def label_counts(data: Dataset[Any]) -> Counter[int]:
     """How many examples (or tokens) there are of each label in a dataset."""
     counts: Counter[int] = Counter()
     for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
-        counts.update(fetch(data, index, None)[1].flatten().tolist())
+        labels, numbers = torch.unique(fetch(data, index, None)[1], return_counts=True)
+        counts.update(dict(zip(labels.tolist(), numbers.tolist(), strict=True)))
     return counts
 
 
 def logit_adjustment(counts: Mapping[int, int], classes: int, strength: float) -> Tensor:
     """What is added to the logits in training: ``strength`` times the log of each label's share, (classes,).
 
-    The bias of frequent labels is then in the addition, and what is learned is the model for labels that
-    are equally frequent everywhere (logit adjustment, arXiv 2007.07314, as a loss of one's own in federated
-    learning: FedLC, arXiv 2209.00189). One example more of each label than there are keeps the logarithm
-    finite.
+    The bias of frequent labels is then in the addition, and what is learned is the model for labels that are
+    equally frequent everywhere (logit adjustment, arXiv 2007.07314; by the labels of each participant: FedLC,
+    arXiv 2209.00189). One example more of each label than there are keeps the logarithm finite.
     """
     total = sum(counts.get(label, 0) for label in range(classes)) + classes
     return torch.tensor([strength * math.log((counts.get(label, 0) + 1) / total) for label in range(classes)])

@@ -17,10 +17,10 @@ from msfusion.core.windows import Schedule
 from msfusion.errors import Diverged, UserError
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
-from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, train
+from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, state_like, train
 from msfusion.learn.memory import Memory
 from msfusion.learn.objective import Objective
-from msfusion.learn.optimizer import Optimizer, state_like
+from msfusion.learn.optimizer import Optimizer
 from msfusion.learn.store import Store
 from msfusion.learn.submodels import SubModels, plan_of, trained_names, widths_of
 from msfusion.learn.together import Together
@@ -33,7 +33,7 @@ class Participant:
 
     widths: units of each cut axis that it can afford.
     seen: labels that it has seen, where rows of the head for others are left out of its contribution.
-    offsets: parameter -> what is added to it while the participant trains, and to nothing that it hands over.
+    offsets: parameter -> what is added to it while the participant trains, and taken away afterwards.
     """
 
     number: int
@@ -63,7 +63,7 @@ class Learner:
     head: parameter -> its dimension that counts the classes.
     together: trains participants at once; None trains one by one.
     passes: forward and backward passes of those who train one by one; by default those of ``local``.
-    twins: who is whose, where units have twins.
+    twins: who is whose: from whom a unit takes an optimizer's state that it has not itself.
     """
 
     schedule: Schedule
@@ -91,8 +91,7 @@ class Learner:
         like: dict[str, Tensor] = {f"values/{name}": t for name, t in values.items()}
         if not self.config.keep_optimizer:
             return like
-        moving = {name: t for name, t in trained.items() if t.requires_grad}
-        state = state_like(self.config.optimizer, moving, momentum=self.config.momentum)
+        state = state_like(self.config, {name: t for name, t in trained.items() if t.requires_grad})
         return like | {f"optimizer/{name}": t for name, t in state.items()}
 
     def windows(self, round: int, participant: Participant) -> Selection:
@@ -127,7 +126,7 @@ class Learner:
         Raises Diverged where the loss is not finite.
         """
         offsets = participant.offsets
-        module = self.submodels.load(windows, _moved(values, offsets))
+        module = self.submodels.load(windows, _offset(values, offsets))
         compared = self._compared(windows, values, previous, offsets)
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
@@ -136,7 +135,7 @@ class Learner:
             own = module, participant.data, self.objective, self.config
             loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
-        trained = _moved(self.submodels.unload(windows, module, lend=lend), offsets, -1.0)
+        trained = _offset(self.submodels.unload(windows, module, lend=lend), offsets, -1.0)
         memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
         return self.contribution(participant, windows, trained), loss, memory
 
@@ -189,7 +188,7 @@ class Learner:
         with closing(trained):
             for one, (shifted, loss) in zip(group, trained, strict=True):
                 _check_loss(round, one.participant, loss)
-                values = _moved(shifted, one.participant.offsets, -1.0)
+                values = _offset(shifted, one.participant.offsets, -1.0)
                 yield self.contribution(one.participant, one.windows, values), loss
 
     def groups(self, round: int, participants: Sequence[Participant]) -> list[list[Ready]]:
@@ -236,8 +235,8 @@ class Learner:
         }
         return Compared(
             self.contrast,
-            merged=self.submodels.scaled(windows, _moved(values, offsets)),
-            previous=self.submodels.scaled(windows, _moved({**values, **own}, offsets)),
+            merged=self.submodels.scaled(windows, _offset(values, offsets)),
+            previous=self.submodels.scaled(windows, _offset({**values, **own}, offsets)),
         )
 
     @contextmanager
@@ -255,7 +254,7 @@ class Learner:
             ) from None
 
 
-def _moved(
+def _offset(
     values: Mapping[str, Tensor], offsets: Mapping[str, Tensor], by: float = 1.0
 ) -> Mapping[str, Tensor]:
     """The values, those that have offsets plus so many times these."""

@@ -1,7 +1,7 @@
 """One participant's local training, and evaluation; neither knows of windows or other participants."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -53,6 +53,19 @@ def optimizer_of(parameters: list[nn.Parameter], config: Train, lr: float) -> Op
     return Optimizer(
         config.optimizer, parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
     )
+
+
+def state_like(config: Train, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors like those of the configured optimizer's state once it has moved all parameters, on the meta
+    device. Where they are zero, it is as if it had not."""
+    unset = [nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters.values()]
+    if not unset:
+        return {}
+    optimizer = optimizer_of(unset, config, config.lr)
+    for parameter in unset:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    return {name: t.to("meta") for name, t in optimizer.state(list(parameters)).items()}
 
 
 def learning_rate(config: Train, round: int, rounds: int) -> float:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.core.moved import Twinned, moved
+from msfusion.core.moved import KindsOf, moved
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Never larger than a sub-model and the state of its optimizer.
+    """Never larger than a sub-model with the state of its optimizer.
 
     windows: the units that it trained.
     values: what it handed over, by parameter; empty without the contrastive loss.
@@ -38,9 +38,9 @@ class Memory:
                 parts[part][name] = tensor
         return Memory(windows, **parts)
 
-    def optimizer_for(self, now: Selection, axes: AxisMap, kinds: Twinned) -> dict[str, Tensor]:
-        """The state over the units of other windows of the same widths. Parameters with a unit that has none,
-        itself or as a twin, begin anew and are missing."""
+    def optimizer_for(self, now: Selection, axes: AxisMap, kinds: KindsOf) -> dict[str, Tensor]:
+        """The state over the units of other windows. Parameters with a unit that has none, itself or as a
+        twin, begin anew and are missing."""
         carried: dict[str, Tensor] = {}
         for key, tensor in self.optimizer.items():
             dims = axes.tensors[key.partition("/")[2]]

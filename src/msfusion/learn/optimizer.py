@@ -152,18 +152,6 @@ class Optimizer:
         return one, other, torch.tensor(0.0, dtype=torch.float32, device=device)
 
 
-def state_like(kind: Kind, parameters: Mapping[str, Tensor], *, momentum: float) -> dict[str, Tensor]:
-    """Tensors on the meta device like those of the state of an optimizer that has moved all parameters; where
-    they are zero, it is as if it had not."""
-    parts: tuple[str, ...] = _MOMENTS if kind != "sgd" else ("momentum",) if momentum else ()
-    steps = torch.empty((), dtype=torch.float32, device="meta")
-    return {
-        f"{part}/{name}": steps if part == "steps" else torch.empty_like(p, device="meta")
-        for name, p in parameters.items()
-        for part in parts
-    }
-
-
 def _unset(parameter: Tensor) -> Tensor:
     """Room of the shape and strides of a parameter."""
     return torch.empty_like(parameter, requires_grad=False, memory_format=torch.preserve_format)

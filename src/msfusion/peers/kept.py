@@ -19,7 +19,7 @@ class Kept:
     def before(self, round: int) -> Memory | None:
         """What this participant kept when it last trained before a round."""
         kept = [path for path in self._files() if int(path.stem) < round]
-        return Carried.restored(loaded(kept[-1]), self._device).previous[self._number] if kept else None
+        return Carried.restored(loaded(kept[-1]), self._device).previous.get(self._number) if kept else None
 
     def keep(self, round: int, memory: Memory) -> None:
         """Keep a memory for the next rounds."""

@@ -22,6 +22,7 @@ from msfusion.learn.cost import Cost
 from msfusion.learn.initial import Copies
 from msfusion.learn.labels import label_counts, logit_adjustment
 from msfusion.learn.learner import Learner, Participant
+from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.scripts import Scripts
@@ -57,9 +58,10 @@ class Setup:
         self.parameters = list(parameters)
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
-        self.bias = bias_of(captured, objective) if run.logit_adjustment else None
+        self.bias = bias_of(captured, objective, run.train) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
         self._check_compiled()
+        self._check_kept()
         alone = run.compile and run.batched != "on"
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
@@ -155,6 +157,14 @@ class Setup:
                 "expected compile to be off beside the contrastive loss, which has no compiled form; drop one"
             )
 
+    def _check_kept(self) -> None:
+        train = self.run.train
+        if train.keep_optimizer and train.optimizer == "sgd" and not train.momentum:
+            raise UserError(
+                "expected an optimizer with a state for train.keep_optimizer, got sgd without momentum; set "
+                "keep_optimizer to false or train.momentum above 0"
+            )
+
     def _capacities(self) -> list[Capacity]:
         return self.run.capacities() if self.method.cut else []
 
@@ -200,14 +210,20 @@ def head_of(captured: Capture, objective: Objective) -> dict[str, int]:
     return head
 
 
-def bias_of(captured: Capture, objective: Objective) -> str:
-    """The parameter that is added to the logits; raises UserError where there is none."""
+def bias_of(captured: Capture, objective: Objective, config: Train) -> str:
+    """The parameter that is added to the logits; raises UserError where there is none, or where it would not
+    train as if the logits were adjusted."""
     bias = captured.head_bias() if objective.classes else None
     if bias is None:
-        why = "the model's last layer has no bias" if objective.classes else "the loss is of its own"
+        why = "its output is made otherwise" if objective.classes else "the loss is of its own"
         raise UserError(
-            f"expected a model whose last layer is linear with a bias for logit_adjustment, but {why}; "
-            "leave it at 0"
+            "expected a model whose output is that of a linear layer with a bias for logit_adjustment, but "
+            f"{why}; leave it at 0"
+        )
+    if config.weight_decay:
+        raise UserError(
+            "expected train.weight_decay of 0 beside logit_adjustment, which it would draw back, got "
+            f"{config.weight_decay}; set one of them to 0"
         )
     return bias
 

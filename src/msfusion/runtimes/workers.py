@@ -208,7 +208,9 @@ class Workers:
 
 
 def _copy(source: Mapping[str, Tensor], room: Mapping[str, Tensor]) -> None:
-    """Into the room; what is not there is zero, as in an optimizer that has not moved."""
+    """Into the room, which has place for all; what is not there is zero, as in an optimizer that has not
+    moved."""
+    assert source.keys() <= room.keys()
     for name, tensor in room.items():
         tensor.copy_(source[name]) if name in source else tensor.zero_()
 
