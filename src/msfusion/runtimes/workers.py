@@ -27,7 +27,7 @@ from msfusion.learn.learner import Learner, Participant, Ready
 from msfusion.learn.memory import Memory
 from msfusion.learn.round import One
 from msfusion.learn.store import Store
-from msfusion.learn.submodels import widths_of
+from msfusion.learn.submodels import Plan, plan_of, widths_of
 from msfusion.runtimes.jobs import Job, Outcome
 from msfusion.runtimes.shared import Shared, size_of
 
@@ -63,6 +63,7 @@ class Workers:
     def __init__(self, number: int, participants: Sequence[Participant], learner: Learner) -> None:
         self._participants = participants
         self._learner = learner
+        self._like: dict[Plan, dict[str, Tensor]] = {}  # a memory's tensors
         plans = distinct(participants)
         values = max(size_of(learner.submodels.shapes(plan)) for plan in plans)
         memory = max(size_of(learner.remembered(plan)) for plan in plans)
@@ -149,7 +150,10 @@ class Workers:
 
     def _remembered(self, slot: int, windows: Selection) -> dict[str, Tensor]:
         """The tensors of a memory in a slot."""
-        return self._slots[slot].memory.tensors(self._learner.remembered(widths_of(windows)))
+        plan = plan_of(widths_of(windows))
+        if plan not in self._like:
+            self._like[plan] = self._learner.remembered(dict(plan))
+        return self._slots[slot].memory.tensors(self._like[plan])
 
     def _memory(self, job: Job) -> Memory | None:
         """What a worker has left in the slot for its participant to remember."""
