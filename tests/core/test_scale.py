@@ -1,10 +1,10 @@
-"""The scale rule by hand: three numbers."""
+"""The scale rule and rates by fan-in, by hand."""
 
 import pytest
 import torch
 
 from msfusion.core.axes import AxisInfo, AxisMap, parse
-from msfusion.core.scale import factors, scale_
+from msfusion.core.scale import factors, fan_in, rates, scale_
 
 AXES = AxisMap(
     tensors={
@@ -67,3 +67,42 @@ def test_undo_is_exact_for_powers_of_two_and_within_one_rounding_otherwise() -> 
         if factor in (2.0, 0.25):
             assert torch.equal(values["w"], start)
         torch.testing.assert_close(values["w"], start, rtol=2.4e-7, atol=0)
+
+
+def test_fan_in_counts_the_inputs_that_an_operation_sums_over() -> None:
+    assert fan_in(AXES, {}) == {"out": 4, "joint": 24}
+    assert fan_in(AXES, {"hidden": 3, "heads": 2}) == {"out": 3, "joint": 6}
+
+
+def test_fan_in_of_heads_and_of_parts_side_by_side_and_of_a_stream_to_itself() -> None:
+    axes = AxisMap(
+        tensors={
+            "proj": (parse("stream:8"), parse("heads:4*16")),
+            "wide": (parse("10"), parse("a:3 + b:5")),
+            "square": (parse("stream:8"), parse("stream:8")),
+            "conv": (parse("b:5"), parse("a:3"), parse("3"), parse("3")),
+        },
+        axes={name: AxisInfo(size) for name, size in {"stream": 8, "heads": 4, "a": 3, "b": 5}.items()},
+        summed={
+            "proj": frozenset({"heads"}),
+            "wide": frozenset({"a", "b"}),
+            "square": frozenset({"stream"}),
+            "conv": frozenset({"a"}),
+        },
+    )
+    assert fan_in(axes, {}) == {"proj": 64, "wide": 8, "square": 8, "conv": 3}
+    assert fan_in(axes, {"heads": 1, "a": 1, "stream": 2}) == {"proj": 16, "wide": 6, "square": 2, "conv": 1}
+
+
+def test_rates_are_lower_only_above_the_fan_in_that_the_learning_rate_is_for() -> None:
+    assert rates(AXES, {}, 4) == {"joint": 4 / 24}
+    assert rates(AXES, {}, 3) == {"out": 0.75, "joint": 0.125}
+    assert rates(AXES, {"hidden": 2, "heads": 1}, 3) == {}
+
+
+@pytest.mark.parametrize("widths", [{}, {"hidden": 2}, {"hidden": 3, "heads": 2}])
+def test_an_entry_of_the_full_model_moves_by_as_much_whatever_the_width(widths: dict[str, int]) -> None:
+    """A step of 1 times the rate in the sub-model; the scale rule takes its factor away again."""
+    rate, factor = rates(AXES, widths, 2), factors(AXES, widths)
+    moved = {name: rate.get(name, 1.0) / factor.get(name, 1.0) for name in ("out", "joint")}
+    assert moved == pytest.approx({"out": 2 / 4, "joint": 2 / 24})

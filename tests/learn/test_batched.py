@@ -58,6 +58,7 @@ def test_at_once_ends_where_one_by_one_ends(name: str) -> None:
 OPTIONS: list[dict[str, Any]] = [
     {"train": Train(batch=8, steps=3, optimizer="adam", lr=0.003)},
     {"train": Train(batch=8, steps=3, optimizer="adamw", lr=0.003, weight_decay=0.1)},
+    {"train": Train(batch=8, steps=3, optimizer="adamw", lr=0.003, lr_fan_in=5)},
     {"train": Train(batch=8, steps=3, momentum=0.0, weight_decay=0.1, clip=0.2)},
     {"method": "fjord", "width": 1.0},
     {"method": "random"},

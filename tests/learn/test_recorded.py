@@ -64,6 +64,7 @@ def test_recorded_steps_end_where_others_end(name: str, precision: Any) -> None:
 OPTIONS: list[dict[str, Any]] = [
     {"train": Train(batch=8, steps=3, optimizer="adam", lr=0.003)},
     {"train": Train(batch=8, steps=3, optimizer="adamw", lr=0.003, weight_decay=0.1, clip=0.5)},
+    {"train": Train(batch=8, steps=3, optimizer="adamw", lr=0.003, lr_fan_in=5, lr_schedule="cosine")},
     {"train": Train(batch=8, steps=3, momentum=0.0, weight_decay=0.1, clip=0.2)},
     {"train": Train(batch=8, steps=3, lr_schedule="cosine")},
     {"method": "fjord", "width": (1.0, 0.5, 0.25)},
@@ -208,11 +209,13 @@ class Eager:
 
     left = 0
 
-    def __init__(self, module: nn.Module, factors: Any, objective: Any, config: Train) -> None:
+    def __init__(
+        self, module: nn.Module, factors: Any, rates: dict[str, float], objective: Any, config: Train
+    ) -> None:
         self.tensors = {name: p.detach() for name, p in module.named_parameters()}
         self.values = self.tensors
         self._factors = factors
-        self._args = module, make_optimizer(module, config, config.lr), objective, config
+        self._args = module, make_optimizer(module, config, config.lr, rates), objective, config
         self._sizes: set[int] = set()
         self._loss = 0.0
 
@@ -263,7 +266,8 @@ def test_slots_keep_the_order_the_draws_of_the_data_and_the_optimizer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two widths and three sizes of a batch, in one group."""
-    for train in (Train(batch=8, steps=3), Train(batch=8, steps=3, optimizer="adamw", lr_schedule="cosine")):
+    adamw = Train(batch=8, steps=3, optimizer="adamw", lr_schedule="cosine", lr_fan_in=8)
+    for train in (Train(batch=8, steps=3), adamw):
         alone = drawing(train=train).run()
         before = torch.get_rng_state()
         slots = with_slots(monkeypatch, train=train)

@@ -408,3 +408,30 @@ def test_twins_go_on_with_what_their_twins_have_learned(optimizer: str) -> None:
     got = state(play(model=small_in_copies(), method="msfusion", twins=1.0, rounds=4, train=train))
     torch.testing.assert_close(got["0.weight"][:6], expected["0.weight"][:6])
     torch.testing.assert_close(got["2.weight"][:, :6], expected["2.weight"][:, :6])
+
+
+# --- learning rates by fan-in
+
+
+def test_lr_fan_in_is_for_adam() -> None:
+    with pytest.raises(UserError, match="lr_fan_in, got sgd"):
+        play(train={"lr_fan_in": 4})
+
+
+@pytest.mark.parametrize("method", ["msfusion", "heterofl", "fedavg"])
+def test_lr_fan_in_lowers_the_rate_of_what_sums_over_more(method: str) -> None:
+    """Adam's first step is the learning rate, wherever there is a gradient: here of the last layer, as no
+    axis cuts what the first sums over."""
+
+    def moved(**more: Any) -> dict[str, float]:
+        model = torch.nn.Sequential(torch.nn.Linear(5, 12), torch.nn.Tanh(), torch.nn.Linear(12, 3))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train = {"optimizer": "adam", "lr": 0.01, "steps": 1, "batch": 40, **more}
+        run = settings(method=method, rounds=1, train=train)
+        after = state(msfusion.simulate(model, participants((40,)), TEST, run))
+        return {name: float((after[name] - before[name]).abs().max()) for name in before}
+
+    fan_in = 12 if method == "fedavg" else 6
+    plain, lower = moved(), moved(lr_fan_in=2)
+    assert lower.pop("2.weight") == pytest.approx(plain.pop("2.weight") * 2 / fan_in, rel=1e-3)
+    assert lower == pytest.approx(plain, rel=1e-3)

@@ -1,4 +1,4 @@
-"""The scale rule, in its one place.
+"""What depends on how many inputs an operation sums over: the scale rule, and learning rates.
 
 A sub-model sums over fewer inputs than the full model does. As with inverted dropout, a tensor whose
 operation sums over cut axes is multiplied by the product of (size / width) over those axes when a sub-model
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Widths
+from msfusion.core.axes import AxisMap, Widths, axes_of, narrowed
 
 
 def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, float]:
@@ -28,6 +28,28 @@ def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, floa
         if name not in axes.normalised
     }
     return {name: ratio**power for name, ratio in ratios.items() if ratio != 1 and power != 0}
+
+
+def fan_in(axes: AxisMap, widths: Widths) -> dict[str, int]:
+    """Parameter name -> how many inputs its operation sums over in a sub-model, the taps of a kernel not
+    counted; of those alone that sum over axes."""
+    summing = {
+        name: {dim for dim in axes.tensors[name] if summed.intersection(axes_of(dim))}
+        for name, summed in axes.summed.items()
+        if summed
+    }
+    return {name: math.prod(narrowed(dim, widths) for dim in dims) for name, dims in summing.items()}
+
+
+def rates(axes: AxisMap, widths: Widths, at: int) -> dict[str, float]:
+    """Parameter name -> what its learning rate is multiplied by under an optimizer whose steps do not depend
+    on the size of gradients, such as Adam's: at / fan-in where it sums over more than ``at`` inputs; of those
+    alone whose rate is not 1 (muP, arXiv 2203.03466, table 3; per layer, arXiv 2407.05872).
+
+    With the scale rule an entry of the full model then moves by as much per step whatever the width of the
+    sub-model that trains it, as long as that sums over at least ``at``.
+    """
+    return {name: at / inputs for name, inputs in fan_in(axes, widths).items() if inputs > at}
 
 
 def scale_(values: Mapping[str, Tensor], factors: Mapping[str, float], *, undo: bool = False) -> None:

@@ -121,17 +121,19 @@ def train_together(
     config: Train,
     lr: float,
     seeds: Sequence[int],
+    rates: Mapping[str, float],
 ) -> list[float]:
     """Train every sub-model of the stack in place on its own data; returns their mean losses.
 
     seeds: one per participant, as for ``local.train``; batches are the same, dropout is not.
+    rates: as for ``local.optimizer_of``.
     """
     assert stack.program is not None
     device = next(iter(stack.tensors.values())).device
     stack.module.train()
     trained, others = _parted(stack.tensors, stack.program.trained)
-    parameters = [nn.Parameter(tensor) for tensor in trained.values()]
-    optimizer = optimizer_of(parameters, config, lr)
+    parameters = {name: nn.Parameter(tensor) for name, tensor in trained.items()}
+    optimizer = optimizer_of(parameters, config, lr, rates)
     total = torch.zeros(len(data), device=device)
     streams = zip(
         *(batches(own, config.batch, config.steps, s) for own, s in zip(data, seeds, strict=True)),
@@ -144,7 +146,7 @@ def train_together(
                 found, losses = stack.program.gradients(trained, others, inputs, targets)
             if config.clip is not None:
                 _clip(list(found.values()), config.clip)
-            for name, parameter in zip(trained, parameters, strict=True):
+            for name, parameter in parameters.items():
                 parameter.grad = found[name]
             optimizer.step()
             total += losses.detach()

@@ -142,7 +142,8 @@ class Learner:
     def _optimizer(
         self, module: nn.Module, lr: float, windows: Selection, previous: Memory | None
     ) -> Optimizer:
-        optimizer = make_optimizer(module, self.config, lr)
+        rates = self.submodels.rates(widths_of(windows), self.config)
+        optimizer = make_optimizer(module, self.config, lr, rates)
         if previous is not None and self.config.keep_optimizer:
             kinds = self.twins.of if self.twins else lambda dim: None
             state = previous.optimizer_for(windows, self.submodels.axes, kinds)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -30,6 +31,8 @@ class Train:
     optimizer: Kind = "sgd"  # of local training
     keep_optimizer: bool = False  # its state stays with the participant; else it is made anew in each round
     lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
+    # adam, adamw: what sums over more inputs than this has a lower lr, in proportion
+    lr_fan_in: Annotated[int, Gt(0)] | None = None
     momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
     batch: Annotated[int, Gt(0)] = 32  # per step; fewer where a participant has fewer
@@ -43,26 +46,43 @@ Passes: TypeAlias = Callable[[nn.Module, Objective, Train, Tensor, Tensor], Tens
 """(module, objective, config, inputs, targets) -> the loss; gradients are left in the parameters."""
 
 
-def make_optimizer(module: nn.Module, config: Train, lr: float) -> Optimizer:
+def make_optimizer(
+    module: nn.Module, config: Train, lr: float, rates: Mapping[str, float] = MappingProxyType({})
+) -> Optimizer:
     """The configured optimizer over all parameters that want a gradient."""
-    return optimizer_of([p for p in module.parameters() if p.requires_grad], config, lr)
+    return optimizer_of(
+        {name: p for name, p in module.named_parameters() if p.requires_grad}, config, lr, rates
+    )
 
 
-def optimizer_of(parameters: list[nn.Parameter], config: Train, lr: float) -> Optimizer:
-    """The configured optimizer over these parameters."""
+def optimizer_of(
+    parameters: Mapping[str, nn.Parameter],
+    config: Train,
+    lr: float,
+    rates: Mapping[str, float] = MappingProxyType({}),
+) -> Optimizer:
+    """The configured optimizer over these parameters.
+
+    rates: parameter -> what its learning rate is multiplied by, where that is not 1.
+    """
     return Optimizer(
-        config.optimizer, parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+        config.optimizer,
+        list(parameters.values()),
+        lr=lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        rates=[rates.get(name, 1.0) for name in parameters],
     )
 
 
 def state_like(config: Train, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors like those of the configured optimizer's state once it has moved all parameters, on the meta
     device. Where they are zero, it is as if it had not."""
-    unset = [nn.Parameter(torch.empty_like(p, device="meta")) for p in parameters.values()]
+    unset = {name: nn.Parameter(torch.empty_like(p, device="meta")) for name, p in parameters.items()}
     if not unset:
         return {}
     optimizer = optimizer_of(unset, config, config.lr)
-    for parameter in unset:
+    for parameter in unset.values():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
     return {name: t.to("meta") for name, t in optimizer.state(list(parameters)).items()}

@@ -24,12 +24,20 @@ class Optimizer:
 
     parameters: those without a gradient in a step are left alone in it.
     momentum: of sgd only.
+    rates: what the learning rate of each parameter is multiplied by; of adam and adamw only.
     """
 
     def __init__(
-        self, kind: Kind, parameters: list[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+        self,
+        kind: Kind,
+        parameters: list[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        rates: Sequence[float],
     ) -> None:
-        self.kind, self.parameters = kind, parameters
+        self.kind, self.parameters, self.rates = kind, parameters, rates
         self.momentum, self.weight_decay = momentum, weight_decay
         # One kernel that reads and writes everything once, where PyTorch has it.
         self._fused = all(p.is_floating_point() and p.device.type in _FUSED for p in parameters)
@@ -122,9 +130,20 @@ class Optimizer:
         for place, parameter in zip(places, parameters, strict=True):
             if place not in self._moments:
                 self._moments[place] = self._unmoved(parameter)
-        first, second, steps = (
-            list(column) for column in zip(*(self._moments[place] for place in places), strict=True)
-        )
+        for rate in dict.fromkeys(self.rates[place] for place in places):
+            each = [i for i, place in enumerate(places) if self.rates[place] == rate]
+            moments = [self._moments[places[i]] for i in each]
+            lr = self.lr if rate == 1 else self.lr * rate
+            self._adam_alike([parameters[i] for i in each], [gradients[i] for i in each], moments, lr)
+
+    def _adam_alike(
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        moments: list[tuple[Tensor, Tensor, Tensor]],
+        lr: float | Tensor,
+    ) -> None:
+        first, second, steps = (list(column) for column in zip(*moments, strict=True))
         adam(
             parameters,
             gradients,
@@ -139,7 +158,7 @@ class Optimizer:
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=self.lr,
+            lr=lr,
             weight_decay=self.weight_decay,
             eps=1e-8,
             maximize=False,

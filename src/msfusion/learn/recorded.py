@@ -45,15 +45,21 @@ class Slot:
 
     module: of the width plan; its tensors are where values are put and trained.
     factors: of the scale rule, by parameter.
+    rates: what learning rates are multiplied by, by parameter.
     """
 
     def __init__(
-        self, module: nn.Module, factors: Mapping[str, float], objective: Objective, config: Train
+        self,
+        module: nn.Module,
+        factors: Mapping[str, float],
+        rates: Mapping[str, float],
+        objective: Objective,
+        config: Train,
     ) -> None:
         self.tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
         self._module, self._objective, self._config = module.train(), objective, config
         self._factors = {name: f for name, f in factors.items() if name in self.tensors}
-        self._optimizer = make_optimizer(module, config, config.lr)
+        self._optimizer = make_optimizer(module, config, config.lr, rates)
         self._device = next(iter(self.tensors.values())).device
         self._loss = torch.zeros((), device=self._device)
         self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -224,7 +230,8 @@ class Slots:
         module = self.submodels.module(widths)
         if self.compiled:
             module.compile(backend=compiler(), dynamic=False)
-        return Slot(module, self.submodels.factors(widths), objective, config)
+        rates = self.submodels.rates(widths, config)
+        return Slot(module, self.submodels.factors(widths), rates, objective, config)
 
     def _record(self, slots: Sequence[Slot], group: Group) -> None:
         """See that each slot knows steps on batches like those of its data."""

@@ -39,7 +39,8 @@ class Stacks:
         if scaled:
             torch._foreach_mul_(scaled, list(factors.values()))
         stack = self._known(widths, stack, data[0], group.objective, config)
-        losses = train_together(stack, data, config, group.lr, group.seeds)
+        rates = self.submodels.rates(widths, config)
+        losses = train_together(stack, data, config, group.lr, group.seeds, rates)
         if scaled:
             torch._foreach_div_(scaled, list(factors.values()))
         return ((stack.values(place), loss) for place, loss in enumerate(losses))

@@ -49,6 +49,7 @@ class SubModels:
         self._narrow: dict[Plan, nn.Module] = {}
         self._modules: dict[Plan, _Held] = {}
         self._factors: dict[Plan, dict[str, float]] = {}
+        self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def room(self, selection: Selection) -> Mapping[str, Tensor]:
@@ -120,6 +121,15 @@ class SubModels:
         if key not in self._factors:
             self._factors[key] = scale.factors(self._captured.axes, widths, self._power)
         return self._factors[key]
+
+    def rates(self, widths: Widths, config: Train) -> dict[str, float]:
+        """Parameter -> what its learning rate is multiplied by, where that is not 1."""
+        if config.lr_fan_in is None:
+            return {}
+        key = (plan_of(widths), config.lr_fan_in)
+        if key not in self._rates:
+            self._rates[key] = scale.rates(self._captured.axes, widths, config.lr_fan_in)
+        return self._rates[key]
 
     def module(self, widths: Widths) -> nn.Module:
         """A new module of these widths, its tensors unset."""

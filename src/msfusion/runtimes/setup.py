@@ -61,7 +61,7 @@ class Setup:
         self.bias = bias_of(captured, objective, run.train) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
         self._check_compiled()
-        self._check_kept()
+        self._check_optimizer()
         alone = run.compile and run.batched != "on"
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
@@ -157,8 +157,13 @@ class Setup:
                 "expected compile to be off beside the contrastive loss, which has no compiled form; drop one"
             )
 
-    def _check_kept(self) -> None:
+    def _check_optimizer(self) -> None:
         train = self.run.train
+        if train.lr_fan_in is not None and train.optimizer == "sgd":
+            raise UserError(
+                "expected adam or adamw for train.lr_fan_in, got sgd, whose steps depend on the size of "
+                "gradients; set train.optimizer, or leave lr_fan_in out"
+            )
         if train.keep_optimizer and train.optimizer == "sgd" and not train.momentum:
             raise UserError(
                 "expected an optimizer with a state for train.keep_optimizer, got sgd without momentum; set "
