@@ -2,16 +2,21 @@
 
 Each row is a run of its own, in processes of its own, on the same digits, model, split and settings:
 
-- Flower, FedAvg: the stock strategy of ``flwr.serverapp.strategy``; each client trains the full model.
+- Flower, FedAvg: the stock strategy of ``flwr.serverapp.strategy``; each client trains the full model, in
+  a plain PyTorch loop over a ``DataLoader``, as Flower's tutorials have it.
+- Flower, FedAvg, our steps: the same, each client training by ``msfusion.learn.local.train`` as the
+  simulation does, so that what is left between the two is the engine's.
 - Flower, msfusion: the app of ``msfusion flower new``; each client trains a share of 0.3.
 - simulation, fedavg and msfusion: ``msfusion simulate``, without any engine; in one process, and with a
   worker per core, as it runs by default.
 
 Seconds per round are the median of those between the ends of rounds, without the first; nobody scores
-anything. Memory is the largest sum of the resident memory of all processes of a run, looked at every half
-second, shared pages counted in each. Bytes are those of the parameters that travel in a round, both ways.
+anything. With ``--repeats`` all rows are run in turn so often; a cell has the median, and its ratio the
+spread (least to greatest) of ratios within a turn. Memory is the largest sum of the resident memory of all
+processes of a run, looked at every half second, shared pages counted in each. Bytes are those of the
+parameters that travel in a round, both ways.
 
-    FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py [--model mlp]
+    FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py [--model mlp] [--repeats 3]
 
 With a small MLP in place of the demo's convolutional model, participants are also trained at once by a
 compiled program, and the app is left out.
@@ -32,12 +37,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import machine
+from machine import machine, spread
 
 BIN = Path(sys.executable).parent
 PARTICIPANTS, ROUNDS, SEED = 10, 60, 0  # so many rounds that steps have become scripts in most
 MODELS = {"cnn": "", "mlp": "hidden = [256, 256]"}
 """Model -> its options, as in TOML."""
+FIRST = "Flower, FedAvg"
+"""The row that the others are compared with."""
 
 FEDAVG_SERVER = """
 import json, time
@@ -72,22 +79,58 @@ FEDAVG_CLIENT = """
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from msfusion.learn.local import Train, train
-from msfusion.learn.objective import Objective
-from stock.task import data, net
+from stock.task import net
+from stock.steps import fit
 
 app = ClientApp()
 
 @app.train()
-def fit(message, context):
+def answer(message, context):
     torch.set_num_threads(1)
     model = net()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    own = data(context.node_config["partition-id"])
-    loss = train(model, own, Objective(), Train(lr=0.05, batch=32, steps=10), 0.05, 0)
-    metrics = MetricRecord({"num-examples": len(own), "train_loss": loss})
+    examples, loss = fit(model, context.node_config["partition-id"])
+    metrics = MetricRecord({"num-examples": examples, "train_loss": loss})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content, reply_to=message)
+"""
+
+PLAIN_STEPS = """
+import functools, itertools
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from stock.task import data
+
+@functools.cache
+def loader(number):
+    own = data(number)
+    images = TensorDataset(*own.batch(torch.arange(len(own))))
+    return DataLoader(images, batch_size=32, shuffle=True)
+
+def fit(model, number):
+    criterion = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    model.train()
+    running = 0.0
+    batches = itertools.chain.from_iterable(itertools.repeat(loader(number)))
+    for images, labels in itertools.islice(batches, 10):
+        optimizer.zero_grad()
+        loss = criterion(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        running += loss.item()
+    return len(loader(number).dataset), running / 10
+"""
+
+OUR_STEPS = """
+from msfusion.learn.local import Train, train
+from msfusion.learn.objective import Objective
+from stock.task import data
+
+def fit(model, number):
+    own = data(number)
+    loss = train(model, own, Objective(), Train(lr=0.05, batch=32, steps=10), 0.05, 0)
+    return len(own), loss
 """
 
 FEDAVG_TASK = """
@@ -120,9 +163,13 @@ def main() -> None:
         "--method", choices=["fedavg", "msfusion"], help="its rows alone, and Flower's FedAvg"
     )
     parser.add_argument("--model", choices=MODELS, default="cnn")
+    parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
     model = arguments.model
-    ways: dict[str, Callable[[Path], dict[str, float]]] = {"Flower, FedAvg": partial(stock, model=model)}
+    ways: dict[str, Callable[[Path], dict[str, float]]] = {
+        FIRST: partial(stock, model=model, steps=PLAIN_STEPS),
+        f"{FIRST}, our steps": partial(stock, model=model, steps=OUR_STEPS),
+    }
     if arguments.method != "fedavg" and model == "cnn":
         ways["Flower, msfusion"] = own
     kinds = {", one worker": ["workers=1"], "": []}
@@ -134,16 +181,20 @@ def main() -> None:
                 simulated, method=method, model=model, settings=settings
             )
     with tempfile.TemporaryDirectory() as folder:
-        rows = {name: way(Path(folder) / str(place)) for place, (name, way) in enumerate(ways.items())}
-    print(json.dumps(rows) if arguments.json else text(rows, model))
+        turns = [
+            {name: way(Path(folder) / f"{turn}-{place}") for place, (name, way) in enumerate(ways.items())}
+            for turn in range(arguments.repeats)
+        ]
+    print(json.dumps(turns) if arguments.json else text(turns, model))
 
 
-def stock(folder: Path, model: str) -> dict[str, float]:
-    """Flower's own strategy."""
+def stock(folder: Path, model: str, steps: str) -> dict[str, float]:
+    """Flower's own strategy, whose clients train by ``steps``."""
     app = folder / "stock"
     (app / "stock").mkdir(parents=True)
     task = FEDAVG_TASK.replace("CONSTANTS", repr((ROUNDS, PARTICIPANTS, SEED, model, MODELS[model])))
-    files = {"server_app": FEDAVG_SERVER, "client_app": FEDAVG_CLIENT, "task": task, "__init__": ""}
+    files = {"server_app": FEDAVG_SERVER, "client_app": FEDAVG_CLIENT, "task": task, "steps": steps}
+    files["__init__"] = ""
     for name, code in files.items():
         (app / "stock" / f"{name}.py").write_text(code)
     run("msfusion", "flower", "new", folder / "like")
@@ -242,20 +293,22 @@ def resident(root: int, rows: list[list[int]]) -> int:
     return mine + sum(resident(pid, rows) for pid, parent, _ in rows if parent == root)
 
 
-def text(rows: dict[str, dict[str, float]], model: str) -> str:
-    first = rows["Flower, FedAvg"]
+def text(turns: list[dict[str, dict[str, float]]], model: str) -> str:
     lines = [
         f"{machine()}, flwr {version('flwr')}; "
-        f"{model}, {PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits",
+        f"{model}, {PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits, {len(turns)} turns",
         "",
         "| run | s per round | of Flower's | memory | of Flower's | bytes per round | of Flower's |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in rows.items():
-        cells = [f"{row['seconds']:.2f}", f"{row['memory'] / 1e9:.2f} GB", f"{row['bytes'] / 1e6:.2f} MB"]
-        ratios = [f"{row[key] / first[key]:.2f}" for key in ("seconds", "memory", "bytes")]
-        pairs = [part for pair in zip(cells, ratios, strict=True) for part in pair]
-        lines.append(f"| {name} | {' | '.join(pairs)} |")
+    forms = {"seconds": (1, ".3f", ""), "memory": (1e9, ".2f", " GB"), "bytes": (1e6, ".2f", " MB")}
+    for name in turns[0]:
+        cells = [name]
+        for key, (unit, form, suffix) in forms.items():
+            cells.append(f"{statistics.median(turn[name][key] for turn in turns) / unit:{form}}{suffix}")
+            ratios = [turn[name][key] / turn[FIRST][key] for turn in turns]
+            cells.append(spread(ratios) if max(ratios) > min(ratios) else f"{ratios[0]:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
