@@ -130,6 +130,23 @@ def test_streams_that_divide_take_the_width_that_leaves_the_inner_axes_in_balanc
     assert for_share(NET, NET.tensors, 150 / total, "inner", divide=True) == {"stream": 4, "hidden": 8}
 
 
+def test_a_narrow_stream_beside_much_wider_inner_axes_is_avoided() -> None:
+    """Large tables: 368 parameters pay for the whole stream with 1 of 48 hidden units, an eighth of what
+    would be in balance, or for half of it with 24, six times as many."""
+    axes = make_map(
+        {
+            "embed": ["stream:8", "22"],
+            "up": ["hidden:48", "stream:8"],
+            "down": ["stream:8", "hidden:48"],
+            "head": ["22", "stream:8"],
+        },
+        residual=["stream"],
+    )
+    whole = parameter_count(axes, axes.tensors, {})
+    assert for_share(axes, axes.tensors, 368 / whole, "inner", divide=True) == {"hidden": 1}
+    assert parameter_count(axes, axes.tensors, {"stream": 4, "hidden": 24}) == 368
+
+
 def test_what_is_no_wider_than_its_stream_is_cut_with_it() -> None:
     axes = make_map({"in": ["mid:8", "s:8"], "out": ["s:8", "mid:8"], "head": ["4", "s:8"]}, residual=["s"])
     assert for_share(axes, axes.tensors, 80 / 160, "inner") == {"s": 5, "mid": 5}

@@ -154,7 +154,8 @@ def _dividing(
     axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool], balance: float
 ) -> dict[str, int]:
     """The plan with widths that divide their axes: the streams get the next such width above or below, that
-    beside which the inner axes come closer to the balance."""
+    beside which the inner axes come closer to the balance. Somewhat wider than that does no harm, much wider
+    does (docs/log.md, 2026-11-26, wide insides)."""
     streams = {axis: axes.axes[axis].size for axis in plan if axes.axes[axis].residual}
     inner = {axis: axes.axes[axis].size for axis in plan if axis not in streams}
     if not streams or not inner:
@@ -165,11 +166,12 @@ def _dividing(
         return _widest(lambda width: fixed | _clamped(axes, inner, width), fits)
 
     def off(parts: int) -> float:
-        return abs(math.log(_share(found[parts], inner) * parts / balance))
+        wider = math.log(_share(found[parts], inner) * parts / balance)
+        return wider**2 if wider > 0 else -wider
 
     near = _parts_near(_share(plan, streams), math.gcd(*streams.values()))
-    found = {parts: wide for parts in near if (wide := beside(parts)) is not None}
-    return _snapped(axes, found[min(found, key=off)] if found else plan, fits)
+    found = {parts: _snapped(axes, wide, fits) for parts in near if (wide := beside(parts)) is not None}
+    return found[min(found, key=off)] if found else _snapped(axes, plan, fits)
 
 
 def _share(plan: Widths, sizes: Mapping[str, int]) -> float:
