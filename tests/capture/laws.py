@@ -85,8 +85,8 @@ def silenced(row: Row, selection: dict[str, Units]) -> nn.Module:
     axes, full = captured(row).axes, copy.deepcopy(model_of(row))
     tensors = named_tensors(full)
     with torch.no_grad():
-        for name, summed in axes.summed.items():
-            for axis in summed & selection.keys():
+        for name in axes.summed:
+            for axis in axes.summed_axes(name) & selection.keys():
                 _silence(tensors[name], axes.tensors[name], {axis: selection[axis]})
     return full
 

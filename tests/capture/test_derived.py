@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from zoo import CharLSTM, FusedQKV, LlamaLike, NanoGPT, SqueezeExcite, UNet, images, tokens, vectors
 
 from msfusion.capture import capture, permutation_errors
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import Axis, AxisMap
+from msfusion.core.scale import factors, fan_in
 
 
 def test_one_hidden_layer() -> None:
@@ -19,7 +20,7 @@ def test_one_hidden_layer() -> None:
         "2.weight": ["2", "0.out:5"],
         "2.bias": ["2"],
     }
-    assert axes.summed == {"2.weight": frozenset({"0.out"})}
+    assert axes.summed == {"2.weight": (Axis("0.out", 5),)}
     assert axes.pinned["0.weight:1"] == "input of the model"
 
 
@@ -64,7 +65,7 @@ def test_gates_are_segments_of_the_hidden_units() -> None:
     axes = capture(CharLSTM(), *tokens()(2)).axes
     (hidden,) = {str(d).split("*")[1] for d in axes.tensors["lstm.bias_ih_l1"]}
     assert str(axes.tensors["lstm.bias_ih_l1"][0]) == f"4*{hidden}"
-    assert axes.summed["lstm.weight_hh_l1"] == {hidden.split(":")[0]}
+    assert list(map(str, axes.summed["lstm.weight_hh_l1"])) == [hidden]
 
 
 def test_ties_are_kept_once_and_not_summed_where_they_also_embed() -> None:
@@ -72,7 +73,7 @@ def test_ties_are_kept_once_and_not_summed_where_they_also_embed() -> None:
     assert axes.ties == {"lm_head.weight": "wte.weight"}
     assert "lm_head.weight" not in axes.tensors
     assert "wte.weight" not in axes.summed
-    assert axes.summed["h.0.mlp.0.weight"] == {"wte.out"}
+    assert axes.summed_axes("h.0.mlp.0.weight") == {"wte.out"}
 
 
 class Sums(nn.Module):
@@ -97,11 +98,44 @@ class Sums(nn.Module):
 
 def test_sums_through_transposes_and_einsum() -> None:
     axes = capture(Sums(), (torch.randn(3, 6),)).axes
-    assert axes.summed["matrix"] == {"matrix.in"}
-    assert axes.summed["turned"] == {"matrix.out"}
-    assert axes.summed["cube"] == {"turned.out"}
+    assert axes.summed_axes("matrix") == {"matrix.in"}
+    assert axes.summed_axes("turned") == {"matrix.out"}
+    assert axes.summed_axes("cube") == {"turned.out"}
     assert "scale" not in axes.summed
     assert "enter.weight" not in axes.summed
+
+
+class SideBySide(nn.Module):
+    """Sums whose inputs, or outputs, are made of several parts; one over the axis that its outputs lie on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.other = nn.Linear(6, 16), nn.Linear(6, 16)
+        self.join, self.gate = nn.Linear(32, 16), nn.Linear(16, 32)
+        self.cell = nn.GRUCell(16, 16)
+        self.up, self.out = nn.ConvTranspose1d(16, 8, 3, groups=4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.join(torch.cat([torch.relu(self.enter(x)), torch.tanh(self.other(x))], 1))
+        value, gate = self.gate(x).chunk(2, 1)
+        x = x + value * torch.sigmoid(gate)
+        x = self.cell(x, torch.tanh(x))
+        return self.out(self.up(x[:, :, None]).mean(2))
+
+
+def test_what_is_summed_over_is_told_from_what_it_gives() -> None:
+    axes = capture(SideBySide(), (torch.randn(3, 6),)).axes
+    assert fan_in(axes, {}) == {
+        "join.weight": 32,
+        "gate.weight": 16,
+        "cell.weight_ih": 16,
+        "cell.weight_hh": 16,
+        "up.weight": 4,
+        "out.weight": 8,
+    }
+    halves = {axis: axes.axes[axis].size // 2 for axis in axes.cuttable}
+    assert factors(axes, halves)["join.weight"] == 2.0
+    assert set(factors(axes, halves).values()) == {2.0}
 
 
 class Convolutions(nn.Module):
@@ -117,7 +151,7 @@ class Convolutions(nn.Module):
 
 def test_convolutions_sum_over_their_inputs_but_not_depthwise() -> None:
     axes = capture(Convolutions(), (torch.randn(3, 3, 9),)).axes
-    assert axes.summed == {"up.weight": {"enter.out"}, "out.weight": {"up.out"}}
+    assert axes.summed == {"up.weight": (Axis("enter.out", 8),), "out.weight": (Axis("up.out", 6),)}
     assert [str(d) for d in axes.tensors["depth.weight"]] == ["enter.out:8", "1", "3"]
     assert [str(d) for d in axes.tensors["norm.running_var"]] == ["enter.out:8"]
 

@@ -167,7 +167,7 @@ def test_json_keeps_everything_and_the_order() -> None:
     axes = AxisMap(
         tensors={"z": (Product((Axis("heads", 2), Fixed(3))), Axis("a", 4)), "b": ()},
         axes={"heads": AxisInfo(2), "a": AxisInfo(4, residual=True, whole="a reason, with: signs * ( +")},
-        summed={"z": frozenset({"heads", "a"})},
+        summed={"z": (parse("3*heads:4*16"), parse("a:3 + 2"))},
         ties={"other": "z"},
         pinned={"b:0": "an operation without a rule"},
         unknown={"aten.roll": 3},

@@ -13,7 +13,7 @@ AXES = AxisMap(
         "joint": (parse("2"), parse("hidden:4"), parse("heads:6")),
     },
     axes={"hidden": AxisInfo(4), "heads": AxisInfo(6)},
-    summed={"in": frozenset(), "out": frozenset({"hidden"}), "joint": frozenset({"hidden", "heads"})},
+    summed={"out": (parse("hidden:4"),), "joint": (parse("hidden:4"), parse("heads:6"))},
 )
 
 
@@ -74,24 +74,18 @@ def test_fan_in_counts_the_inputs_that_an_operation_sums_over() -> None:
     assert fan_in(AXES, {"hidden": 3, "heads": 2}) == {"out": 3, "joint": 6}
 
 
-def test_fan_in_of_heads_and_of_parts_side_by_side_and_of_a_stream_to_itself() -> None:
-    axes = AxisMap(
-        tensors={
-            "proj": (parse("stream:8"), parse("heads:4*16")),
-            "wide": (parse("10"), parse("a:3 + b:5")),
-            "square": (parse("stream:8"), parse("stream:8")),
-            "conv": (parse("b:5"), parse("a:3"), parse("3"), parse("3")),
-        },
-        axes={name: AxisInfo(size) for name, size in {"stream": 8, "heads": 4, "a": 3, "b": 5}.items()},
-        summed={
-            "proj": frozenset({"heads"}),
-            "wide": frozenset({"a", "b"}),
-            "square": frozenset({"stream"}),
-            "conv": frozenset({"a"}),
-        },
-    )
-    assert fan_in(axes, {}) == {"proj": 64, "wide": 8, "square": 8, "conv": 3}
-    assert fan_in(axes, {"heads": 1, "a": 1, "stream": 2}) == {"proj": 16, "wide": 6, "square": 2, "conv": 1}
+SIDE_BY_SIDE = AxisMap(
+    tensors={"proj": (parse("8"), parse("heads:4*16")), "join": (parse("10"), parse("a:4 + b:12"))},
+    axes={"heads": AxisInfo(4), "a": AxisInfo(4), "b": AxisInfo(12)},
+    summed={"proj": (parse("heads:4*16"),), "join": (parse("a:4 + b:12"),)},
+)
+
+
+def test_heads_count_with_what_is_in_them_and_parts_side_by_side_add_up() -> None:
+    assert fan_in(SIDE_BY_SIDE, {}) == {"proj": 64, "join": 16}
+    assert fan_in(SIDE_BY_SIDE, {"heads": 1, "a": 2}) == {"proj": 16, "join": 14}
+    assert factors(SIDE_BY_SIDE, {"heads": 1, "a": 2, "b": 6}) == {"proj": 4.0, "join": 2.0}
+    assert factors(SIDE_BY_SIDE, {"b": 4}) == {"join": 2.0}
 
 
 def test_rates_are_lower_only_above_the_fan_in_that_the_learning_rate_is_for() -> None:

@@ -127,7 +127,7 @@ class _Reader:
             name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
             for leaf, name in self.names.items()
         }
-        summed = {name: self.summed_axes(name) for name in own}
+        summed = {name: self.summed_dims(name) for name in own}
         axes = AxisMap(
             tensors=dims,
             axes=infos,
@@ -182,8 +182,19 @@ class _Reader:
         uses = [{x for label in use for x in leaves(label)} for use in self.found.uses.get(tensor, [])]
         return set.intersection(*uses) if uses else set()
 
-    def summed_axes(self, tensor: str) -> frozenset[str]:
-        return frozenset(self.names[x] for x in self.summed_leaves(tensor) if x in self.names)
+    def summed_dims(self, tensor: str) -> tuple[Dim, ...]:
+        """Dims over which every operation that reads the tensor sums, those with an axis."""
+        uses = [[self.named_dim(label) for label in use] for use in self.found.uses.get(tensor, [])]
+        common = [dim for dim in dict.fromkeys(uses[0]) if all(dim in use for use in uses)] if uses else []
+        return tuple(dim for dim in common if axes_of(dim))
+
+    def named_dim(self, label: Label) -> Dim:
+        """A label as a dim, leaves without a name as fixed."""
+        label = resolve(label)
+        if label.form == "leaf":
+            return core.Axis(self.names[label], label.size) if label in self.names else core.Fixed(label.size)
+        parts = factors(label) if label.form == "product" else segments(label)
+        return _joined(label.form, [self.named_dim(part) for part in parts])
 
 
 def _joined(form: str, parts: Sequence[Dim]) -> Dim:

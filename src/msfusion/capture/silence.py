@@ -78,8 +78,8 @@ def _silenced(probe: nn.Module, axes: AxisMap, selection: Selection) -> nn.Modul
     silent = copy.deepcopy(probe)
     tensors = named_tensors(silent)
     with torch.no_grad():
-        for name, summed in axes.summed.items():
-            for axis in summed & selection.keys():
+        for name in axes.summed:
+            for axis in axes.summed_axes(name) & selection.keys():
                 _silence(tensors[name], axes.tensors[name], {axis: selection[axis]})
     return silent
 
@@ -128,7 +128,7 @@ def _normalised(found: Propagation, node: torch.fx.Node) -> Iterator[Label]:
 
 def _vanishing(derived: Derived, node: torch.fx.Node) -> Iterator[Label]:
     """Leaves that the operation sums (or picks) away, not in a product with a weight that can be silenced."""
-    found, summed = derived.found, derived.axes.summed
+    found, axes = derived.found, derived.axes
     inputs = _inputs(found, node)
     after = _leaves(labels_in(found.values[node]))
     weights = [labels for labels in inputs if labels.origin is not None and not labels.activation]
@@ -136,7 +136,7 @@ def _vanishing(derived: Derived, node: torch.fx.Node) -> Iterator[Label]:
     for leaf in _leaves(inputs) - after:
         axis = derived.names.get(leaf, "")
         silenced = any(
-            axis in summed.get(labels.origin or "", ()) for labels in weights if leaf in _leaves([labels])
+            axis in axes.summed_axes(labels.origin or "") for labels in weights if leaf in _leaves([labels])
         )
         if not (silenced and leaf in active):
             yield leaf

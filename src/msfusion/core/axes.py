@@ -250,7 +250,8 @@ class AxisMap:
 
     tensors: parameter and buffer name (as in the state dict, tied ones once) -> a dim per dimension.
     axes: axis name -> what is known of it.
-    summed: parameter name -> axes over which its operation sums (a linear layer's inputs); the scale rule.
+    summed: parameter name -> dims over which its operation sums (a linear layer's inputs), of those that
+        have an axis; the scale rule.
     normalised: parameters whose operation's output goes straight into a norm that takes its size away.
     ties: other names of tied tensors -> the name in ``tensors``.
     pinned: "tensor:dimension" -> why that dimension is never cut.
@@ -259,7 +260,7 @@ class AxisMap:
 
     tensors: Mapping[str, tuple[Dim, ...]]
     axes: Mapping[str, AxisInfo]
-    summed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    summed: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
     normalised: frozenset[str] = frozenset()
     ties: Mapping[str, str] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -274,6 +275,10 @@ class AxisMap:
         """Shape of a tensor in a sub-model of the given widths."""
         return tuple(narrowed(dim, widths) for dim in self.tensors[tensor])
 
+    def summed_axes(self, tensor: str) -> frozenset[str]:
+        """Axes over which the operation of a parameter sums."""
+        return frozenset(axis for dim in self.summed.get(tensor, ()) for axis in axes_of(dim))
+
     def meetings(self) -> Iterator[tuple[str, str]]:
         """Pairs of different axes that cut the same entries: in two dimensions of a tensor, or as two factors
         of one dimension."""
@@ -285,7 +290,7 @@ class AxisMap:
             {
                 "tensors": {name: [str(d) for d in dims] for name, dims in self.tensors.items()},
                 "axes": {name: [i.size, i.residual, i.whole] for name, i in self.axes.items()},
-                "summed": {name: sorted(axes) for name, axes in self.summed.items() if axes},
+                "summed": {name: [str(d) for d in dims] for name, dims in self.summed.items() if dims},
                 "normalised": sorted(self.normalised),
                 "ties": dict(self.ties),
                 "pinned": dict(self.pinned),
@@ -300,7 +305,7 @@ class AxisMap:
         return AxisMap(
             tensors={name: tuple(map(parse, dims)) for name, dims in raw["tensors"].items()},
             axes={name: AxisInfo(*info) for name, info in raw["axes"].items()},
-            summed={name: frozenset(axes) for name, axes in raw["summed"].items()},
+            summed={name: tuple(map(parse, dims)) for name, dims in raw["summed"].items()},
             normalised=frozenset(raw["normalised"]),
             ties=raw["ties"],
             pinned=raw["pinned"],
