@@ -4,17 +4,17 @@ Each row is a run of its own, in processes of its own, on the same digits, model
 
 - Flower, FedAvg: the stock strategy of ``flwr.serverapp.strategy``; each client trains the full model, in
   a plain PyTorch loop over a ``DataLoader``, as Flower's tutorials have it.
-- Flower, FedAvg, our steps: the same, each client training by ``msfusion.learn.local.train`` as the
-  simulation does, so that what is left between the two is the engine's.
+- Flower, FedAvg, our steps: the same, each client training by ``msfusion.learn.local.train``, which the
+  simulation uses too; there modules are kept from round to round and steps become scripts.
 - Flower, msfusion: the app of ``msfusion flower new``; each client trains a share of 0.3.
 - simulation, fedavg and msfusion: ``msfusion simulate``, without any engine; in one process, and with a
   worker per core, as it runs by default.
 
 Seconds per round are the median of those between the ends of rounds, without the first; nobody scores
-anything. With ``--repeats`` all rows are run in turn so often; a cell has the median, and its ratio the
-spread (least to greatest) of ratios within a turn. Memory is the largest sum of the resident memory of all
-processes of a run, looked at every half second, shared pages counted in each. Bytes are those of the
-parameters that travel in a round, both ways.
+anything. With ``--repeats`` all rows are run in turn so often, every second time in reverse; a cell has the
+median, and its ratio the spread (least to greatest) of ratios within a turn. Memory is the largest sum of the
+resident memory of all processes of a run, looked at every half second, shared pages counted in each. Bytes
+are those of the parameters that travel in a round, both ways.
 
     FLWR_TELEMETRY_ENABLED=0 python benchmarks/flower_simulation.py [--model mlp] [--repeats 3]
 
@@ -105,7 +105,7 @@ from stock.task import data
 def loader(number):
     own = data(number)
     images = TensorDataset(*own.batch(torch.arange(len(own))))
-    return DataLoader(images, batch_size=32, shuffle=True)
+    return DataLoader(images, batch_size=32, shuffle=True, drop_last=True)
 
 def fit(model, number):
     criterion = torch.nn.CrossEntropyLoss()
@@ -165,6 +165,8 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="cnn")
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        parser.error("--repeats: expected at least 1")
     model = arguments.model
     ways: dict[str, Callable[[Path], dict[str, float]]] = {
         FIRST: partial(stock, model=model, steps=PLAIN_STEPS),
@@ -181,11 +183,13 @@ def main() -> None:
                 simulated, method=method, model=model, settings=settings
             )
     with tempfile.TemporaryDirectory() as folder:
-        turns = [
-            {name: way(Path(folder) / f"{turn}-{place}") for place, (name, way) in enumerate(ways.items())}
-            for turn in range(arguments.repeats)
-        ]
-    print(json.dumps(turns) if arguments.json else text(turns, model))
+        turns = []
+        for turn in range(arguments.repeats):
+            order = list(ways.items())[:: -1 if turn % 2 else 1]
+            turns.append(
+                {name: way(Path(folder) / f"{turn}-{place}") for place, (name, way) in enumerate(order)}
+            )
+    print(json.dumps(turns) if arguments.json else text(turns, list(ways), model))
 
 
 def stock(folder: Path, model: str, steps: str) -> dict[str, float]:
@@ -247,11 +251,15 @@ def engine(folder: Path, app: Path, result: Path, config: list[str] | None = Non
     home.mkdir()
     text = f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
     (home / "config.toml").write_text(text)
-    os.environ.update(FLWR_HOME=str(home), OMP_NUM_THREADS="1", PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "FLWR_HOME": str(home), "OMP_NUM_THREADS": "1", "PATH": path}
     command = ["flower-superlink", "--insecure", "--simulation", "--port", str(port)]
     log = (folder / "superlink.log").open("w")
     link = subprocess.Popen(
-        [*command, "--disable-runtime-dependency-installation"], stdout=log, stderr=subprocess.STDOUT
+        [*command, "--disable-runtime-dependency-installation"],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
     )
     try:
         while link.poll() is None:
@@ -260,7 +268,7 @@ def engine(folder: Path, app: Path, result: Path, config: list[str] | None = Non
                     break
             time.sleep(0.2)
         size = f"num-supernodes={PARTICIPANTS} client-resources-num-cpus=1"
-        run("flwr", "run", app, "here", "--federation-config", size, *(config or []))
+        run("flwr", "run", app, "here", "--federation-config", size, *(config or []), env=environment)
         return watched(link, result.exists)
     finally:
         link.terminate()
@@ -268,9 +276,9 @@ def engine(folder: Path, app: Path, result: Path, config: list[str] | None = Non
         log.close()
 
 
-def run(*command: object) -> None:
+def run(*command: object, env: dict[str, str] | None = None) -> None:
     first, *rest = map(str, command)
-    done = subprocess.run([BIN / first, *rest], capture_output=True, text=True, check=False)
+    done = subprocess.run([BIN / first, *rest], capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
 
@@ -293,7 +301,7 @@ def resident(root: int, rows: list[list[int]]) -> int:
     return mine + sum(resident(pid, rows) for pid, parent, _ in rows if parent == root)
 
 
-def text(turns: list[dict[str, dict[str, float]]], model: str) -> str:
+def text(turns: list[dict[str, dict[str, float]]], names: list[str], model: str) -> str:
     lines = [
         f"{machine()}, flwr {version('flwr')}; "
         f"{model}, {PARTICIPANTS} participants, {ROUNDS} rounds of 10 steps of 32 digits, {len(turns)} turns",
@@ -302,7 +310,7 @@ def text(turns: list[dict[str, dict[str, float]]], model: str) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     forms = {"seconds": (1, ".3f", ""), "memory": (1e9, ".2f", " GB"), "bytes": (1e6, ".2f", " MB")}
-    for name in turns[0]:
+    for name in names:
         cells = [name]
         for key, (unit, form, suffix) in forms.items():
             cells.append(f"{statistics.median(turn[name][key] for turn in turns) / unit:{form}}{suffix}")

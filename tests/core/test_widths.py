@@ -147,6 +147,17 @@ def test_a_narrow_stream_beside_much_wider_inner_axes_is_avoided() -> None:
     assert parameter_count(axes, axes.tensors, {"stream": 4, "hidden": 24}) == 368
 
 
+def test_inner_axes_twice_as_wide_as_in_balance_are_better_than_half_as_wide() -> None:
+    """80 parameters pay for the whole stream with 4 hidden units, half of what would be in balance, or for
+    half of it with 9, 2.25 times as many."""
+    axes = make_map(
+        {"up": ["hidden:32", "stream:8"], "down": ["stream:8", "hidden:32"], "head": ["2", "stream:8"]},
+        residual=["stream"],
+    )
+    plan = for_share(axes, axes.tensors, 80 / parameter_count(axes, axes.tensors, {}), "inner", divide=True)
+    assert plan == {"stream": 4, "hidden": 8}
+
+
 def test_what_is_no_wider_than_its_stream_is_cut_with_it() -> None:
     axes = make_map({"in": ["mid:8", "s:8"], "out": ["s:8", "mid:8"], "head": ["4", "s:8"]}, residual=["s"])
     assert for_share(axes, axes.tensors, 80 / 160, "inner") == {"s": 5, "mid": 5}

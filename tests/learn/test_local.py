@@ -109,13 +109,17 @@ STOCK: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adam
 @pytest.mark.parametrize("always", [True, False])
 def test_the_optimizer_is_the_configured_one(name: Any, momentum: float, always: bool) -> None:
     """To the bit; to rounding over steps in which one parameter has a gradient every second time, for which
-    PyTorch's own fused kernel has no momentum. One never has any."""
+    PyTorch's own fused kernel has no momentum. One never has any. One of another rate, where the optimizer
+    may have some, decays with the others all the same."""
     draw = torch.Generator().manual_seed(0)
     modules = [nn.ParameterList(torch.ones(*shape) for shape in ((3, 5), (7,), (2,))) for _ in range(2)]
-    ours = make_optimizer(modules[0], Train(optimizer=name, weight_decay=0.25, momentum=momentum), 0.125)
+    config = Train(optimizer=name, weight_decay=0.25, momentum=momentum)
+    ours = make_optimizer(modules[0], config, 0.125, {} if name == "sgd" else {"1": 0.5})
     own = {"momentum": momentum} if name == "sgd" else {}
     kernel = {"fused": True} if always else {"foreach": True}
-    stock = STOCK[name](modules[1].parameters(), 0.125, weight_decay=0.25, **kernel, **own)
+    slower = {"lr": 0.0625, "weight_decay": 0.5 if name == "adamw" else 0.25} if name != "sgd" else {}
+    groups = [{"params": [p], **(slower if place == 1 else {})} for place, p in enumerate(modules[1])]
+    stock = STOCK[name](groups, 0.125, weight_decay=0.25, **kernel, **own)
     for step in range(5):
         ours.zero_grad()
         stock.zero_grad()
@@ -140,7 +144,7 @@ def test_a_gradient_may_lie_in_another_order_than_its_parameter(name: Any) -> No
         strict=True,
     ):
         module[0].grad = gradient
-        make_optimizer(module, Train(optimizer=name), 0.125).step()
+        make_optimizer(module, Train(optimizer=name), 0.125, {}).step()
     assert torch.equal(modules[0][0], modules[1][0])
 
 
@@ -426,7 +430,7 @@ def test_what_a_state_will_be_like_is_known_before(changes: dict[str, Any]) -> N
     config = Train(**changes)
     module = nn.Linear(3, 2, dtype=torch.float64)
     parameters = dict(module.named_parameters())
-    optimizer = make_optimizer(module, config, 0.1)
+    optimizer = make_optimizer(module, config, 0.1, {})
     module(torch.zeros(1, 3, dtype=torch.float64)).sum().backward()
     optimizer.step()
 

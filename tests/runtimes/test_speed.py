@@ -76,7 +76,7 @@ def simulation(participants: int, train: Train, **changes: Any) -> Simulation:
 
 def bare(module: nn.Module, config: Train, steps: int, *, innermost: bool) -> None:
     """The loop that does nothing but train, on batches that lie ready, their channels innermost or not."""
-    optimizer = make_optimizer(module, config, 0.1)
+    optimizer = make_optimizer(module, config, 0.1, {})
     x, y = images().batch(torch.arange(config.batch))
     if innermost:
         x = x.to(memory_format=torch.channels_last)

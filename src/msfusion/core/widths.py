@@ -154,8 +154,8 @@ def _dividing(
     axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool], balance: float
 ) -> dict[str, int]:
     """The plan with widths that divide their axes: the streams get the next such width above or below, that
-    beside which the inner axes come closer to the balance. Somewhat wider than that does no harm, much wider
-    does (docs/log.md, 2026-11-26, wide insides)."""
+    beside which the inner axes come closer to the balance. Wider by a factor of up to e counts less than as
+    much narrower, wider than that more (docs/log.md, 2026-11-26, wide insides)."""
     streams = {axis: axes.axes[axis].size for axis in plan if axes.axes[axis].residual}
     inner = {axis: axes.axes[axis].size for axis in plan if axis not in streams}
     if not streams or not inner:
@@ -170,8 +170,8 @@ def _dividing(
         return wider**2 if wider > 0 else -wider
 
     near = _parts_near(_share(plan, streams), math.gcd(*streams.values()))
-    found = {parts: _snapped(axes, wide, fits) for parts in near if (wide := beside(parts)) is not None}
-    return found[min(found, key=off)] if found else _snapped(axes, plan, fits)
+    found = {parts: wide for parts in near if (wide := beside(parts)) is not None}
+    return _snapped(axes, found[min(found, key=off)] if found else plan, fits)
 
 
 def _share(plan: Widths, sizes: Mapping[str, int]) -> float:

@@ -129,7 +129,7 @@ class _Count:
         with self._mode, live:
             tensors = named_tensors(self._module)
             live.add([*tensors.values(), self._inputs])
-            optimizer = make_optimizer(self._module, self._config, lr=1e-3)
+            optimizer = make_optimizer(self._module, self._config, 1e-3, {})
             if self._config.steps > 1:
                 _make_states(optimizer)
             compared = None

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -31,7 +30,7 @@ class Train:
     optimizer: Kind = "sgd"  # of local training
     keep_optimizer: bool = False  # its state stays with the participant; else it is made anew in each round
     lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
-    # adam, adamw: what sums over more inputs than this has a lower lr, in proportion
+    # adam, adamw: what sums over more units than this has a lower lr, in proportion
     lr_fan_in: Annotated[int, Gt(0)] | None = None
     momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
@@ -46,20 +45,17 @@ Passes: TypeAlias = Callable[[nn.Module, Objective, Train, Tensor, Tensor], Tens
 """(module, objective, config, inputs, targets) -> the loss; gradients are left in the parameters."""
 
 
-def make_optimizer(
-    module: nn.Module, config: Train, lr: float, rates: Mapping[str, float] = MappingProxyType({})
-) -> Optimizer:
-    """The configured optimizer over all parameters that want a gradient."""
-    return optimizer_of(
-        {name: p for name, p in module.named_parameters() if p.requires_grad}, config, lr, rates
-    )
+def make_optimizer(module: nn.Module, config: Train, lr: float, rates: Mapping[str, float]) -> Optimizer:
+    """The configured optimizer over all parameters that want a gradient.
+
+    rates: as for ``optimizer_of``.
+    """
+    wanted = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    return optimizer_of(wanted, config, lr, rates)
 
 
 def optimizer_of(
-    parameters: Mapping[str, nn.Parameter],
-    config: Train,
-    lr: float,
-    rates: Mapping[str, float] = MappingProxyType({}),
+    parameters: Mapping[str, nn.Parameter], config: Train, lr: float, rates: Mapping[str, float]
 ) -> Optimizer:
     """The configured optimizer over these parameters.
 
@@ -81,7 +77,7 @@ def state_like(config: Train, parameters: Mapping[str, Tensor]) -> dict[str, Ten
     unset = {name: nn.Parameter(torch.empty_like(p, device="meta")) for name, p in parameters.items()}
     if not unset:
         return {}
-    optimizer = optimizer_of(unset, config, config.lr)
+    optimizer = optimizer_of(unset, config, config.lr, {})
     for parameter in unset.values():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
@@ -111,12 +107,13 @@ def train(
 
     compared: adds the contrastive loss.
     passes: what does the steps without it; by default ``forward_backward``.
-    optimizer: over the module's parameters, with the learning rate ``lr``; by default a new one.
+    optimizer: over the module's parameters, with the learning rate ``lr``; by default a new one, with that
+        rate for all.
     Every random choice (batches, augmentation, dropout) follows from ``seed``; the global generators are
     left as they were.
     """
     device = next(module.parameters()).device
-    optimizer = optimizer or make_optimizer(module, config, lr)
+    optimizer = optimizer or make_optimizer(module, config, lr, {})
     module.train()
     total = torch.zeros((), device=device)
     # A loss of the user's own may view what a model makes of images, as other code may the images.

@@ -24,7 +24,8 @@ class Optimizer:
 
     parameters: those without a gradient in a step are left alone in it.
     momentum: of sgd only.
-    rates: what the learning rate of each parameter is multiplied by; of adam and adamw only.
+    rates: what the learning rate of each parameter is multiplied by, but not its decay; of adam and adamw
+        only.
     """
 
     def __init__(
@@ -37,7 +38,10 @@ class Optimizer:
         weight_decay: float,
         rates: Sequence[float],
     ) -> None:
-        self.kind, self.parameters, self.rates = kind, parameters, rates
+        self.kind, self.parameters = kind, parameters
+        self._places = {
+            rate: {place for place, own in enumerate(rates) if own == rate} for rate in dict.fromkeys(rates)
+        }
         self.momentum, self.weight_decay = momentum, weight_decay
         # One kernel that reads and writes everything once, where PyTorch has it.
         self._fused = all(p.is_floating_point() and p.device.type in _FUSED for p in parameters)
@@ -130,19 +134,20 @@ class Optimizer:
         for place, parameter in zip(places, parameters, strict=True):
             if place not in self._moments:
                 self._moments[place] = self._unmoved(parameter)
-        for rate in dict.fromkeys(self.rates[place] for place in places):
-            each = [i for i, place in enumerate(places) if self.rates[place] == rate]
+        for rate, own in self._places.items():
+            each = [i for i, place in enumerate(places) if place in own]
             moments = [self._moments[places[i]] for i in each]
-            lr = self.lr if rate == 1 else self.lr * rate
-            self._adam_alike([parameters[i] for i in each], [gradients[i] for i in each], moments, lr)
+            if each:
+                self._adam_alike([parameters[i] for i in each], [gradients[i] for i in each], moments, rate)
 
     def _adam_alike(
         self,
         parameters: list[Tensor],
         gradients: list[Tensor],
         moments: list[tuple[Tensor, Tensor, Tensor]],
-        lr: float | Tensor,
+        rate: float,
     ) -> None:
+        decoupled = self.kind == "adamw"  # then the rate is in the decay
         first, second, steps = (list(column) for column in zip(*moments, strict=True))
         adam(
             parameters,
@@ -154,12 +159,12 @@ class Optimizer:
             foreach=not self._fused,
             fused=self._fused,
             has_complex=any(p.is_complex() for p in parameters),
-            decoupled_weight_decay=self.kind == "adamw",
+            decoupled_weight_decay=decoupled,
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=lr,
-            weight_decay=self.weight_decay,
+            lr=self.lr if rate == 1 else self.lr * rate,
+            weight_decay=self.weight_decay / rate if decoupled else self.weight_decay,
             eps=1e-8,
             maximize=False,
         )
