@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from msfusion.core.axes import AxisInfo, AxisMap, parse
+from msfusion.core.merge import extract
 from msfusion.core.scale import factors, fan_in, rates, scale_
 
 AXES = AxisMap(
@@ -86,6 +87,20 @@ def test_heads_count_with_what_is_in_them_and_parts_side_by_side_add_up() -> Non
     assert fan_in(SIDE_BY_SIDE, {"heads": 1, "a": 2}) == {"proj": 16, "join": 14}
     assert factors(SIDE_BY_SIDE, {"heads": 1, "a": 2, "b": 6}) == {"proj": 4.0, "join": 2.0}
     assert factors(SIDE_BY_SIDE, {"b": 4}) == {"join": 2.0}
+
+
+def test_windows_over_parts_side_by_side_give_on_average_what_the_whole_gives() -> None:
+    weights = {"join": torch.arange(160.0).view(10, 16) ** 2}
+    halves = [
+        {"a": ((0, 2),), "b": ((0, 6),)},
+        {"a": ((2, 4),), "b": ((6, 12),)},
+    ]
+    total = torch.zeros(10)
+    for selection in halves:
+        own = extract(weights, SIDE_BY_SIDE, selection)
+        scale_(own, factors(SIDE_BY_SIDE, {"a": 2, "b": 6}))
+        total += own["join"].sum(1) / 2
+    assert torch.equal(total, weights["join"].sum(1))
 
 
 def test_rates_are_lower_only_above_the_fan_in_that_the_learning_rate_is_for() -> None:
