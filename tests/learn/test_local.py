@@ -136,6 +136,15 @@ def test_the_optimizer_is_the_configured_one(name: Any, momentum: float, always:
 
 
 @pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_every_entry_of_any_type_is_moved(name: Any, dtype: torch.dtype) -> None:
+    module = nn.ParameterList([torch.ones(70, dtype=dtype)])
+    module[0].grad = torch.ones(70, dtype=dtype)
+    make_optimizer(module, Train(optimizer=name), 0.125, {}).step()
+    torch.testing.assert_close(module[0], torch.full((70,), 0.875, dtype=dtype), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("name", STOCK)
 def test_a_gradient_may_lie_in_another_order_than_its_parameter(name: Any) -> None:
     modules = [nn.ParameterList([torch.ones(2, 3)]) for _ in range(2)]
     for module, gradient in zip(

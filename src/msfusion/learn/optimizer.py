@@ -16,7 +16,6 @@ from torch.optim.sgd import sgd
 Kind = Literal["sgd", "adam", "adamw"]
 
 _MOMENTS = ("first", "second", "steps")
-_FUSED = frozenset({"cpu", "cuda"})
 
 
 class Optimizer:
@@ -44,7 +43,7 @@ class Optimizer:
         }
         self.momentum, self.weight_decay = momentum, weight_decay
         # One kernel that reads and writes everything once, where PyTorch has it.
-        self._fused = all(p.is_floating_point() and p.device.type in _FUSED for p in parameters)
+        self._fused = all(map(_has_fused_kernel, parameters))
         # Where a step may be recorded, its rate lies where the recording finds the next round's.
         recordable = self._fused and any(p.is_cuda for p in parameters)
         self.lr: float | Tensor = torch.tensor(lr, device=parameters[0].device) if recordable else lr
@@ -174,6 +173,14 @@ class Optimizer:
         one, other = (_unset(parameter).zero_() for _ in range(2))
         device = parameter.device if self._fused else "cpu"  # where the functions of torch want it
         return one, other, torch.tensor(0.0, dtype=torch.float32, device=device)
+
+
+def _has_fused_kernel(parameter: Tensor) -> bool:
+    """On a CPU the fused SGD of PyTorch leaves most of a tensor of half precision as it is, without a word
+    (pytorch/pytorch issue 191763)."""
+    if parameter.is_cuda:
+        return parameter.is_floating_point()
+    return parameter.device.type == "cpu" and parameter.dtype in (torch.float32, torch.float64)
 
 
 def _unset(parameter: Tensor) -> Tensor:
