@@ -16,8 +16,9 @@ from msfusion.capture.check import in_dtype
 from msfusion.capture.graph import copy_with, main_output, named_tensors
 from msfusion.capture.narrow import Source
 from msfusion.core.axes import Dim, Units, axes_of, count, positions
-from msfusion.core.merge import take
-from msfusion.learn.submodels import materialised
+from msfusion.core.merge import extract, take
+from msfusion.core.twins import Twins
+from msfusion.learn.submodels import SubModels, materialised
 
 ELSEWHERE = torch.device("lazy", 0)
 """Beside the CPU and meta the one device for which a build of PyTorch without GPUs records gradients."""
@@ -165,3 +166,29 @@ def moved(inputs: Inputs, device: torch.device, dtype: torch.dtype | None = None
 
 def _proved_in(row: Row) -> torch.dtype:
     return torch.float64 if row.tolerance < 1e-6 else torch.float32
+
+
+def assert_equals_twins(row: Row) -> None:
+    """Where the units of a model are copies of one another, a window with one of each is the full model under
+    the scale rule, as core/twins.py promises."""
+    axes = captured(row).axes
+    widths = {axis: n for axis, n in halved(row).items() if 2 * n == axes.axes[axis].size}
+    full = copy.deepcopy(model_of(row))
+    values = {name: tensor.detach() for name, tensor in named_tensors(full).items()}
+    Twins(axes, widths, 1.0).start_(values, power=1.0)
+    windows = last_units(row, widths)
+    submodels = SubModels(captured(row), row.inputs(2)[0], torch.device("cpu"), 1.0)
+    narrow = submodels.load(windows, extract(values, axes, windows))
+    dtype = _proved_in(row)
+    inputs = moved(row.inputs(3), torch.device("cpu"), dtype)
+    expected, found = (run(_with_statistics_of_the_batch(in_dtype(m, dtype)), inputs) for m in (full, narrow))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+def _with_statistics_of_the_batch(module: nn.Module) -> nn.Module:
+    """Without dropout; batch norm as in training, and with all of the size taken away."""
+    module.eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.training, part.eps = True, 1e-30
+    return module

@@ -1,5 +1,8 @@
 """What the map of small models says, by hand: granularity, sums, ties, streams, names."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +11,7 @@ from zoo import CharLSTM, FusedQKV, LlamaLike, NanoGPT, SqueezeExcite, UNet, ima
 
 from msfusion.capture import capture, permutation_errors
 from msfusion.core.axes import Axis, AxisMap
-from msfusion.core.scale import factors, fan_in
+from msfusion.core.scale import factors, fan_in, input_factors
 
 
 def test_one_hidden_layer() -> None:
@@ -232,3 +235,72 @@ def test_sizes_that_coincide_do_not_confuse() -> None:
     model = NanoGPT(16, 16, 4, 1)
     axes = capture(model, (torch.randint(0, 16, (4, 4)),)).axes
     assert axes.to_json() == capture(model, (torch.randint(0, 16, (3, 7)),)).axes.to_json()
+
+
+class Computes(nn.Module):
+    """A forward that is given."""
+
+    def __init__(self, forward: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._forward = forward
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self._forward(self, *inputs)
+
+
+def parameter(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape))
+
+
+LOW_RANK = {"a": parameter(6, 8), "b": parameter(8, 3)}
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x @ (self.a @ self.b),
+        lambda self, x: torch.einsum("bi,ir,ro->bo", x, self.a, self.b),
+    ],
+)
+def test_of_two_parameters_that_meet_one_is_scaled(forward: Callable[..., Tensor]) -> None:
+    axes = capture(Computes(forward, **LOW_RANK), (torch.randn(5, 6),)).axes
+    assert factors(axes, {"a.in": 4}) == {"a": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("forward", "parts"),
+    [
+        (lambda self, x: (self.a(x) * self.b(x)).sum(-1), {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8)}),
+        (lambda self, x: torch.logsumexp(self.a(x), 1), {"a": nn.Linear(6, 8)}),
+        (lambda self, x: torch.softmax(self.a(x), 1) @ self.b, {"a": nn.Linear(6, 8), "b": parameter(8, 3)}),
+        (lambda self, x: F.linear(self.a(x), self.b * 0.5), {"a": nn.Linear(6, 8), "b": parameter(3, 8)}),
+        (
+            lambda self, x: torch.einsum("bi,bi->b", self.a(x), self.b(x)),
+            {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8)},
+        ),
+    ],
+)
+def test_where_no_parameter_makes_up_for_a_narrower_sum_nothing_is_cut(
+    forward: Callable[..., Tensor], parts: dict[str, Any]
+) -> None:
+    axes = capture(Computes(forward, **parts), (torch.randn(5, 6),)).axes
+    assert {info.whole for info in axes.axes.values()} == {"summed over where no parameter makes up for it"}
+
+
+def test_places_that_are_read_from_a_grid_are_no_axis() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        theta = self.b(torch.relu(self.a(x.flatten(1)))).view(-1, 2, 3)
+        grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+        return F.grid_sample(x, grid, align_corners=False).flatten(1)
+
+    model = Computes(forward, a=nn.Linear(48, 8), b=nn.Linear(8, 6))
+    assert capture(model, (torch.randn(2, 3, 4, 4),)).axes.cuttable == ("a.out",)
+
+
+def test_a_table_that_embeds_and_is_the_head_has_the_inputs_of_the_head_scaled() -> None:
+    axes = capture(NanoGPT(layers=1), *tokens()(2)).axes
+    assert {layer: list(map(str, dims)) for layer, dims in axes.inputs.items()} == {"lm_head": ["wte.out:32"]}
+    assert input_factors(axes, {"wte.out": 8}) == {"lm_head": 4.0}
+    assert input_factors(axes, {}) == {}

@@ -7,6 +7,7 @@ import torch
 from laws import (
     assert_equals_on,
     assert_equals_silenced,
+    assert_equals_twins,
     assert_runs_elsewhere,
     assert_trains,
     captured,
@@ -104,6 +105,15 @@ def test_a_narrow_model_is_the_same_on_a_gpu(row: Row, without: tuple[str, ...])
 @parametrised
 def test_a_narrow_model_is_the_full_one_with_the_other_units_silenced(row: Row) -> None:
     assert_equals_silenced(row)
+
+
+@parametrised
+def test_a_window_over_twins_is_the_full_model(row: Row) -> None:
+    if row.name == "nf_resnet":  # the weights of a convolution are computed, so nothing takes up its factor
+        with pytest.raises(AssertionError, match="not close"):
+            assert_equals_twins(row)
+    else:
+        assert_equals_twins(row)
 
 
 def test_whole_widths_give_the_full_model_back() -> None:

@@ -32,6 +32,10 @@ class Skip(nn.Module):
         ([nn.Linear(5, 4), nn.LayerNorm(4)], VECTOR, set()),
         ([nn.Linear(5, 4, bias=False), nn.LayerNorm(4)], VECTOR, {"0.weight"}),
         ([nn.Linear(5, 4, bias=False), nn.RMSNorm(4)], VECTOR, {"0.weight"}),
+        ([nn.Linear(5, 8), nn.Unflatten(1, (2, 4)), nn.BatchNorm1d(2)], VECTOR, set()),
+        ([nn.Linear(5, 8, bias=False), nn.Unflatten(1, (2, 4)), nn.BatchNorm1d(2)], VECTOR, {"0.weight"}),
+        ([nn.Linear(8, 4), nn.BatchNorm1d(3)], (torch.randn(2, 3, 8),), set()),
+        ([nn.GRUCell(5, 4), nn.LayerNorm(4)], VECTOR, set()),
         ([Skip()], IMAGE, set()),
     ],
 )

@@ -8,6 +8,7 @@ from hf_zoo import HF_ROWS
 from laws import (
     assert_equals_on,
     assert_equals_silenced,
+    assert_equals_twins,
     assert_runs_elsewhere,
     assert_trains,
     captured,
@@ -65,3 +66,14 @@ def test_the_second_proof_passes(row: Row) -> None:
 @parametrised
 def test_a_narrow_model_is_the_full_one_with_the_other_units_silenced(row: Row) -> None:
     assert_equals_silenced(row)
+
+
+@parametrised
+def test_a_window_over_twins_is_the_full_model(row: Row) -> None:
+    if (
+        row.name == "Wav2Vec2 ForCTC"
+    ):  # the weights of a convolution are computed, so nothing takes up its factor
+        with pytest.raises(AssertionError, match="not close"):
+            assert_equals_twins(row)
+    else:
+        assert_equals_twins(row)

@@ -632,7 +632,7 @@ VISION_ROWS = [
     row("convnext", convnext, 4, ("features.0.0.out", "features.2.1.out"), normed=True),
     row("vit_b", VisionTransformer, 5, ("class_token.out",), normed=True),
     row("swin_t", swin, 8, ("features.0.0.out", "features.2.reduction.out"), normed=True),
-    row("resnest", resnest, 3, unsilenced=("features.0.0.out",)),
+    row("resnest", resnest, 2, unsilenced=("features.0.0.out",)),
     row(
         "nf_resnet",
         norm_free,

@@ -552,7 +552,7 @@ ROWS = [
     Row("gru cell, literal size", lambda: CharGRUCell(True), tokens(), 2, tolerance=1e-5, slow=True),
     Row("mixer", Mixer, images(), 5, ("patches.out",), ("patches.out",), slow=True),
     Row("einsum attention", EinsumAttention, vectors(5, 12), 3, ("wq.in",)),
-    Row("soft moe", SoftMoE, vectors(5, 12), 3, ("w1.in",), ("w1.out",), slow=True),
+    Row("soft moe", SoftMoE, vectors(5, 12), 2, ("w1.in",), ("w1.out",), slow=True),
     Row("pixel shuffle", SuperResolution, images(8), 2, slow=True),
     Row("ordered operations", OrderedOps, vectors(12), 1, slow=True),
     Row("mobilenet", mobilenet, images(), 8, ("0.out", "2.project.out"), slow=True),

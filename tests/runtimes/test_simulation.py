@@ -680,3 +680,23 @@ def test_records_are_readable_json(tmp_path: Path) -> None:
     play(tmp_path)
     lines = (tmp_path / "records.jsonl").read_text().splitlines()
     assert [json.loads(line)["kind"] for line in lines] == ["header", "round", "round", "round"]
+
+
+class Projected(torch.nn.Module):
+    """A layer whose weights are a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = torch.nn.Linear(5, 12), torch.nn.Linear(4, 3)
+        self.register_buffer("projection", torch.randn(4, 12, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.nn.functional.linear(torch.relu(self.first(x)), self.projection))
+
+
+def test_a_buffer_that_sums_over_a_cut_axis_stays_as_it_is() -> None:
+    model = Projected()
+    before = model.projection.clone()
+    result = play(model=model)
+    assert torch.equal(state(result)["projection"], before)
+    assert result.coverage.share == 1

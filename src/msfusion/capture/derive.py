@@ -15,7 +15,7 @@ from msfusion.core.axes import AxisInfo, AxisMap, Dim, axes_of
 from .graph import Graph, main_output, named_tensors, tied_names
 from .labels import Label, factors, leaves, pin, resolve, segments, unify
 from .overrides import declared_labels
-from .propagate import Propagation, propagate, shape_of
+from .propagate import Propagation, Use, propagate, shape_of
 from .residual import residual_leaves
 from .rules import Labels
 from .rules.registry import free, labels_in, pinned_all
@@ -132,6 +132,7 @@ class _Reader:
             tensors=dims,
             axes=infos,
             summed={name: found for name, found in summed.items() if found},
+            inputs=self.scaled_inputs(summed),
             normalised=frozenset(name for name, uses in self.found.normalised.items() if all(uses)),
             ties=dict(ties),
             pinned=self.pins,
@@ -179,14 +180,30 @@ class _Reader:
 
     def summed_leaves(self, tensor: str) -> set[Label]:
         """Leaves over which every operation that reads the tensor sums."""
-        uses = [{x for label in use for x in leaves(label)} for use in self.found.uses.get(tensor, [])]
+        found = self.found.uses.get(tensor, [])
+        uses = [{x for label in use.summed for x in leaves(label)} for use in found]
         return set.intersection(*uses) if uses else set()
 
     def summed_dims(self, tensor: str) -> tuple[Dim, ...]:
         """Dims over which every operation that reads the tensor sums, those with an axis."""
-        uses = [[self.named_dim(label) for label in use] for use in self.found.uses.get(tensor, [])]
-        common = [dim for dim in dict.fromkeys(uses[0]) if all(dim in use for use in uses)] if uses else []
-        return tuple(dim for dim in common if axes_of(dim))
+        uses = [self.dims_summed_in(use) for use in self.found.uses.get(tensor, [])]
+        return tuple(dim for dim in uses[0] if all(dim in use for use in uses)) if uses else ()
+
+    def dims_summed_in(self, use: Use) -> list[Dim]:
+        dims = [self.named_dim(label) for label in use.summed]
+        return [dim for dim in dict.fromkeys(dims) if axes_of(dim)]
+
+    def scaled_inputs(self, summed: Mapping[str, tuple[Dim, ...]]) -> dict[str, tuple[Dim, ...]]:
+        """Linear layer -> dims over which it sums, of those whose weight is read in another way as well and
+        so cannot be scaled for it: the head of a language model whose table also embeds."""
+        layers = {name for name, module in self.model.named_modules() if type(module) is nn.Linear}
+        found: dict[str, tuple[Dim, ...]] = {}
+        for name in summed:
+            for use in self.found.uses.get(name, []):
+                dims = tuple(dim for dim in self.dims_summed_in(use) if dim not in summed[name])
+                if dims and use.module in layers:
+                    found[use.module] = dims
+        return found
 
     def named_dim(self, label: Label) -> Dim:
         """A label as a dim, leaves without a name as fixed."""
@@ -238,4 +255,4 @@ def _inner_axes(tensors: Mapping[str, Iterable[Dim]]) -> dict[str, str]:
 def _why_whole(name: str, leaf: Label, inner: Mapping[str, str]) -> str | None:
     if name in inner:
         return f"lies inside each unit of {inner[name]}"
-    return "summed over between two activations" if leaf.contracted and not leaf.declared else None
+    return "summed over where no parameter makes up for it" if leaf.contracted and not leaf.declared else None

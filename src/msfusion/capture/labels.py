@@ -22,7 +22,8 @@ class Label:
     form, parts: how it is made up; an alias has the label that it stands for as its only part.
     reason: why a leaf is pinned, or None.
     used: an operation other than a view has read it.
-    contracted: summed over between two activations, as the channels of a query and a key are.
+    contracted: summed over where no parameter can make up for a narrower sum, as the channels of a query and
+        a key are.
     declared: name of an axis that the user declared; it is not pinned.
     """
 
@@ -76,6 +77,12 @@ def pin(label: Label, reason: str) -> None:
     for leaf in leaves(label):
         if leaf.declared is None:
             leaf.reason = leaf.reason or reason
+
+
+def mark_contracted(label: Label) -> None:
+    """Cutting it would change the scale of, say, attention logits, so it is not cut unless named."""
+    for leaf in leaves(label):
+        leaf.contracted = True
 
 
 def is_pinned(label: Label) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from .graph import Graph
+from .graph import Graph, module_path
 from .labels import Label, is_pinned, leaves, pin
 from .normalised import size_is_removed
 from .rules import Call, Labels, find_rule, is_view
@@ -29,20 +29,29 @@ class Flow:
     adds: bool
 
 
+@dataclass(frozen=True)
+class Use:
+    """One operation that reads a parameter: the module whose forward it is in, and the labels that it sums
+    over."""
+
+    module: str
+    summed: Sequence[Label]
+
+
 @dataclass
 class Propagation:
     """Everything that runs over the graphs of a model find out.
 
     values: node -> labels (or lists of them, or plain values).
     flows: per operation, in order.
-    uses: parameter -> per operation that reads it, the labels that it sums over.
+    uses: parameter -> the operations that read it.
     normalised: parameter -> per operation that reads it, whether a norm takes the output's size away.
     unknown: operation without a rule -> how often.
     """
 
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
-    uses: dict[str, list[list[Label]]] = field(default_factory=dict)
+    uses: dict[str, list[Use]] = field(default_factory=dict)
     normalised: dict[str, list[bool]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
@@ -156,7 +165,7 @@ class _Interpreter:
             return
         for origin in dict.fromkeys(t.origin for t in call.tensors if t.origin is not None):
             summed = [label for name, label in call.summed if name == origin]
-            self.found.uses.setdefault(origin, []).append(summed)
+            self.found.uses.setdefault(origin, []).append(Use(module_path(node), summed))
             self.found.normalised.setdefault(origin, []).append(size_is_removed(node))
 
     def decompose(
@@ -182,7 +191,7 @@ class _Interpreter:
             for label in labels:
                 pin(label, f"no rule for {node.target}")
             if labels.origin is not None:
-                self.found.uses.setdefault(labels.origin, []).append([])
+                self.found.uses.setdefault(labels.origin, []).append(Use(module_path(node), []))
         return pytree.tree_map(
             lambda v: pinned_all(shape_of(v), f"made by {node.target}") if isinstance(v, torch.Tensor) else v,
             node.meta.get("val"),

@@ -82,8 +82,11 @@ class SubModels:
 
         lend: no copies, but the module's own tensors, changed in place: they hold until it is filled anew.
         """
-        factors = self.factors(widths_of(selection))
         values = {name: p.detach() for name, p in module.named_parameters()}
+        own = self.factors(widths_of(selection))
+        factors = {
+            name: factor for name, factor in own.items() if name in values
+        }  # buffers have some as well
         if not lend:
             return {name: value / factors.get(name, 1.0) for name, value in values.items()}
         if factors:
@@ -132,8 +135,13 @@ class SubModels:
         return self._rates[key]
 
     def module(self, widths: Widths) -> nn.Module:
-        """A new module of these widths, its tensors unset."""
-        return materialised(copy.deepcopy(self._unset(widths)), self.device)
+        """A new module of these widths, its tensors unset. Where a method scales so that sub-models and the
+        full model agree, layers whose weights are tied have their inputs scaled."""
+        module = materialised(copy.deepcopy(self._unset(widths)), self.device)
+        if self._power == 1:
+            for layer, factor in scale.input_factors(self._captured.axes, widths).items():
+                module.get_submodule(layer).register_forward_pre_hook(_Times(factor))
+        return module
 
     def _held(self, widths: Widths) -> "_Held":
         key = plan_of(widths)
@@ -161,6 +169,16 @@ class _Held:
     module: nn.Module
     tensors: Mapping[str, Tensor]
     factors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _Times:
+    """A hook that multiplies the inputs of a layer."""
+
+    factor: float
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return inputs[0] * self.factor
 
 
 def compiler() -> Any:

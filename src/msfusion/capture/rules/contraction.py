@@ -2,26 +2,27 @@
 
 from collections.abc import Sequence
 
-from msfusion.capture.labels import ONE, Label, leaves, pin, unify
+from msfusion.capture.labels import ONE, Label, mark_contracted, pin, unify
 from msfusion.capture.rearrange import reshape
 
 from .registry import Call, Labels, Result, broadcast, rule
 
 
-def mark_contracted(label: Label) -> None:
-    """Cutting it would change the scale of, say, attention logits, so it is not cut unless named."""
-    for leaf in leaves(label):
-        leaf.contracted = True
+def weighted_sum(call: Call, label: Label, *tensors: Labels) -> None:
+    """Record a sum of products over a dimension of these tensors. The first of them that is a parameter takes
+    up the factor of the scale rule; where none is, the dimension is not cut unless named."""
+    parameter = next((tensor for tensor in tensors if tensor.origin is not None), None)
+    if parameter is None:
+        mark_contracted(label)
+    else:
+        call.sums(parameter, label)
 
 
 def contract(call: Call, x: Labels, y: Labels) -> Labels:
     """Matrix product on labels: the last dimension of ``x`` with the last but one of ``y``."""
     inner = y[-2] if len(y) > 1 else y[0]
-    if x.activation and y.activation:
-        mark_contracted(x[-1])
     unify(x[-1], inner, call.where)
-    call.sums(x, x[-1])
-    call.sums(y, inner)
+    weighted_sum(call, inner, x, y)
     if len(x) == 1:
         return Labels([*y[:-2], y[-1]] if len(y) > 1 else [])
     if len(y) == 1:
@@ -51,10 +52,8 @@ def addmm(call: Call) -> Result:
 @rule("linear")
 def linear(call: Call) -> Result:
     x, weight, bias = call["input"], call["weight"], call.get("bias")
-    if x.activation and weight.activation:
-        mark_contracted(x[-1])
     unify(x[-1], weight[-1], call.where)
-    call.sums(weight, weight[-1])
+    weighted_sum(call, weight[-1], weight, x)
     if len(weight) == 1:
         return Labels(x[:-1])
     if bias is not None:
@@ -67,7 +66,7 @@ def bilinear(call: Call) -> Result:
     first, second, weight = call["input1"], call["input2"], call["weight"]
     for i, x in ((1, first), (2, second)):
         unify(x[-1], weight[i], call.where)
-        call.sums(weight, weight[i])
+        weighted_sum(call, weight[i], weight, x)
     if call.get("bias") is not None:
         unify(call["bias"][0], weight[0], call.where)
     return Labels([*first[:-1], weight[0]])
@@ -77,7 +76,6 @@ def bilinear(call: Call) -> Result:
 def einsum(call: Call) -> Result:
     terms, out = _parse_einsum(call["equation"], call["tensors"])
     met: dict[str, Label] = {}
-    times: dict[str, int] = {}
     for term, tensor in zip(terms, call["tensors"], strict=True):
         for letter, label in zip(term, tensor, strict=True):
             if label.size == 1:
@@ -86,14 +84,9 @@ def einsum(call: Call) -> Result:
             if met.setdefault(letter, label).size == 1:
                 met[letter] = label
             unify(met[letter], label, call.where)
-            times[letter] = times.get(letter, 0) + 1
-    shared = {letter for letter in met if letter not in out and times.get(letter, 0) > 1}
-    for letter in shared:
-        if all(tensor.activation for tensor in call["tensors"]):
-            mark_contracted(met[letter])
-    for term, tensor in zip(terms, call["tensors"], strict=True):
-        for letter in shared & set(term):
-            call.sums(tensor, met[letter])
+    for letter in met.keys() - set(out):
+        having = [tensor for term, tensor in zip(terms, call["tensors"], strict=True) if letter in term]
+        weighted_sum(call, met[letter], *having)
     return Labels(met[letter] for letter in out)
 
 
@@ -140,5 +133,5 @@ def grouped_mm(call: Call) -> Result:
     pin(weight[0], "experts")
     pin(x[0], call.where)
     unify(x[-1], weight[1], call.where)
-    call.sums(weight, weight[1])
+    weighted_sum(call, weight[1], weight)
     return Labels([x[0], weight[2]])

@@ -27,7 +27,7 @@ def convolution(call: Call) -> Result:
 @rule(
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d"
     " adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d"
-    " adaptive_max_pool3d lp_pool2d fractional_max_pool2d max_pool2d_with_indices grid_sampler"
+    " adaptive_max_pool3d lp_pool2d fractional_max_pool2d max_pool2d_with_indices"
     " upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_linear1d"
     " upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa reflection_pad1d reflection_pad2d"
     " replication_pad1d replication_pad2d"
@@ -39,3 +39,12 @@ def spatial(call: Call) -> Result:
     pin_all(x[first:], "spatial")
     out = Labels([*x[:first], *pinned_all(call.shape[first:], "spatial")])
     return [out] * len(call.shapes)
+
+
+@rule("grid_sampler grid_sampler_2d grid_sampler_3d")
+def grid_sampler(call: Call) -> Result:
+    """Pixels of the input at places that the grid names by its coordinates."""
+    x, grid = call["input"], call["grid"]
+    pin_all([*x[2:], *grid[1:]], "spatial")
+    unify(x[0], grid[0], call.where)
+    return Labels([*x[:2], *pinned_all(call.shape[2:], "spatial")])

@@ -1,6 +1,6 @@
 """Element by element, along one dimension, and reductions."""
 
-from msfusion.capture.labels import ONE, pin, unify
+from msfusion.capture.labels import ONE, mark_contracted, pin, unify
 from msfusion.capture.rearrange import segment
 
 from .registry import Call, Labels, Result, broadcast, dimension, dimensions, free, pinned_all, rule
@@ -21,9 +21,13 @@ def same(call: Call) -> Result:
     return call.tensors[0]
 
 
-@rule("softmax log_softmax _softmax _log_softmax")
+@rule("softmax log_softmax _softmax _log_softmax _safe_softmax")
 def softmax(call: Call) -> Result:
-    return call.tensors[0]
+    """Over fewer units each has a larger share: what reads them does not sum to less."""
+    x = call.tensors[0]
+    if x.activation and x:
+        mark_contracted(x[dimension(call["dim"], len(x))])
+    return x
 
 
 @rule("native_dropout")
@@ -45,6 +49,11 @@ def constant(call: Call) -> Result:
     return call.pinned(call.shape)
 
 
+_SUMS = frozenset(
+    ["sum", "nansum", "prod", "logsumexp", "frobenius_norm", "linalg_vector_norm", "norm", "count_nonzero"]
+)
+"""Reductions that are less over fewer units, with no parameter to make up for it."""
+
 _WITH_INDICES = ("max", "min", "median", "nanmedian", "mode", "kthvalue", "cummax", "cummin")
 
 
@@ -59,6 +68,9 @@ def reduction(call: Call) -> Result:
     if positional:
         for i in dims:
             pin(x[i], call.where)
+    if call.op in _SUMS and x.activation:
+        for i in dims:
+            mark_contracted(x[i])
     keep = call.get("keepdim", False)
     out = Labels(ONE if i in dims else label for i, label in enumerate(x) if keep or i not in dims)
     return [out] * len(call.shapes)
