@@ -168,11 +168,12 @@ def _proved_in(row: Row) -> torch.dtype:
     return torch.float64 if row.tolerance < 1e-6 else torch.float32
 
 
-def assert_equals_twins(row: Row) -> None:
+def assert_equals_twins(row: Row, without: Collection[str]) -> None:
     """Where the units of a model are copies of one another, a window with one of each is the full model under
     the scale rule, as core/twins.py promises."""
     axes = captured(row).axes
-    widths = {axis: n for axis, n in halved(row).items() if 2 * n == axes.axes[axis].size}
+    halves = halved(row, without=without).items()
+    widths = {axis: n for axis, n in halves if 2 * n == axes.axes[axis].size}
     full = copy.deepcopy(model_of(row))
     values = {name: tensor.detach() for name, tensor in named_tensors(full).items()}
     Twins(axes, widths, 1.0).start_(values, power=1.0)

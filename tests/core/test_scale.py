@@ -1,5 +1,7 @@
 """The scale rule and rates by fan-in, by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -86,21 +88,36 @@ def test_heads_count_with_what_is_in_them_and_parts_side_by_side_add_up() -> Non
     assert fan_in(SIDE_BY_SIDE, {}) == {"proj": 64, "join": 16}
     assert fan_in(SIDE_BY_SIDE, {"heads": 1, "a": 2}) == {"proj": 16, "join": 14}
     assert factors(SIDE_BY_SIDE, {"heads": 1, "a": 2, "b": 6}) == {"proj": 4.0, "join": 2.0}
-    assert factors(SIDE_BY_SIDE, {"b": 4}) == {"join": 2.0}
 
 
-def test_windows_over_parts_side_by_side_give_on_average_what_the_whole_gives() -> None:
+def test_parts_that_are_cut_to_different_widths_have_factors_of_their_own() -> None:
+    (factor,) = factors(SIDE_BY_SIDE, {"b": 4}).values()
+    assert isinstance(factor, torch.Tensor)
+    assert factor.tolist() == [1.0] * 4 + [3.0] * 4
+
+
+def test_before_a_norm_only_the_relation_of_the_parts_counts() -> None:
+    """At 4 of 4 and 4 of 12 the full model sums over twice as many."""
+    axes = replace(SIDE_BY_SIDE, normalised=frozenset({"join", "proj"}))
+    assert factors(axes, {"heads": 2, "a": 2, "b": 6}) == {}
+    (factor,) = factors(axes, {"b": 4}).values()
+    assert isinstance(factor, torch.Tensor)
+    assert factor.tolist() == [0.5] * 4 + [1.5] * 4
+
+
+@pytest.mark.parametrize(("a", "b"), [(2, 6), (4, 6), (2, 12), (1, 4)])
+def test_windows_over_parts_side_by_side_give_on_average_what_the_whole_gives(a: int, b: int) -> None:
     weights = {"join": torch.arange(160.0).view(10, 16) ** 2}
-    halves = [
-        {"a": ((0, 2),), "b": ((0, 6),)},
-        {"a": ((2, 4),), "b": ((6, 12),)},
-    ]
+    parts = [(i * a, i * a + a, j * b, j * b + b) for i in range(4 // a) for j in range(12 // b)]
     total = torch.zeros(10)
-    for selection in halves:
-        own = extract(weights, SIDE_BY_SIDE, selection)
-        scale_(own, factors(SIDE_BY_SIDE, {"a": 2, "b": 6}))
-        total += own["join"].sum(1) / 2
-    assert torch.equal(total, weights["join"].sum(1))
+    for first, last, start, stop in parts:
+        own = extract(weights, SIDE_BY_SIDE, {"a": ((first, last),), "b": ((start, stop),)})
+        scale_(own, factors(SIDE_BY_SIDE, {"a": a, "b": b}))
+        total += own["join"].sum(1) / len(parts)
+        scale_(own, factors(SIDE_BY_SIDE, {"a": a, "b": b}), undo=True)
+        kept = [*range(first, last), *range(4 + start, 4 + stop)]
+        torch.testing.assert_close(own["join"], weights["join"][:, kept])
+    torch.testing.assert_close(total, weights["join"].sum(1))
 
 
 def test_rates_are_lower_only_above_the_fan_in_that_the_learning_rate_is_for() -> None:

@@ -4,31 +4,52 @@ A sub-model sums over fewer inputs than the full model does. As with inverted dr
 operation sums over cut axes is multiplied by the number of inputs in the full model over that in the
 sub-model when a sub-model is cut out, and divided by it when the contribution is handed over. The sub-model
 is then an ordinary module with an ordinary forward pass, and the full model, evaluated whole, is the average
-of what its sub-models compute (where inputs lie side by side that are cut to different widths, in total
-only). Directly before a normalisation the rule does nothing: the norm would take the factor away, and what
-stayed would be a layer that learns factor^2 times more slowly.
+of what its sub-models compute. Inputs that lie side by side and are cut to different widths have factors of
+their own. Directly before a normalisation only the relation of these counts: the norm would take a factor of
+all away, and what stayed would be a layer that learns factor^2 times more slowly.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Widths, narrowed
+from msfusion.core.axes import AxisMap, Concat, Dim, Widths, narrowed
+
+Factor: TypeAlias = float | Tensor
+"""Of a whole tensor, or a float64 tensor that broadcasts to it."""
 
 
-def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, float]:
+def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, Factor]:
     """Parameter name -> factor, for those whose factor is not 1.
 
     power: 1 keeps the expected sum (ours, as inverted dropout), 0.5 the variance of a sum of independent
     terms (for a small model that is trained on its own), 0 switches the rule off.
     """
-    ratios = {
-        name: math.prod(dim.size / narrowed(dim, widths) for dim in dims)
-        for name, dims in axes.summed.items()
-        if name not in axes.normalised
-    }
-    return {name: ratio**power for name, ratio in ratios.items() if ratio != 1 and power != 0}
+    if power == 0:
+        return {}
+    ratios: dict[str, Factor] = {}
+    for name, dims in axes.summed.items():
+        ratio = math.prod(_ratio(axes.tensors[name], dim, widths) for dim in dims)
+        if name in axes.normalised:
+            ratio = ratio / math.prod(dim.size / narrowed(dim, widths) for dim in dims)
+        ratios[name] = ratio**power
+    return {name: ratio for name, ratio in ratios.items() if isinstance(ratio, Tensor) or ratio != 1}
+
+
+def _ratio(tensor: Sequence[Dim], dim: Dim, widths: Widths) -> Factor:
+    """How many times as many inputs the full model has along a dim; where parts of it that are a dimension of
+    the tensor differ, one number for each of its own."""
+    places = [i for i, own in enumerate(tensor) if own == dim]
+    parts = dim.parts if isinstance(dim, Concat) and len(places) == 1 else (dim,)
+    sizes = [narrowed(part, widths) for part in parts]
+    ratios = [part.size / size for part, size in zip(parts, sizes, strict=True)]
+    if len(set(ratios)) == 1:
+        return ratios[0]
+    each = torch.tensor(ratios, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
+    return each.view(-1, *[1] * (len(tensor) - 1 - places[0]))
 
 
 def input_factors(axes: AxisMap, widths: Widths) -> dict[str, float]:
@@ -57,8 +78,18 @@ def rates(axes: AxisMap, widths: Widths, at: int) -> dict[str, float]:
     return {name: at / inputs for name, inputs in fan_in(axes, widths).items() if inputs > at}
 
 
-def scale_(values: Mapping[str, Tensor], factors: Mapping[str, float], *, undo: bool = False) -> None:
+def scale_(values: Mapping[str, Tensor], factors: Mapping[str, Factor], *, undo: bool = False) -> None:
     """Multiply (or divide) tensors in place by their factors."""
-    for name, factor in factors.items():
-        if name in values:
-            values[name].div_(factor) if undo else values[name].mul_(factor)
+    own = {name: factor for name, factor in factors.items() if name in values}
+    numbers = {name: factor for name, factor in own.items() if not isinstance(factor, Tensor)}
+    if numbers:
+        each = torch._foreach_div_ if undo else torch._foreach_mul_
+        each([values[name] for name in numbers], list(numbers.values()))
+    for name in own.keys() - numbers.keys():
+        factor = on(own[name], values[name])
+        values[name].div_(factor) if undo else values[name].mul_(factor)
+
+
+def on(factor: Factor, tensor: Tensor) -> Factor:
+    """The factor where the tensor is, and of its type."""
+    return factor.to(tensor) if isinstance(factor, Tensor) else factor

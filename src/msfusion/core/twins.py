@@ -22,7 +22,7 @@ from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Dim, Widths
 from msfusion.core.cut import places_from
-from msfusion.core.scale import factors
+from msfusion.core.scale import fan_in
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,13 @@ class Twins:
         by the root of the factor, so that a sub-model's outputs spread as those of the full model did by its
         own initial values.
         """
-        shrink = factors(self._axes, self._widths, 0.5 if power else 0.0)
+        whole, own = fan_in(self._axes, {}), fan_in(self._axes, self._widths)
+        scaled = whole.keys() - self._axes.normalised if power else ()
+        shrink = {name: (whole[name] / own[name]) ** 0.5 for name in scaled if whole[name] != own[name]}
         for name, value in values.items():
             copies = value
-            for d, own in self._cut(name, value.device):
-                copies = copies.index_select(d, own.first[own.of])
+            for d, kinds in self._cut(name, value.device):
+                copies = copies.index_select(d, kinds.first[kinds.of])
             value.copy_(copies / shrink[name] if name in shrink else copies)
 
     def mean(self, name: str, total: Tensor, weight: Tensor) -> Tensor:

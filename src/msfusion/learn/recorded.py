@@ -12,7 +12,7 @@ in Python would stand still.
 import gc
 import random
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.core.axes import Widths
+from msfusion.core.scale import Factor, scale_
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
@@ -51,14 +52,14 @@ class Slot:
     def __init__(
         self,
         module: nn.Module,
-        factors: Mapping[str, float],
+        factors: Mapping[str, Factor],
         rates: Mapping[str, float],
         objective: Objective,
         config: Train,
     ) -> None:
         self.tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
         self._module, self._objective, self._config = module.train(), objective, config
-        self._factors = {name: f for name, f in factors.items() if name in self.tensors}
+        self._factors = factors
         self._optimizer = make_optimizer(module, config, config.lr, rates)
         self._device = next(iter(self.tensors.values())).device
         self._loss = torch.zeros((), device=self._device)
@@ -105,7 +106,7 @@ class Slot:
         with torch.cuda.stream(self._stream):
             self._loss.zero_()
             self._optimizer.start_again(lr)
-            self._scale(torch._foreach_mul_)
+            scale_(self.tensors, self._factors)
         for inputs, targets in drawn:  # fetched on the stream of the caller, which waits for no training
             self._stream.wait_stream(here)
             with torch.cuda.stream(self._stream):
@@ -116,7 +117,7 @@ class Slot:
     def finish(self) -> float:
         """Wait for what was started; the sum of the losses of its steps."""
         with torch.cuda.stream(self._stream):
-            self._scale(torch._foreach_div_)
+            scale_(self.tensors, self._factors, undo=True)
             return float(self._loss)
 
     def leave(self) -> None:
@@ -150,10 +151,6 @@ class Slot:
         except RuntimeError as error:
             reason = str(error.__context__ or error).strip().splitlines()[0]
             raise Unbatchable(f"a step cannot be recorded ({reason})") from None
-
-    def _scale(self, by: Callable[[list[Tensor], list[float]], object]) -> None:
-        if self._factors:
-            by([self.tensors[name] for name in self._factors], list(self._factors.values()))
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from msfusion.core.axes import Widths
+from msfusion.core.scale import scale_
 from msfusion.data import fetch
 from msfusion.learn.batched import Stack, program, train_together, without_running_statistics
 from msfusion.learn.local import Train
@@ -35,14 +36,11 @@ class Stacks:
         for place in range(len(data)):
             group.fill(place, stack.of(place))
         factors = self.submodels.factors(widths)
-        scaled = [stack.tensors[name] for name in factors]
-        if scaled:
-            torch._foreach_mul_(scaled, list(factors.values()))
+        scale_(stack.tensors, factors)
         stack = self._known(widths, stack, data[0], group.objective, config)
         rates = self.submodels.rates(widths, config)
         losses = train_together(stack, data, config, group.lr, group.seeds, rates)
-        if scaled:
-            torch._foreach_div_(scaled, list(factors.values()))
+        scale_(stack.tensors, factors, undo=True)
         return ((stack.values(place), loss) for place, loss in enumerate(losses))
 
     def forget(self) -> None:

@@ -48,7 +48,7 @@ class SubModels:
         self._power = power
         self._narrow: dict[Plan, nn.Module] = {}
         self._modules: dict[Plan, _Held] = {}
-        self._factors: dict[Plan, dict[str, float]] = {}
+        self._factors: dict[Plan, dict[str, scale.Factor]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
@@ -64,18 +64,14 @@ class SubModels:
             for name, tensor in held.tensors.items():
                 if values[name] is not tensor:
                     tensor.copy_(values[name])
-            if held.factors:
-                scaled = [held.tensors[name] for name in held.factors]
-                torch._foreach_mul_(scaled, list(held.factors.values()))
+            scale.scale_(held.tensors, self.factors(widths_of(selection)))
         return held.module
 
     def scaled(self, selection: Selection, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copies of ``values`` under the scale rule, where the module is: what ``load`` puts into it."""
-        factors = self.factors(widths_of(selection))
-        return {
-            n: value.to(self.device) * factors[n] if n in factors else value.to(self.device, copy=True)
-            for n, value in values.items()
-        }
+        own = {name: value.to(self.device, copy=True) for name, value in values.items()}
+        scale.scale_(own, self.factors(widths_of(selection)))
+        return own
 
     def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
         """The module's parameters as values of the full model, the scale rule undone.
@@ -83,14 +79,10 @@ class SubModels:
         lend: no copies, but the module's own tensors, changed in place: they hold until it is filled anew.
         """
         values = {name: p.detach() for name, p in module.named_parameters()}
-        own = self.factors(widths_of(selection))
-        factors = {
-            name: factor for name, factor in own.items() if name in values
-        }  # buffers have some as well
+        factors = self.factors(widths_of(selection))
         if not lend:
-            return {name: value / factors.get(name, 1.0) for name, value in values.items()}
-        if factors:
-            torch._foreach_div_([values[name] for name in factors], list(factors.values()))
+            return {name: value / scale.on(factors.get(name, 1.0), value) for name, value in values.items()}
+        scale.scale_(values, factors, undo=True)
         return values
 
     def parameters(self, widths: Widths) -> int:
@@ -118,11 +110,13 @@ class SubModels:
         """Bytes of the inputs of one example."""
         return sum(part[:1].nbytes for part in self._example)
 
-    def factors(self, widths: Widths) -> dict[str, float]:
+    def factors(self, widths: Widths) -> dict[str, scale.Factor]:
         """Parameter -> its factor of the scale rule, where that is not 1."""
         key = plan_of(widths)
         if key not in self._factors:
-            self._factors[key] = scale.factors(self._captured.axes, widths, self._power)
+            found = scale.factors(self._captured.axes, widths, self._power)
+            on_device = torch.empty((), dtype=torch.float64, device=self.device)
+            self._factors[key] = {name: scale.on(factor, on_device) for name, factor in found.items()}
         return self._factors[key]
 
     def rates(self, widths: Widths, config: Train) -> dict[str, float]:
@@ -150,8 +144,7 @@ class SubModels:
             if self.compiled:
                 module.compile(backend=compiler(), dynamic=False)
             tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
-            factors = {name: f for name, f in self.factors(widths).items() if name in tensors}
-            self._modules[key] = _Held(module, tensors, factors)
+            self._modules[key] = _Held(module, tensors)
         return self._modules[key]
 
     def _unset(self, widths: Widths) -> nn.Module:
@@ -164,11 +157,10 @@ class SubModels:
 
 @dataclass(frozen=True)
 class _Held:
-    """A module, its parameters and buffers, and those of their factors that are not 1."""
+    """A module, its parameters and buffers."""
 
     module: nn.Module
     tensors: Mapping[str, Tensor]
-    factors: Mapping[str, float]
 
 
 @dataclass(frozen=True)
