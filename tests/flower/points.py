@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,19 @@ def data(settings: Settings, participant: int, node: Mapping[str, Any]) -> Tenso
 TASK = Task(model, data)
 
 
-def simulated(**config: Any) -> Result:
+def partly_frozen(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    net, example = model(settings)
+    net.second.requires_grad_(False)
+    return net, example
+
+
+def simulated(
+    made: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]] = model, **config: Any
+) -> Result:
     """What the project's own simulation makes of the same run."""
     settings = settings_of({**CONFIG, **config})
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
-        net, example = model(settings)
+        net, example = made(settings)
     train = [data(settings, i, {}) for i in range(settings.participants)]
     run = Run(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(Run)})
     return Simulation(Problem(net, example, train, train[0], Objective()), run).run()
@@ -94,22 +102,20 @@ def alone(
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
         net, example = model(settings)
     captured = capture(net, example)
-    names = [name for name, _ in net.named_parameters()]
     setup = Setup(
         captured,
         example,
         Objective(),
         settings,
-        parameters=names,
         participants=settings.participants,
         device=torch.device("cpu"),
     )
-    store = MemoryStore(values_of(net), captured.axes, frozenset(names))
+    store = MemoryStore(values_of(net), captured.axes, frozenset(captured.trained))
     learner = setup.learner(setup.first_overlap())
     for number, there in enumerate(present):
         those = [setup.participant(i, data(settings, i, {})) for i in sorted(there)]
         round_of(number, those, learner, store, 1.0, Carried())
-    return {name: store.state()[name] for name in names}
+    return {name: store.state()[name] for name in captured.parameters}
 
 
 def stored(out: Path) -> dict[str, Tensor]:

@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inline import nodes_of, play
-from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from inline import honest, nodes_of, play
+from points import CONFIG, TASK, data, parameters, partly_frozen, rounds, same, simulated, stored
+from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
-from msfusion.flower.wire import Order
+from msfusion.flower import Task
+from msfusion.flower.wire import Answer, Order, unpacked
 from msfusion.learn.submodels import widths_of
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -62,6 +67,27 @@ def test_only_the_sub_model_travels(tmp_path: Path) -> None:
             shapes = {name: hub.setup.captured.axes.shape(name, widths_of(windows)) for name in values}
             assert {name: tuple(value.shape) for name, value in values.items()} == shapes
             assert values["second.weight"].shape == (4, 6)
+
+
+def test_frozen_parameters_stay_and_do_not_travel_back(tmp_path: Path) -> None:
+    task, handed = Task(partly_frozen, data), []
+
+    def watched(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        answers = honest(message, context, app)
+        handed.extend(unpacked(Answer.read(a.content)[1]) for a in answers if "answer" in a.content)
+        return answers
+
+    nodes = nodes_of(task, 3, tmp_path)
+    for node in nodes.nodes:
+        node.behaviour = watched
+    config = {**CONFIG, "width": 0.3, "server_momentum": 0.5}
+    hub = play(task, nodes, {**config, "out": str(tmp_path / "run")})
+    end = stored(tmp_path / "run")
+    assert same(end, parameters(simulated(partly_frozen, **config)))
+    initial = load_file(hub.home.out / "initial" / "model.safetensors")
+    assert {name for name in end if torch.equal(end[name], initial[name])} == {"second.weight", "second.bias"}
+    assert len(handed) == 9
+    assert all(values.keys() == end.keys() - {"second.weight", "second.bias"} for values in handed)
 
 
 @pytest.mark.parametrize("more", [{}, {"twins": 0.5}])  # the narrowest decides how many kinds there are

@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "a tensor too few": (other_values(lambda v: v.pop("head.bias")), "none named 'head.bias'"),
     "a tensor too many": (
         other_values(lambda v: v.update({"more": torch.zeros(1)})),
-        "got an unknown one, 'more'",
+        "got another one, 'more'",
     ),
     "garbage": (changed(garbage), "cannot read them"),
     "another format": (changed(pickled), "found none"),

@@ -88,12 +88,12 @@ def test_activations_are_counted() -> None:
     assert got.memory_bytes == pytest.approx(5 * 4 * 10_000 * 50, rel=0.1)
 
 
-def test_frozen_parameters_have_no_gradient_and_do_not_travel() -> None:
+def test_frozen_parameters_have_no_gradient_and_do_not_travel_back() -> None:
     module = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 2, bias=False))
     module[0].requires_grad_(False)
     got = cost(module, (torch.zeros(2, 3),), PLAIN)
     assert got.parameters == 25
-    assert got.bytes_per_round == 2 * 4 * 10
+    assert got.bytes_per_round == 4 * (25 + 10)
     assert got.flops_per_step == 120 + 2 * 80
 
 

@@ -29,11 +29,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Setup]:
     preset.write_text(PRESET)
     config = load(str(preset))
     task = task_of(config, 0, own_data=False)
-    names = [name for name, _ in task.model.named_parameters()]
     device = torch.device("cpu")
-    setup = Setup(
-        task.captured, task.example, task.objective, config, parameters=names, participants=4, device=device
-    )
+    setup = Setup(task.captured, task.example, task.objective, config, participants=4, device=device)
     return task, setup
 
 

@@ -97,9 +97,10 @@ def test_the_windows_of_all_shards_are_the_window_of_the_model(
     whole = extract(VALUES, AXES, window)
     out = {name: torch.full_like(value, torch.nan) for name, value in whole.items()}
     for shard in range(len(layout)):
-        pieces = layout.cut(shard, cut(layout, shard), window)
-        assert [Spec.of(piece) for piece in pieces] == layout.shapes(shard, window)
-        for part, value in zip(layout.parts(shard, window), pieces, strict=True):
+        parts = layout.parts(shard, window)
+        pieces = layout.cut(parts, cut(layout, shard))
+        assert [Spec.of(piece) for piece in pieces] == layout.shapes(parts)
+        for part, value in zip(parts, pieces, strict=True):
             rows_of(out[part.piece.tensor], part.rows).copy_(value)
     assert all(torch.equal(out[name], value) for name, value in whole.items())
 
@@ -134,6 +135,21 @@ def test_merged_shards_are_the_merged_model(twins: Twins | None, shards: int, ma
             want = whole[piece.tensor]
             want = want[piece.start : piece.stop] if want.ndim else want.reshape(1)
             assert torch.equal(own[piece.name], want)
+
+
+@given(st.integers(1, 40), st.sampled_from(WINDOWS))
+def test_frozen_parameters_lie_in_shards_and_are_not_handed_over(shards: int, window: Selection) -> None:
+    layout = Layout(AXES, SPECS, shards, frozen={"both", "scale"})
+    every = [part for n in range(len(layout)) for part in layout.parts(n, window)]
+    handed = [part for n in range(len(layout)) for part in layout.handed(n, window)]
+    assert {part.piece.tensor for part in every} == set(SPECS)
+    assert handed == [part for part in every if part.piece.tensor not in ("both", "scale")]
+    own = Contribution(0, window, {}, 1.0)
+    for n in range(len(layout)):
+        values = [torch.zeros(spec.shape) for spec in layout.shapes(layout.handed(n, window))]
+        assert layout.contribution(n, own, values).values.keys() == {
+            p.piece.name for p in layout.handed(n, window)
+        }
 
 
 @pytest.mark.parametrize("sizes", [(3,), (CHUNK // 4,), (CHUNK // 4 + 1, 5), (7, CHUNK, 0, CHUNK // 2)])

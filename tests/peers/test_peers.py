@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from group import Group, Nursery, simulated
+from group import PRESET, Group, Nursery, simulated
 
 from msfusion.records import read
 from msfusion.report import write_report
@@ -42,6 +42,35 @@ def test_with_options_as_well(nursery: Nursery, tmp_path: Path, settings: dict[s
         end = group.model(2)
     want = simulated(nursery, rounds=3, **settings)
     assert all(torch.equal(end[name], value) for name, value in want.items())
+
+
+FROZEN = """
+from torch import nn
+
+def model():
+    hidden = nn.Linear(32, 32).requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), hidden, nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_frozen_parameters_stay(tmp_path: Path, wire: str) -> None:
+    (tmp_path / "model.py").write_text(FROZEN)
+    preset = tmp_path / "preset.toml"
+    preset.write_text(PRESET.replace('"cnn"', f'"{tmp_path}/model.py:model"').replace("options = {", "# {"))
+    nursery = Nursery(preset)
+    settings = {"rounds": 2, "width": 0.3, "peers.wire": wire}
+    try:
+        with Group(nursery, tmp_path / "peers", **settings).start_all() as group:
+            group.finished()
+            end = group.model(2)
+        want = simulated(nursery, **settings)
+        start = simulated(nursery, **{**settings, "rounds": 1})
+    finally:
+        nursery.close()
+    if wire == "float32":
+        assert all(torch.equal(end[name], value) for name, value in want.items())
+    assert {name for name, v in start.items() if torch.equal(end[name], v)} == {"3.weight", "3.bias"}
 
 
 def test_the_overlap_rate_follows_the_measured_shift(nursery: Nursery, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_the_grid_is_that_of_the_narrowest() -> None:
     assert setup.setting.narrowest == setup.widths(2)
     epoch = schedule.epoch(setup.widths(0))
     assert epoch == schedule.epoch(setup.widths(2))
-    coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
+    coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
     for round in range(epoch):
         for number in range(len(SIZES)):
             coverage.add(schedule.windows(round, number, setup.widths(number)))

@@ -109,7 +109,6 @@ def test_values_and_a_memory_that_lie_on_the_cpu() -> None:
         example,
         problem.objective,
         run,
-        parameters=here.setup.parameters,
         participants=3,
         device=ELSEWHERE,
     )

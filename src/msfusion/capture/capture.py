@@ -27,6 +27,16 @@ class Capture:
         self.axes = source.axes
         self._source = source
 
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters, tied ones once."""
+        return [name for name, _ in self._source.model.named_parameters()]
+
+    @property
+    def trained(self) -> list[str]:
+        """Those that want a gradient; the others, frozen ones, stay as they are, like buffers."""
+        return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
+
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
         classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]

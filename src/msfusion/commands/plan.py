@@ -30,7 +30,6 @@ class Subject:
     name: str
     captured: Capture
     example: tuple[Tensor, ...]
-    parameters: list[str]
     run: Run
 
     @staticmethod
@@ -38,7 +37,7 @@ class Subject:
         """Raises UserError where there is no such model."""
         module, example = build_without_values(name, None, options)
         captured = capture(module, example, overrides=load_axes(declared))
-        return Subject(name, captured, example, [name for name, _ in module.named_parameters()], run)
+        return Subject(name, captured, example, run)
 
 
 def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None:
@@ -49,12 +48,11 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
         subject.example,
         Objective(),
         subject.run,
-        parameters=subject.parameters,
         participants=participants,
         device=torch.device("cpu"),
     )
     plans = [setup.widths(number) for number in range(participants)]
-    coverage = Coverage(subject.captured.axes, subject.parameters, setup.setting.narrowest)
+    coverage = Coverage(subject.captured.axes, subject.captured.trained, setup.setting.narrowest)
     covered = list(over_rounds(coverage, setup.method.schedule(setup.setting), plans, rounds))
     full = price(setup.submodels, {}, subject.run)
     kinds = []

@@ -67,7 +67,7 @@ def covers(subject: Subject, plan: Mapping[str, int], participants: int) -> bool
     axes = subject.captured.axes
     schedule = get_method(subject.run.method).schedule(Setting(axes, plan, participants, subject.run.seed))
     for round in range(_ROUNDS):
-        coverage = Coverage(axes, subject.parameters, plan)
+        coverage = Coverage(axes, subject.captured.trained, plan)
         for participant in range(participants):
             coverage.add(schedule.windows(round, participant, plan))
         if coverage.summary().least < 1:

@@ -51,7 +51,6 @@ def _agree(task: Task, run_config: str, device: torch.device, capacities: tuple[
         example,
         task.objective,
         settings,
-        parameters=[name for name, _ in model.named_parameters()],
         participants=settings.participants,
         device=device,
         capacities=capacities,

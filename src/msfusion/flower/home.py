@@ -80,7 +80,7 @@ class Home:
             if not self.done:  # who is whose twin is known only now
                 self._write_initial(setup.copies)
             self.store = self._opened(setup)
-        self._coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
+        self._coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
         if self.done:
             self._coverage.restore(self._counts)
 
@@ -126,7 +126,7 @@ class Home:
             self._source,
             self.out / "model",
             self._setup.captured.axes,
-            frozenset(self._setup.parameters),
+            frozenset(self._setup.captured.trained),
             buffers=buffers,
             measure=self._settings.adapt.measures,
             decay=self._setup.decay,

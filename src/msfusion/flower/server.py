@@ -169,11 +169,13 @@ class Hub:
     def _checked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values in the model's order; checks what the merge leaves open: that nothing is missing, and
         types."""
-        names = self.setup.parameters
+        names = self.setup.captured.trained
         if lacking := sorted(set(names) - values.keys()):
-            raise UserError(f"expected all parameters of the sub-model, got none named {lacking[0]!r}")
+            raise UserError(
+                f"expected all trained parameters of the sub-model, got none named {lacking[0]!r}"
+            )
         if unknown := sorted(values.keys() - set(names)):
-            raise UserError(f"expected parameters of the model, got an unknown one, {unknown[0]!r}")
+            raise UserError(f"expected trained parameters of the model, got another one, {unknown[0]!r}")
         full = self.home.store.state()
         for name in names:
             if values[name].dtype != full[name].dtype:

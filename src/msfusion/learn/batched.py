@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from msfusion.core.seeds import derive
 from msfusion.learn.local import Train, batches, optimizer_of, precision, seeded
 from msfusion.learn.objective import Objective
+from msfusion.learn.submodels import trained_names
 from msfusion.learn.ways import Unbatchable
 
 Gradients = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
@@ -56,9 +57,9 @@ class Stack:
         return {name: tensor[place] for name, tensor in self.tensors.items()}
 
     def values(self, place: int) -> dict[str, Tensor]:
-        """The parameters among them."""
-        parameters = dict(self.module.named_parameters())
-        return {name: tensor for name, tensor in self.of(place).items() if name in parameters}
+        """The parameters among them that want a gradient."""
+        own = self.of(place)
+        return {name: own[name] for name in trained_names(self.module)}
 
 
 def without_running_statistics(module: nn.Module) -> nn.Module:
@@ -84,7 +85,7 @@ def program(
         return objective.loss(functional_call(module, {**own, **rest}, (inputs,)), targets)
 
     own = {name: tensor.detach().clone() for name, tensor in stack.of(0).items()}
-    wanted = [name for name, p in module.named_parameters() if p.requires_grad]
+    wanted = trained_names(module)
     parameters = [own[name].requires_grad_() for name in wanted]
     gradients: Gradients = vmap(grad_and_value(loss), randomness="different")
     with seeded(0, inputs.device), precision(config, inputs.device), _attention(inputs.device):

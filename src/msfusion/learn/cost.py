@@ -44,7 +44,7 @@ class Cost:
     convolutions and attention, a multiply-add being two; the mean over a round's steps.
     memory_bytes: the most bytes of tensors that are alive at once in a step: parameters, gradients, optimizer
     state, activations, and what lives for a moment only. The workspace inside a kernel is not seen.
-    bytes_per_round: parameters received and handed back.
+    bytes_per_round: parameters received, and those of them handed back that are trained.
     """
 
     parameters: int
@@ -111,7 +111,8 @@ class _Count:
 
     def cost(self, contrast: Contrast | None) -> Cost:
         parameters = list(self._module.parameters())
-        trained = sum(p.numel() * p.element_size() for p in parameters if p.requires_grad)
+        received = sum(p.nbytes for p in parameters)
+        trained = sum(p.nbytes for p in parameters if p.requires_grad)
         flops, memory = self._step(None)
         if contrast:
             due = len(range(0, self._config.steps, contrast.every)) / self._config.steps
@@ -121,7 +122,7 @@ class _Count:
         if self._config.keep_optimizer:
             moving = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
             memory += sum(t.nbytes for t in state_like(self._config, moving).values())
-        return Cost(sum(p.numel() for p in parameters), flops, memory, bytes_per_round=2 * trained)
+        return Cost(sum(p.numel() for p in parameters), flops, memory, received + trained)
 
     def _step(self, contrast: Contrast | None) -> tuple[int, int]:
         """Operations of a step that is not the round's first, and the most bytes alive in it."""

@@ -85,13 +85,12 @@ class Learner:
 
     def remembered(self, widths: Widths) -> dict[str, Tensor]:
         """Tensors like those of a memory, ``Memory.packed``, of a sub-model of these widths."""
-        shapes = self.submodels.shapes(widths)
-        trained = {name: t for name, t in shapes.items() if isinstance(t, nn.Parameter)}
+        trained = self.submodels.trained(widths)
         values = trained if self.contrast else {}
         like: dict[str, Tensor] = {f"values/{name}": t for name, t in values.items()}
         if not self.config.keep_optimizer:
             return like
-        state = state_like(self.config, {name: t for name, t in trained.items() if t.requires_grad})
+        state = state_like(self.config, trained)
         return like | {f"optimizer/{name}": t for name, t in state.items()}
 
     def windows(self, round: int, participant: Participant) -> Selection:

@@ -26,7 +26,7 @@ from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
+from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of, trained_names
 from msfusion.learn.ways import Group, Trained, Unbatchable
 
 _WARM_UP = 3  # steps before one is recorded: libraries choose their kernels, the optimizer makes its state
@@ -69,8 +69,8 @@ class Slot:
 
     @property
     def values(self) -> dict[str, Tensor]:
-        """The parameters."""
-        return {name: self.tensors[name] for name, _ in self._module.named_parameters()}
+        """The parameters that want a gradient."""
+        return {name: self.tensors[name] for name in trained_names(self._module)}
 
     def knows(self, size: int) -> bool:
         """Whether a step on batches of so many examples is recorded."""

@@ -74,11 +74,11 @@ class SubModels:
         return own
 
     def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
-        """The module's parameters as values of the full model, the scale rule undone.
+        """The module's trained parameters as values of the full model, the scale rule undone.
 
         lend: no copies, but the module's own tensors, changed in place: they hold until it is filled anew.
         """
-        values = {name: p.detach() for name, p in module.named_parameters()}
+        values = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         factors = self.factors(widths_of(selection))
         if not lend:
             return {name: value / scale.on(factors.get(name, 1.0), value) for name, value in values.items()}
@@ -92,6 +92,11 @@ class SubModels:
     def shapes(self, widths: Widths) -> dict[str, Tensor]:
         """Parameters and buffers at these widths, without values."""
         return tensors_of(self._unset(widths))
+
+    def trained(self, widths: Widths) -> dict[str, Tensor]:
+        """The trained parameters at these widths, without values: what participants hand over."""
+        shapes = self.shapes(widths)
+        return {name: shapes[name] for name in trained_names(self._unset(widths))}
 
     @property
     def axes(self) -> AxisMap:

@@ -15,7 +15,7 @@ Fill: TypeAlias = Callable[[int, Mapping[str, Tensor]], None]
 """Put the values of a sub-model, by its place among those that train at once, into these tensors."""
 
 Trained: TypeAlias = tuple[dict[str, Tensor], float]
-"""Parameters of a sub-model, lent until its place is filled anew, and its mean loss."""
+"""Trained parameters of a sub-model, lent until its place is filled anew, and its mean loss."""
 
 
 class Unbatchable(Exception):

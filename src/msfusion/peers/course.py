@@ -62,7 +62,7 @@ class Coverages:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._round, self._overlap = setup, 0, setup.first_overlap()
-        self.coverage = Coverage(setup.captured.axes, setup.parameters, setup.setting.narrowest)
+        self.coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
 
     @property
     def overlap(self) -> float:

@@ -70,13 +70,14 @@ class Home:
 
     def pulled(self, version: Version, shard: int, selection: Selection) -> list[Tensor]:
         """What a window holds of a shard on this disk, as it travels."""
-        cut = self._layout.cut(shard, self._disk.shard(version, shard), selection)
+        parts = self._layout.parts(shard, selection)
+        cut = self._layout.cut(parts, self._disk.shard(version, shard))
         self._disk.release()  # a window of all shards touches nearly all pages of the model
         return self._wire.values(cut)
 
     def handed(self, contribution: Contribution, shard: int) -> list[Tensor]:
         """What a contribution holds of a shard, as views."""
-        parts = self._layout.parts(shard, contribution.selection)
+        parts = self._layout.handed(shard, contribution.selection)
         return [rows_of(contribution.values[p.piece.tensor], p.rows) for p in parts]
 
     def own(self, digest: str, shard: int) -> list[Tensor] | None:
@@ -86,7 +87,8 @@ class Home:
 
     def room(self, shard: int, selection: Selection) -> list[Tensor]:
         """Where what has to be fetched of a contribution to a shard goes; the same memory in every round."""
-        specs = [replace(s, dtype=self._wire.dtype(s.dtype)) for s in self._layout.shapes(shard, selection)]
+        shapes = self._layout.shapes(self._layout.handed(shard, selection))
+        specs = [replace(spec, dtype=self._wire.dtype(spec.dtype)) for spec in shapes]
         return [self._buffer(spec.bytes).view(spec.dtype).view(spec.shape) for spec in specs]
 
     def missing(self, offer: Offer, shards: Collection[int]) -> list[int]:
@@ -175,7 +177,7 @@ class Home:
     ) -> Contribution:
         """The part of a contribution that belongs to a shard, whose values are ``kept``."""
         if self._wire.narrow:
-            own = self._layout.cut(shard, kept, whole.selection)
+            own = self._layout.cut(self._layout.handed(shard, whole.selection), kept)
             handed = [self._wire.merged(part, base) for part, base in zip(handed, own, strict=True)]
         return self._layout.contribution(shard, whole, handed)
 

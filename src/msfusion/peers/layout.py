@@ -1,6 +1,6 @@
 """Shards of the full model: which rows of which tensors lie together, and what of them a window holds."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -87,6 +87,7 @@ class Layout:
     shards: about how many; a row is never cut, so there may be fewer.
     velocities: whether a shard's file also has those of server momentum.
     twins: units that share their changes; they lie in one shard.
+    frozen: parameters that nobody trains, so that nobody hands them over.
     """
 
     def __init__(
@@ -97,8 +98,10 @@ class Layout:
         *,
         velocities: bool = False,
         twins: Twins | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         self.tensors = dict(tensors)
+        self._frozen = frozenset(frozen)
         self.velocities = velocities
         self._axes, self._twins = axes, twins
         self.shards = _divided(self.tensors, shards, twins)
@@ -170,21 +173,22 @@ class Layout:
         """What a window holds of a shard; pieces of which it holds no row are left out."""
         return [part for piece in self.shards[shard] if (part := self._part(piece, selection))]
 
-    def cut(self, shard: int, tensors: Mapping[str, Tensor], selection: Selection) -> list[Tensor]:
-        """Copies of what a window holds of a shard's tensors, in order."""
-        return [
-            take(tensors[part.piece.name], self._dims_of(part.piece), part.selection)
-            for part in self.parts(shard, selection)
-        ]
+    def handed(self, shard: int, selection: Selection) -> list[Part]:
+        """The same of trained parameters alone: what a contribution holds of a shard."""
+        return [part for part in self.parts(shard, selection) if part.piece.tensor not in self._frozen]
 
-    def shapes(self, shard: int, selection: Selection) -> list[Spec]:
+    def cut(self, parts: Iterable[Part], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """Copies of parts of a shard's tensors."""
+        return [take(tensors[part.piece.name], self._dims_of(part.piece), part.selection) for part in parts]
+
+    def shapes(self, parts: Iterable[Part]) -> list[Spec]:
         """Types and shapes of what ``cut`` gives."""
         return [
             Spec(
                 self.tensors[part.piece.tensor].dtype,
                 tuple(count(positions(d, part.selection)) for d in dims),
             )
-            for part in self.parts(shard, selection)
+            for part in parts
             for dims in [self._dims_of(part.piece)]
         ]
 
@@ -192,10 +196,10 @@ class Layout:
         """The part of a contribution that belongs to a shard.
 
         whole: of which only who, window, weight and what counts are looked at.
-        values: its tensors in the shard, in the shapes of ``shapes``.
+        values: of the parts that are ``handed``.
         """
         selection, own, only = dict(whole.selection), {}, {}
-        for part, value in zip(self.parts(shard, whole.selection), values, strict=True):
+        for part, value in zip(self.handed(shard, whole.selection), values, strict=True):
             piece = part.piece
             if piece.tensor in whole.only:
                 dimension, kept = whole.only[piece.tensor]

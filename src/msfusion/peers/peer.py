@@ -75,13 +75,11 @@ class Peer:
         self._evaluate, self._export = evaluate, export
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._say, self._show = folder, say, show
-        parameters = [name for name, _ in task.model.named_parameters()]
         self.setup = Setup(
             task.captured,
             task.example,
             task.objective,
             run,
-            parameters=parameters,
             participants=participants,
             device=device_of(run.device),
         )
@@ -96,6 +94,7 @@ class Peer:
             shards_for(own_specs, participants),
             velocities=decay > 0,
             twins=self.setup.twins,
+            frozen=own_specs.keys() - set(task.captured.trained),
         )
         first = Version(0, task.fingerprint)
         self.disk = Disk(folder, self.layout, first)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,6 @@ from msfusion.runtimes.run import Run
 class Setup:
     """Who trains which widths, by which method; the same for every participant of a run, wherever it runs.
 
-    parameters: names of the parameters, of which every width plan is a share.
     participants: how many there are.
     device: where sub-models train.
     capacities: what participants can afford, in turn, where the settings do not say it.
@@ -48,18 +47,17 @@ class Setup:
         objective: Objective,
         run: Run,
         *,
-        parameters: Iterable[str],
         participants: int,
         device: torch.device,
         capacities: Sequence[Capacity] = (),
     ) -> None:
         self.run, self.captured, self.objective = run, captured, objective
         self.method: Method = get_method(run.method)
-        self.parameters = list(parameters)
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
         self.head = head_of(captured, objective) if run.mask_unseen else {}
         self.bias = bias_of(captured, objective, run.train) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
+        self._check_trained()
         self._check_compiled()
         self._check_optimizer()
         alone = run.compile and run.batched != "on"
@@ -151,6 +149,13 @@ class Setup:
         cpu = self.submodels.device.type == "cpu"
         return run.script and cpu and run.memory is None and not run.compile
 
+    def _check_trained(self) -> None:
+        if not self.captured.trained:
+            raise UserError(
+                "expected a model with parameters that want a gradient, got none: set requires_grad of those "
+                "that are to be trained"
+            )
+
     def _check_compiled(self) -> None:
         if self.run.compile and self.contrast:
             raise UserError(
@@ -178,7 +183,7 @@ class Setup:
         cut = self.method.cut
         if cut is None:
             return [{}]
-        axes, names = self.captured.axes, self.parameters
+        axes, names = self.captured.axes, self.captured.parameters
         divide = self._tie is not None
         plans = [capacity.plan(axes, names, cut, self._price, divide=divide) for capacity in capacities]
         if self.method.evaluated == "small":  # one model that everybody can train

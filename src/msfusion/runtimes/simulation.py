@@ -108,20 +108,18 @@ class Simulation:
             self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
         captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
-        parameters = [name for name, _ in self.model.named_parameters()]
         self.setup = setup = Setup(
             captured,
             problem.example,
             problem.objective,
             run,
-            parameters=parameters,
             participants=len(problem.train),
             device=device,
         )
         self.participants = [setup.participant(i, data) for i, data in enumerate(problem.train)]
         self._set_overlap(setup.first_overlap())
         self.carried = Carried()
-        values, trained = values_of(self.model), frozenset(parameters)
+        values, trained = values_of(self.model), frozenset(captured.trained)
         self.momentum = Momentum(setup.decay) if setup.decay else None
         self.store: MemoryStore
         if setup.exchange:
@@ -137,7 +135,7 @@ class Simulation:
             )
         else:
             self.store = OwnStore(values, captured.axes, trained)
-        self.coverage = Coverage(captured.axes, parameters, setup.setting.narrowest)
+        self.coverage = Coverage(captured.axes, captured.trained, setup.setting.narrowest)
         self.scores = Scores(problem, setup.method.evaluated, run.seed)
         self.scribe = Scribe(self.learner, self.participants, exchange=setup.exchange)
         self._evaluation: Evaluation | None = None

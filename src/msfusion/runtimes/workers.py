@@ -144,9 +144,8 @@ class Workers:
         return self._slots[slot].values.tensors(self._learner.submodels.shapes(widths_of(windows)))
 
     def _trained_values(self, job: Job) -> dict[str, Tensor]:
-        shapes = self._learner.submodels.shapes(widths_of(job.windows))
         tensors = self._values(job.slot, job.windows)
-        return {name: tensors[name] for name, like in shapes.items() if isinstance(like, torch.nn.Parameter)}
+        return {name: tensors[name] for name in self._learner.submodels.trained(widths_of(job.windows))}
 
     def _remembered(self, slot: int, windows: Selection) -> dict[str, Tensor]:
         """The tensors of a memory in a slot."""
