@@ -1,8 +1,8 @@
 """What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
+
+T = TypeVar("T")
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
@@ -64,7 +66,28 @@ def cost(
     keeps: as received, previous, and previous as handed over.
     Where the optimizer is kept, its state is counted twice: as it was left, and as it moves.
     """
+    return _of_first_that_runs(module, example, config, lambda count: count.cost(contrast))
 
+
+def changing_buffers(module: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """Buffers that a forward pass in train mode changes, but for those of batch norm."""
+    known = {
+        id(buffer)
+        for part in module.modules()
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        for buffer in part.buffers(recurse=False)
+    }
+    others = [name for name, buffer in module.named_buffers() if id(buffer) not in known]
+    if not others:
+        return []
+    changed = _of_first_that_runs(module, example, Train(batch=2), _Count.changed_buffers)
+    return [name for name in others if name in changed]
+
+
+def _of_first_that_runs(
+    module: nn.Module, example: tuple[Tensor, ...], config: Train, found: "Callable[[_Count], T]"
+) -> T:
+    """What is found where the model's code can run without values."""
     attempts: list[tuple[str, bool, bool]] = [
         ("cpu", True, False),
         ("meta", True, False),  # operations that are unknown on tensors without values
@@ -74,10 +97,10 @@ def cost(
     with quiet():
         for device, training, compiling in attempts[:-1]:
             try:
-                return _Count(module, example, config, device, training, compiling).cost(contrast)
+                return found(_Count(module, example, config, device, training, compiling))
             except RuntimeError:
                 pass
-        return _Count(module, example, config, *attempts[-1]).cost(contrast)
+        return found(_Count(module, example, config, *attempts[-1]))
 
 
 class _Count:
@@ -123,6 +146,17 @@ class _Count:
             moving = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
             memory += sum(t.nbytes for t in state_like(self._config, moving).values())
         return Cost(sum(p.numel() for p in parameters), flops, memory, received + trained)
+
+    def changed_buffers(self) -> set[str]:
+        """Those written to, or replaced, by a forward pass."""
+        before = {name: (buffer, buffer._version) for name, buffer in self._module.named_buffers()}
+        with self._mode:
+            self._module(self._inputs)
+        return {
+            name
+            for name, buffer in self._module.named_buffers()
+            if name in before and (buffer is not before[name][0] or buffer._version != before[name][1])
+        }
 
     def _step(self, contrast: Contrast | None) -> tuple[int, int]:
         """Operations of a step that is not the round's first, and the most bytes alive in it."""

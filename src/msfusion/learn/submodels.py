@@ -13,7 +13,7 @@ from msfusion.capture import Capture
 from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.cost import Cost, cost
+from msfusion.learn.cost import Cost, changing_buffers, cost
 from msfusion.learn.local import Train
 
 BACKEND: Any = "inductor"
@@ -97,6 +97,10 @@ class SubModels:
         """The trained parameters at these widths, without values: what participants hand over."""
         shapes = self.shapes(widths)
         return {name: shapes[name] for name in trained_names(self._unset(widths))}
+
+    def changing_buffers(self) -> list[str]:
+        """Buffers that training changes, but for those of batch norm."""
+        return changing_buffers(self._unset({}), self._example)
 
     @property
     def axes(self) -> AxisMap:

@@ -1,6 +1,7 @@
 """What every runtime derives alike from the settings and the captured model; it looks at no values."""
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +67,7 @@ class Setup:
         keeps = run.train.keep_optimizer
         self.together = Together(self.submodels, at_once, self.contrast, keeps, compiled=run.compile)
         self.passes = Scripts() if self._scripts() else None
+        self._warn_of_buffers()
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
 
@@ -154,6 +156,14 @@ class Setup:
             raise UserError(
                 "expected a model with parameters that want a gradient, got none: set requires_grad of those "
                 "that are to be trained"
+            )
+
+    def _warn_of_buffers(self) -> None:
+        if names := self.submodels.changing_buffers():
+            warnings.warn(
+                f"training changes {', '.join(names)}, and participants hand over parameters alone: the full "
+                "model keeps these buffers as they began",
+                stacklevel=2,
             )
 
     def _check_compiled(self) -> None:

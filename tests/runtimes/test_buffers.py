@@ -1,0 +1,66 @@
+"""Buffers that training changes, which nobody hands over, are named when a run begins."""
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from blobs import CLASSES, FEATURES, TEST, net, participants, settings
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import msfusion
+from msfusion.learn.cost import changing_buffers
+
+
+class Counting(nn.Module):
+    """Its own running mean, which it replaces, and a number of calls, to which it adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(FEATURES, 12), nn.Linear(12, CLASSES)
+        self.register_buffer("mean", torch.zeros(FEATURES))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("shift", torch.ones(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            self.calls += 1
+        out: Tensor = self.head(torch.relu(self.first(x - self.mean + self.shift)))
+        return out
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(spectral_norm(nn.Linear(FEATURES, 12)), nn.ReLU(), nn.Linear(12, CLASSES))
+
+
+def instance() -> nn.Module:
+    norm = nn.InstanceNorm1d(4, track_running_stats=True)
+    return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), nn.Conv1d(1, 4, 3, padding=1), norm, nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (Counting, ["mean", "calls"]),
+        (spectral, ["0.parametrizations.weight.0._u", "0.parametrizations.weight.0._v"]),
+        (instance, ["2.running_mean", "2.running_var"]),
+        (lambda: net(norm=True), []),
+        (lambda: nn.Sequential(nn.Linear(FEATURES, 4), nn.LayerNorm(4)), []),
+    ],
+    ids=["own", "spectral norm", "instance norm", "batch norm", "none"],
+)
+def test_buffers_that_training_changes_are_found(made: Callable[[], nn.Module], expected: list[str]) -> None:
+    model = made()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert changing_buffers(model, (torch.zeros(2, FEATURES),)) == expected
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_a_run_begins_with_a_warning_where_there_are_some() -> None:
+    with pytest.warns(UserWarning, match="training changes mean, calls, and participants hand over"):
+        msfusion.simulate(Counting(), participants(), TEST, settings(rounds=1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        msfusion.simulate(net(norm=True), participants(), TEST, settings(rounds=1))
