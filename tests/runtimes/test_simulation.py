@@ -24,7 +24,6 @@ from msfusion.learn.contrast import Contrast
 from msfusion.learn.methods import METHODS
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
-from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.run import Problem
 from msfusion.runtimes.simulation import Simulation
 
@@ -293,19 +292,6 @@ def test_ctrl_c_without_a_directory_leaves_the_model_between_rounds(monkeypatch:
     assert all(
         torch.equal(p, q) for p, q in zip(model.parameters(), play(rounds=1).model.parameters(), strict=True)
     )
-
-
-def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with deferred_interrupt() as check:
-        check()
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Stopped):
-            check()
-        with pytest.raises(KeyboardInterrupt) as caught:
-            signal.raise_signal(signal.SIGINT)
-        assert not isinstance(caught.value, Stopped)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_run_in_another_thread_leaves_signals_alone() -> None:

@@ -21,6 +21,7 @@ from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
 from msfusion.errors import Diverged, UserError
+from msfusion.runtimes.interrupt import interrupt
 
 Report = Callable[[int, records.Round], None]
 """Called with the number of a task and the record of a round."""
@@ -98,7 +99,7 @@ def _work(number: int, task: Task) -> None:
     def report(number: int, record: records.Round) -> None:
         queue.put((number, {**record, "windows": {}}))
         if stop.is_set():
-            signal.raise_signal(signal.SIGINT)
+            interrupt()  # a terminal sends Ctrl-C to this process as well
 
     if not stop.is_set():
         alone = replace(task.config, workers=1)  # the other cores are those of other runs

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
@@ -18,20 +19,32 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    pressed = False
-
-    def handler(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    def check() -> None:
-        if pressed:
-            raise Stopped
-
-    before = signal.signal(signal.SIGINT, handler)
+    held = _Held()
+    before = signal.signal(signal.SIGINT, held)
     try:
-        yield check
+        yield held.check
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interrupt() -> None:
+    """Ctrl-C from within, which is no second one where the first is still held back."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not (isinstance(handler, _Held) and handler.pressed):
+        signal.raise_signal(signal.SIGINT)
+
+
+@dataclass
+class _Held:
+    """A handler of Ctrl-C that remembers the first one."""
+
+    pressed: bool = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        if self.pressed:
+            raise KeyboardInterrupt
+        self.pressed = True
+
+    def check(self) -> None:
+        if self.pressed:
+            raise Stopped
