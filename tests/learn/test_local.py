@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -264,7 +265,8 @@ def test_augmentation_follows_from_the_seed() -> None:
 
 
 def global_state() -> tuple[object, ...]:
-    return random.getstate(), torch.get_rng_state().tolist()
+    numpy = np.random.get_state(legacy=False)["state"]
+    return random.getstate(), torch.get_rng_state().tolist(), numpy["key"].tolist(), numpy["pos"]
 
 
 def test_training_follows_from_the_seed_alone() -> None:
@@ -274,6 +276,27 @@ def test_training_follows_from_the_seed_alone() -> None:
         torch.manual_seed(disturbance)
         random.seed(disturbance)
         train(module, noise(20), Objective(), Train(batch=8), 0.1, seed=7)
+        states.append(module.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Jittered(Dataset[Any]):
+    """A user's own augmentation, which draws from Python's generator and from NumPy's."""
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.full((6,), random.random()) + float(np.random.rand()), torch.tensor(index % 3)
+
+
+def test_what_datasets_draw_follows_from_the_seed() -> None:
+    states = []
+    for disturbance in (0, 1):
+        module = small_net()
+        random.seed(disturbance)
+        np.random.seed(disturbance)
+        train(module, Jittered(), Objective(), Train(batch=8), 0.1, seed=7)
         states.append(module.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -420,6 +443,51 @@ def test_participants_without_data_are_passed_over() -> None:
     alone = statistics(module)
     estimate_batch_norm(module, [noise(20), noise(0)], seed=0)
     assert all(torch.equal(a, b) for a, b in zip(alone, statistics(module), strict=True))
+
+
+class Pinned(nn.Sequential):
+    """Batch norm stays in evaluation mode, as where a pretrained model is tuned."""
+
+    def train(self, mode: bool = True) -> "Pinned":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_batch_norm_that_stays_in_evaluation_mode_keeps_its_statistics() -> None:
+    module = Pinned(*small_net(), nn.BatchNorm1d(3))
+    module[1].running_mean.copy_(torch.linspace(-2, 2, 8))
+    before, (x, _) = statistics(module), noise(20).tensors
+    estimate_batch_norm(module, [noise(20)], seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(before, statistics(module), strict=True))
+    module[:5].eval()
+    assert torch.allclose(module[5].running_mean, module[:5](x).mean(0), atol=1e-5)
+
+
+class Noting(nn.Module):
+    """Replaces one buffer by another, and writes into a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(6))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.5 * self.mean + x.mean(0)
+            self.calls += 1
+        return x - self.mean
+
+
+def test_estimating_changes_the_buffers_of_batch_norm_alone() -> None:
+    module = nn.Sequential(Noting(), *small_net())
+    mean, calls = module[0].mean, module[0].calls
+    estimate_batch_norm(module, [noise(20), noise(33)], seed=0)
+    assert module[0].mean is mean
+    assert not mean.any()
+    assert module[0].calls is calls
+    assert calls == 0
+    assert module[2].running_mean.any()
 
 
 def test_a_model_without_batch_norm_sees_no_data() -> None:

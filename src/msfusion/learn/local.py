@@ -1,15 +1,17 @@
 """One participant's local training, and evaluation; neither knows of windows or other participants."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
@@ -211,7 +213,9 @@ def order(examples: int, size: int, steps: int, seed: int) -> Tensor:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Run the body with torch's default generators seeded, and put them back afterwards."""
+    """Run the body with the default generators of torch, Python and NumPy seeded, from which datasets draw as
+    well, and put them back afterwards."""
+    others = random.getstate(), np.random.get_state()
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(cuda_generator(device))
@@ -219,8 +223,12 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     try:
         for generator in generators:  # torch.manual_seed would note a stack trace for every kind of device
             generator.manual_seed(derive(seed, "torch"))
+        random.seed(derive(seed, "python"))
+        np.random.seed(derive(seed, "numpy") % 2**32)
         yield
     finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
 
@@ -260,25 +268,58 @@ def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch:
     return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
 
 
+@torch.no_grad()
 def estimate_batch_norm(
     module: nn.Module, data: Sequence[Dataset[Any]], seed: int, batch: int = 64, per_participant: int = 1
 ) -> None:
     """Re-estimate running statistics from the participants' training data (HeteroFL's static batch norm).
 
     Statistics of windows that moved say nothing about the full model, so they are never merged: the full
-    model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Does
-    nothing for a model without batch norm.
+    model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Batch norm
+    that a model keeps in evaluation mode, whatever its mode, keeps its statistics, and no other buffer
+    changes. Does nothing for a model without batch norm.
     """
     device = next(module.parameters()).device
+    before = module.training
+    norms = [part for part in module.train().modules() if isinstance(part, _BatchNorm) and part.training]
+    if norms:
+        with seeded(seed, device), _uncompiled(module), _anew(norms), _kept(module, norms):
+            for participant, own in enumerate(data):
+                if len(own):  # type: ignore[arg-type]
+                    for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
+                        module(x.to(device))
+    module.train(before)
 
-    def inputs() -> Iterator[Tensor]:
-        for participant, own in enumerate(data):
-            if len(own):  # type: ignore[arg-type]
-                for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
-                    yield x
 
-    with seeded(seed, device), _uncompiled(module):
-        update_bn(inputs(), module, device=device)
+@contextmanager
+def _anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Where batch norms forget their statistics and then take the mean over all batches."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+@contextmanager
+def _kept(module: nn.Module, but: Sequence[nn.Module]) -> Iterator[None]:
+    """Where buffers may change, or be replaced, for a while only, those of some parts for good."""
+    before = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        if owner not in but
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for owner, name, buffer, value in before:
+            owner._buffers[name] = buffer.copy_(value)
 
 
 def _uncompiled(module: nn.Module) -> AbstractContextManager[Any]:
