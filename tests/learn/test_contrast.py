@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
+import msfusion
 from msfusion.core.axes import Axis, Product
 from msfusion.core.merge import overlay
 from msfusion.errors import UserError
@@ -17,6 +18,7 @@ from msfusion.learn.cost import cost
 from msfusion.learn.local import Train, train
 from msfusion.learn.objective import Objective
 from msfusion.models import build
+from msfusion.runtimes.run import Run
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
 
@@ -77,6 +79,67 @@ def test_the_representation_is_the_input_of_the_head(kind: type[Tied]) -> None:
     assert torch.allclose(representation(module, x), module.hidden(x).mean(1))
 
 
+class Written(nn.Module):
+    """A head as it can be written: beside a weight that comes first, or by an operation less usual."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.middle, self.how = nn.Linear(6, 8), how
+        self.head = nn.Parameter(torch.randn(4, 8))
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.middle(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.hidden(x)
+        match self.how:
+            case "einsum":
+                return torch.einsum("vd,bd->bv", self.head, z)
+            case "inner":
+                return torch.inner(z, self.head)
+            case "a view of the weight":
+                return torch.einsum("vd,bd->bv", self.head.view(2, 2, 8).flatten(0, 1), z)
+            case _:
+                return torch.tensordot(z, self.head, dims=([1], [1]))
+
+
+@pytest.mark.parametrize("how", ["einsum", "inner", "a view of the weight", "tensordot"])
+def test_the_representation_is_no_weight_however_the_head_is_written(how: str) -> None:
+    module = Written(how)
+    assert torch.allclose(representation(module, X), module.hidden(X))
+
+
+class TimeFirst(nn.Module):
+    """What is inside is of shape (time, examples, units), as PyTorch's own transformer layers have it."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.embed, self.head, self.first = nn.Embedding(9, 5), nn.Linear(5, 9), first
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.embed(x.T if self.first else x))
+        out: Tensor = self.head(h.cumsum(0 if self.first else 1))
+        return out.transpose(0, 1) if self.first else out
+
+
+@pytest.mark.parametrize("length", [8, 12])
+def test_representations_that_belong_to_no_example_are_refused(length: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(9, (4, length))
+    Compared(Contrast(1.0), {}, {}).check(TimeFirst(first=False), x)
+    with pytest.raises(UserError, match=r"along its input's first dimension, found.*contrast\.on=logits"):
+        Compared(Contrast(1.0), {}, {}).check(TimeFirst(first=True), x)
+    Compared(Contrast(1.0, on="logits"), {}, {}).check(TimeFirst(first=True), x)
+
+
+def test_a_run_with_such_a_model_is_refused() -> None:
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randint(9, (20, 8)), torch.randint(9, (20, 8)))
+    run = Run(width=1.0, rounds=2, contrast=Contrast(0.5), train=Train(batch=4, steps=2))
+    with pytest.raises(UserError, match="found another order"):
+        msfusion.simulate(TimeFirst(first=True), [data, data], data, run)
+
+
 def test_the_representation_of_pixels_is_pooled() -> None:
     module, x = nn.Conv2d(2, 3, 1), torch.randn(4, 2, 5, 5)
     assert torch.allclose(representation(module, x), x.mean((2, 3)), atol=1e-6)
@@ -127,6 +190,58 @@ def test_a_weight_of_nothing_changes_nothing() -> None:
     off = trained(None)
     nothing = trained(Compared(Contrast(0.0), values(net()), values(net(), 0.3)))
     assert all(torch.equal(off[name], nothing[name]) for name in off)
+
+
+class Drawing(nn.Module):
+    """Draws in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body(x + 0.1 * torch.randn_like(x))
+        return out
+
+
+def test_so_it_is_where_a_model_draws_in_any_mode() -> None:
+    ends = []
+    for compared in (None, Compared(Contrast(0.0), values(Drawing()), values(Drawing(), 0.3))):
+        module = Drawing()
+        data = TensorDataset(X.repeat(4, 1), torch.arange(16) % 3)
+        train(module, data, Objective(), Train(batch=4, steps=4), 0.1, 7, compared)
+        ends.append(values(module))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+class Kept(nn.Sequential):
+    """Its batch norm stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> "Kept":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("kind", ["kept batch norm", "instance norm"])
+def test_norms_compare_with_the_statistics_that_they_train_with(kind: str) -> None:
+    """Against itself a model has a cosine of 1."""
+    module: nn.Module = Kept(*net(0.0))
+    if kind == "instance norm":
+        norm = nn.InstanceNorm1d(2, track_running_stats=True)
+        module = nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), nn.Linear(8, 3))
+    for part in module.modules():
+        if isinstance(getattr(part, "running_mean", None), Tensor):
+            part.running_mean += 1.0
+    same = values(module)
+    _, term = Compared(Contrast(1.0), same, values(module, 0.3)).forward(module.train(), X)
+    away = representation_under(module, values(module, 0.3))
+    z = representation(module, X)
+    assert term.item() == pytest.approx(contrast(z, z, away, 0.5).item(), rel=1e-4)
+
+
+def representation_under(module: nn.Module, tensors: dict[str, Tensor]) -> Tensor:
+    return Compared(Contrast(1.0), {}, {})._run(module, tensors, X)[1].detach()
 
 
 def test_the_term_moves_towards_the_merged_model_and_away_from_the_previous() -> None:

@@ -11,6 +11,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import msfusion
 from msfusion.learn.cost import changing_buffers
+from msfusion.learn.objective import Objective
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.simulation import Simulation
 
 
 class Counting(nn.Module):
@@ -64,3 +67,19 @@ def test_a_run_begins_with_a_warning_where_there_are_some() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         msfusion.simulate(net(norm=True), participants(), TEST, settings(rounds=1))
+
+
+def test_a_participant_does_not_start_from_buffers_that_another_has_replaced() -> None:
+    data = participants()
+    problem = Problem(Counting(), (torch.zeros(2, FEATURES),), data, TEST, Objective())
+    with pytest.warns(UserWarning, match="training changes mean"):
+        run = Simulation(problem, settings())
+    one, two = run.participants[:2]
+    found = []
+    for before in ([], [one]):
+        for participant in (*before, two):
+            windows = run.learner.windows(0, participant)
+            handed, loss, _ = run.learner.train(0, participant, windows, run.store.pull(1, windows))
+        found.append((loss, handed.values["head.bias"]))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])

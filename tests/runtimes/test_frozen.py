@@ -53,6 +53,7 @@ def simulation(**changes: Any) -> Simulation:
         {"contrast": Contrast(weight=0.5)},
         {"train": {"keep_optimizer": True, "optimizer": "adamw"}},
         {"method": "fedrolex"},
+        {"logit_adjustment": 1.0},
         {"method": "fedavg-small", "server_momentum": 0.0},
     ],
     ids=str,
@@ -64,6 +65,15 @@ def test_frozen_parameters_stay_and_the_others_move(changes: dict[str, Any]) -> 
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
     moved.discard("first.bias")  # before batch norm its gradient is rounding
     assert moved == {"first.weight", "head.weight", "head.bias"}
+
+
+def test_a_frozen_bias_is_adjusted_in_training_alone() -> None:
+    """Where logits are adjusted, and labels that a participant has not seen are left out."""
+    model = frozen()
+    model.head.bias.requires_grad_(False)
+    before = model.head.bias.detach().clone()
+    play(model=model, width=WIDTH, logit_adjustment=1.0, mask_unseen=True)
+    assert torch.equal(model.head.bias, before)
 
 
 def test_in_half_precision_too() -> None:

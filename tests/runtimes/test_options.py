@@ -194,6 +194,16 @@ def test_the_head_is_found_by_the_output(name: str) -> None:
     assert len(head) in ((0, 1) if name == "gpt" else (2,))
 
 
+@pytest.mark.parametrize("label", [-100, 3])
+@pytest.mark.parametrize("changes", [{"mask_unseen": True}, {"logit_adjustment": 1.0}], ids=str)
+def test_labels_that_no_output_has_are_named(label: int, changes: dict[str, Any]) -> None:
+    """Also where no round would draw the example."""
+    data = participants((40, 400))
+    data[1].tensors[1][17] = label
+    with pytest.raises(UserError, match=rf"labels from 0 to 2.* got {label} from participant 1"):
+        msfusion.simulate(net(), data, TEST, settings(rounds=1, **changes))
+
+
 def test_a_loss_without_classes_has_no_mask() -> None:
     with pytest.raises(UserError, match="mask_unseen"):
         msfusion.simulate(

@@ -48,7 +48,7 @@ class Kinds:
         order = torch.argsort(of, stable=True)
         starts = number.cumsum(0) - number
         ranks = []
-        for rank in range(int(number.max())):
+        for rank in range(int(number.max()) if len(number) else 0):
             which = (number > rank).nonzero().flatten()
             ranks.append((which, order[starts[which] + rank]))
         return Kinds(of, tuple(ranks))

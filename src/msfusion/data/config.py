@@ -18,7 +18,7 @@ class Data:
     partition: Partition | None = None
     alpha: Annotated[float, Gt(0)] = 0.3  # dirichlet: smaller is more uneven
     classes_per_participant: Annotated[int, Gt(0)] = 2  # pathological: how many each gets
-    min_examples: Annotated[int, Ge(0)] = 1  # that every participant must have; 0 allows empty ones
+    min_examples: Annotated[int, Ge(0)] = 1  # that every participant must have; a run needs 1
     limit: Annotated[int, Gt(0)] | None = None  # most to train on, drawn by the seed; text: the first blocks
     test_limit: Annotated[int, Gt(0)] | None = None  # most to test on, drawn alike
     image: Annotated[int, Gt(0)] | None = None  # side that images are resized to, antialiased

@@ -5,7 +5,7 @@ values: those in training, the merged ones as received, and the merged ones with
 values where it still has them. All three hence live on the same units, wherever the windows have moved.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -61,13 +62,28 @@ class Compared:
 
     def forward(self, module: nn.Module, inputs: Tensor) -> tuple[Any, Tensor]:
         """Output of the module, and the weighted term. The two comparisons run without dropout, but with the
-        batch's own statistics, and draw no random numbers: the module trains with those it has without them.
+        batch's own statistics where the module trains with them, and leave the generators as they were: the
+        module trains with the random numbers that it has without them.
         """
         output, z = self._run(module, {}, inputs)
-        with torch.no_grad(), _without_chance(module):
+        with torch.no_grad(), _without_chance(module, inputs.device):
             _, merged = self._run(module, self.merged, inputs)
             _, previous = self._run(module, self.previous, inputs)
         return output, self.config.weight * contrast(z, merged, previous, self.config.temperature)
+
+    def check(self, module: nn.Module, inputs: Tensor) -> None:
+        """Raise UserError where what is compared does not belong to the examples one by one: turned around,
+        a batch has to have its representations turned around."""
+        with torch.no_grad(), _without_chance(module, inputs.device):
+            _, z = self._run(module, self.merged, inputs)
+            _, turned = self._run(module, self.merged, inputs.flip(0))
+        off, spread = (turned.flip(0) - z).abs().max(), (z - z.mean(0)).abs().max()
+        if off > torch.maximum(0.1 * spread, 16 * torch.finfo(z.dtype).eps * z.abs().max()):
+            raise UserError(
+                "expected a model whose head reads the examples along its input's first dimension, found "
+                "another order; compare outputs instead (contrast.on=logits) or switch the loss off "
+                "(contrast.weight=0)"
+            )
 
     def _run(self, module: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Any, Tensor]:
         def forward() -> Any:
@@ -76,13 +92,15 @@ class Compared:
         if self.config.on == "logits":
             output = forward()
             return output, _per_example(logits_of(output), len(inputs))
-        with _LastInput(len(inputs)) as last:
+        own = tensors or {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        with _LastInput(len(inputs), own.values()) as last:
             output = forward()
         return output, last.representation()
 
 
 _CONTRACTIONS = {
     *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"),
+    *("inner", "tensordot"),
     *(f"conv{'_transpose' * transposed}{n}d" for n in (1, 2, 3) for transposed in (False, True)),
 }
 """Names of PyTorch's operations."""
@@ -93,22 +111,27 @@ class _LastInput(TorchFunctionMode):
     lives (a layer, a tied embedding, a parameter of the model itself).
 
     Of an operation's tensors the activation is the first one of two or more dimensions whose first counts
-    examples, or rows of all examples one behind the other.
+    examples, or rows of all examples one behind the other, and that is none of the model's own.
     """
 
-    def __init__(self, examples: int) -> None:
+    def __init__(self, examples: int, own: Iterable[Tensor]) -> None:
         super().__init__()
         self._examples = examples
+        self._own = {id(tensor) for tensor in own}
         self._last: tuple[Tensor, int] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "").partition(".")[0]
         if name in _CONTRACTIONS:
             for tensor in pytree.tree_leaves((args, kwargs)):
-                if isinstance(tensor, Tensor) and tensor.ndim > 1 and tensor.shape[0] % self._examples == 0:
+                if isinstance(tensor, Tensor) and self._is_activation(tensor):
                     self._last = tensor, 1 if name.startswith("conv") else -1
                     break
         return func(*args, **(kwargs or {}))
+
+    def _is_activation(self, tensor: Tensor) -> bool:
+        of_the_model = {id(tensor), id(tensor._base)} & self._own
+        return tensor.ndim > 1 and tensor.shape[0] % self._examples == 0 and not of_the_model
 
     def representation(self) -> Tensor:
         """Shape (examples, units): the mean over tokens or pixels."""
@@ -126,13 +149,14 @@ def _per_example(tensor: Tensor, examples: int) -> Tensor:
 
 
 @contextmanager
-def _without_chance(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but for batch norm."""
+def _without_chance(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode, but for norms that train with the statistics of what they see."""
     before = {part: part.training for part in module.modules()}
     try:
-        for part in before:
-            part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
-        yield
+        for part, training in before.items():
+            part.training = training and isinstance(part, _NormBase)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
     finally:
         for part, training in before.items():
             part.training = training

@@ -6,6 +6,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -14,10 +15,11 @@ from msfusion.core.merge import Contribution, overlay
 from msfusion.core.seeds import derive
 from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule
+from msfusion.data import fetch
 from msfusion.errors import Diverged, UserError
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
-from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, state_like, train
+from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, seeded, state_like, train
 from msfusion.learn.memory import Memory
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
@@ -131,6 +133,8 @@ class Learner:
         seed = self._seed(round, participant)
         optimizer = self._optimizer(module, lr, windows, previous)
         with self._batch_norm_explained(participant):
+            if compared is not None:
+                self._check(compared, module, participant)
             own = module, participant.data, self.objective, self.config
             loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
@@ -239,6 +243,17 @@ class Learner:
             previous=self.submodels.scaled(windows, _offset({**values, **own}, offsets)),
         )
 
+    def _check(self, compared: Compared, module: nn.Module, participant: Participant) -> None:
+        """Look once per module whether representations belong to examples one by one."""
+        examples = min(self.config.batch, participant.examples)
+        if module in self.submodels.compared or examples < 2:
+            return
+        device = self.submodels.device
+        with seeded(self.seed, device):  # datasets may draw from it
+            inputs, _ = fetch(participant.data, torch.arange(examples), None)
+            compared.check(module, inputs.to(device))
+        self.submodels.compared.add(module)
+
     @contextmanager
     def _batch_norm_explained(self, participant: Participant) -> Iterator[None]:
         try:
@@ -257,11 +272,9 @@ class Learner:
 def _offset(
     values: Mapping[str, Tensor], offsets: Mapping[str, Tensor], by: float = 1.0
 ) -> Mapping[str, Tensor]:
-    """The values, those that have offsets plus so many times these."""
-    return {
-        **values,
-        **{name: values[name] + by * offset.to(values[name]) for name, offset in offsets.items()},
-    }
+    """The values, those that have offsets plus so many times these; a frozen one is not handed over."""
+    own = {name: offset for name, offset in offsets.items() if name in values}
+    return {**values, **{name: values[name] + by * offset.to(values[name]) for name, offset in own.items()}}
 
 
 def _check_loss(round: int, participant: Participant, loss: float) -> None:

@@ -1,7 +1,7 @@
 """Runnable sub-models: one narrow module per width plan, filled with the values of any window."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ class SubModels:
     round.
 
     compiled: modules that train are compiled, for each shape of a batch when it first comes.
+    compared: modules of which it is known that the contrastive loss can compare what they make of examples.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SubModels:
         compiled: bool = False,
     ) -> None:
         self.compiled = compiled
+        self.compared: set[nn.Module] = set()
         self._captured = captured
         self._example = example
         self.device = device
@@ -60,6 +62,7 @@ class SubModels:
         """The module of these windows' widths, holding ``values`` under the scale rule. The next call with
         the same widths fills the same module anew."""
         held = self._held(widths_of(selection))
+        held.put_back()
         with torch.no_grad():
             for name, tensor in held.tensors.items():
                 if values[name] is not tensor:
@@ -152,8 +155,7 @@ class SubModels:
             module = self.module(widths)
             if self.compiled:
                 module.compile(backend=compiler(), dynamic=False)
-            tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
-            self._modules[key] = _Held(module, tensors)
+            self._modules[key] = _Held.of(module)
         return self._modules[key]
 
     def _unset(self, widths: Widths) -> nn.Module:
@@ -170,6 +172,18 @@ class _Held:
 
     module: nn.Module
     tensors: Mapping[str, Tensor]
+    _buffers: Sequence[tuple[nn.Module, str, Tensor | None]]
+
+    @staticmethod
+    def of(module: nn.Module) -> "_Held":
+        tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+        buffers = [(part, *own) for part in module.modules() for own in part._buffers.items()]
+        return _Held(module, tensors, buffers)
+
+    def put_back(self) -> None:
+        """Undo that a forward pass has replaced buffers by others."""
+        for owner, name, buffer in self._buffers:
+            owner._buffers[name] = buffer
 
 
 @dataclass(frozen=True)

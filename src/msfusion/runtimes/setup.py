@@ -99,9 +99,23 @@ class Setup:
 
     def participant(self, number: int, data: Dataset[Any]) -> Participant:
         """An owner of ``data``, with the widths that the settings give it."""
-        counts = label_counts(data) if self.head or self.bias else Counter()
+        counts = self._label_counts(number, data)
         seen = runs_of(sorted(counts)) if self.head else None
         return Participant(number, data, self.widths(number), seen, self._offsets(counts))
+
+    def _label_counts(self, number: int, data: Dataset[Any]) -> Counter[int]:
+        """How often a participant has each label, where that counts; UserError for one that no output has."""
+        places = {**self.head, **({self.bias: 0} if self.bias else {})}
+        if not places:
+            return Counter()
+        counts = label_counts(data)
+        classes = min(self.captured.axes.shape(name, {})[d] for name, d in places.items())
+        if wrong := [label for label in sorted(counts) if not 0 <= label < classes]:
+            raise UserError(
+                f"expected labels from 0 to {classes - 1}, as the model has {classes} outputs, got "
+                f"{wrong[0]} from participant {number}"
+            )
+        return counts
 
     def _offsets(self, counts: Mapping[int, int]) -> dict[str, Tensor]:
         if self.bias is None:
