@@ -12,7 +12,7 @@ from maps import labels, make_map, maps, randoms
 from torch import Tensor, nn
 
 from msfusion.capture import capture
-from msfusion.core.axes import Axis, AxisMap, Selection
+from msfusion.core.axes import Axis, AxisInfo, AxisMap, Fixed, Selection
 from msfusion.core.merge import Contribution, Merge, extract
 from msfusion.core.scale import factors, scale_
 from msfusion.core.twins import Twins, kinds
@@ -66,6 +66,13 @@ def test_the_kinds_of_a_head_and_of_segments() -> None:
     assert own.of.tolist() == [0, 1, 2, 3, 4, 5] * 2
     own = kinds(axes.tensors["w"][1], {"h": 2, "b": 1})
     assert own.first[own.of].tolist() == [0, 1, 0, 1, 4, 4, 6, 7]
+
+
+def test_a_parameter_without_entries_has_no_twins() -> None:
+    empty = {"empty": torch.zeros(0, 4)}
+    axes = AxisMap({"empty": (Fixed(0), Axis("a", 4))}, {"a": AxisInfo(4)})
+    Twins(axes, {"a": 2}, 0.5).start_(empty, 1.0)
+    assert empty["empty"].shape == (0, 4)
 
 
 def test_sums_over_kinds_of_which_some_have_fewer() -> None:

@@ -208,6 +208,11 @@ def test_in_step_axes_of_one_size_always_start_together() -> None:
         assert starts(schedule, round, 3, "a") == starts(schedule, round, 3, "b")
 
 
+def test_no_slot_is_for_rounding_alone() -> None:
+    """15 steps of 0.7 x 2 go around 21 units; in floating point a little more than 15."""
+    assert DoubleShift({"a": 21}, 3, 0, overlap=0.3).slots({"a": 2}) == 15
+
+
 def test_three_colours_need_an_odd_number_of_slots() -> None:
     """Colours 0 and 2 would visit only every other offset of four slots."""
     sizes = {"a": 8, "b": 8, "c": 8}
@@ -336,7 +341,7 @@ def test_slots_are_the_least_that_cover_every_axis_and_suit_the_colours(case: Ca
     differences = range(1, max(colours.values()) + 1)
     assert slots >= least
     assert all(math.gcd(slots, difference) == 1 for difference in differences)
-    between = range(math.ceil(least) + 1, slots)  # one more than the least where 1 - overlap is rounded
+    between = range(math.ceil(least), slots)
     assert not any(all(math.gcd(p, d) == 1 for d in differences) for p in between)
 
 

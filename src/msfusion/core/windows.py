@@ -151,7 +151,8 @@ class DoubleShift:
             axis: max(1.0, (1 - self.overlap) * width)
             for axis, width in self._cut(self.narrowest or widths).items()
         }
-        slots = max((math.ceil(self.sizes[axis] / step) for axis, step in steps.items()), default=1)
+        around = (round(self.sizes[axis] / step, 9) for axis, step in steps.items())
+        slots = max(map(math.ceil, around), default=1)
         differences = range(2, max(self.colours.values(), default=0) + 1)
         while any(math.gcd(slots, difference) > 1 for difference in differences):
             slots += 1
