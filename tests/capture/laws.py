@@ -14,8 +14,9 @@ from zoo import Inputs, Row
 from msfusion.capture import Capture, capture
 from msfusion.capture.check import in_dtype
 from msfusion.capture.graph import copy_with, main_output, named_tensors
+from msfusion.capture.graph_module import runs_graph
 from msfusion.capture.narrow import Source
-from msfusion.core.axes import Dim, Units, axes_of, count, positions
+from msfusion.core.axes import Concat, Dim, Units, axes_of, count, positions
 from msfusion.core.merge import extract, take
 from msfusion.core.twins import Twins
 from msfusion.learn.submodels import SubModels, materialised
@@ -35,12 +36,12 @@ class Remembering(Capture):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
-        self._made: dict[tuple[tuple[str, int], ...], nn.Module] = {}
+        self._made: dict[tuple[object, ...], nn.Module] = {}
 
-    def narrow(self, widths: Mapping[str, int]) -> nn.Module:
-        key = tuple(sorted(widths.items()))
+    def narrow(self, widths: Mapping[str, int], *, scaled: bool = False) -> nn.Module:
+        key = scaled, *sorted(widths.items())
         if key not in self._made:
-            self._made[key] = super().narrow(widths)
+            self._made[key] = super().narrow(widths, scaled=scaled)
         return copy.deepcopy(self._made[key])
 
 
@@ -168,22 +169,39 @@ def _proved_in(row: Row) -> torch.dtype:
     return torch.float64 if row.tolerance < 1e-6 else torch.float32
 
 
-def assert_equals_twins(row: Row, without: Collection[str]) -> None:
+def assert_equals_twins(row: Row, without: Collection[str], *, unequal: bool = False) -> None:
     """Where the units of a model are copies of one another, a window with one of each is the full model under
-    the scale rule, as core/twins.py promises."""
+    the scale rule, as core/twins.py promises.
+
+    unequal: axes at halves and at quarters in turn.
+    """
     axes = captured(row).axes
-    halves = halved(row, without=without).items()
-    widths = {axis: n for axis, n in halves if 2 * n == axes.axes[axis].size}
+    parts = {axis: 2 + 2 * (unequal and i % 2) for i, axis in enumerate(halved(row, without=without))}
+    sizes = {axis: axes.axes[axis].size for axis in parts}
+    widths = {axis: sizes[axis] // part for axis, part in parts.items() if sizes[axis] % part == 0}
     full = copy.deepcopy(model_of(row))
     values = {name: tensor.detach() for name, tensor in named_tensors(full).items()}
     Twins(axes, widths, 1.0).start_(values, power=1.0)
     windows = last_units(row, widths)
     submodels = SubModels(captured(row), row.inputs(2)[0], torch.device("cpu"), 1.0)
     narrow = submodels.load(windows, extract(values, axes, windows))
+    if runs_graph(narrow) and has_batch_norm(full):
+        return  # a graph has the statistics of the batch in train mode alone, beside dropout
     dtype = _proved_in(row)
     inputs = moved(row.inputs(3), torch.device("cpu"), dtype)
     expected, found = (run(_with_statistics_of_the_batch(in_dtype(m, dtype)), inputs) for m in (full, narrow))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.detach().abs().max()))
+
+
+def scaled_in_more_than_one_way(row: Row) -> bool:
+    """Whether products take up the scale rule themselves, or parts side by side have factors of their own."""
+    source = captured(row)._source
+    parts = (dim for dims in source.axes.summed.values() for dim in dims)
+    return bool(source.derived.owed) or any(isinstance(dim, Concat) for dim in parts)
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
 
 
 def _with_statistics_of_the_batch(module: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from zoo import CharLSTM, FusedQKV, LlamaLike, NanoGPT, SqueezeExcite, UNet, ima
 
 from msfusion.capture import capture, permutation_errors
 from msfusion.core.axes import Axis, AxisMap
-from msfusion.core.scale import factors, fan_in, input_factors
+from msfusion.core.scale import factors, fan_in
 
 
 def test_one_hidden_layer() -> None:
@@ -300,7 +300,8 @@ def test_places_that_are_read_from_a_grid_are_no_axis() -> None:
 
 
 def test_a_table_that_embeds_and_is_the_head_has_the_inputs_of_the_head_scaled() -> None:
-    axes = capture(NanoGPT(layers=1), *tokens()(2)).axes
-    assert {layer: list(map(str, dims)) for layer, dims in axes.inputs.items()} == {"lm_head": ["wte.out:32"]}
-    assert input_factors(axes, {"wte.out": 8}) == {"lm_head": 4.0}
-    assert input_factors(axes, {}) == {}
+    taken = capture(NanoGPT(layers=1), *tokens()(2))
+    found = taken._source.derived.owed
+    assert {(owed.module, *map(str, owed.dims)) for owed in found} == {("lm_head", "wte.out:32")}
+    assert {owed.factor({"wte.out": 8}) for owed in found} == {4.0}
+    assert "lm_head.weight" not in factors(taken.axes, {"wte.out": 8})

@@ -15,6 +15,7 @@ from laws import (
     halved,
     model_of,
     run,
+    scaled_in_more_than_one_way,
 )
 from torch import nn
 from vision_zoo import VISION_ROWS
@@ -115,6 +116,8 @@ def test_a_window_over_twins_is_the_full_model(row: Row) -> None:
     else:
         for without in sorted({(), row.residual}):
             assert_equals_twins(row, without)
+        if scaled_in_more_than_one_way(row):
+            assert_equals_twins(row, (), unequal=True)
 
 
 def test_whole_widths_give_the_full_model_back() -> None:

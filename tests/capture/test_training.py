@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hf_zoo import HF_ROWS
-from laws import captured, model_of
+from laws import captured, has_batch_norm, model_of
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from vision_zoo import VISION_ROWS
@@ -87,10 +87,6 @@ def learnable(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Objective]:
 
 def marks(row: Row) -> list[pytest.MarkDecorator]:
     return [] if row.name in QUICK else [pytest.mark.slow]
-
-
-def has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in model.modules())
 
 
 @torch.no_grad()

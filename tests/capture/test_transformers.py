@@ -14,6 +14,7 @@ from laws import (
     captured,
     halved,
     model_of,
+    scaled_in_more_than_one_way,
 )
 from torch._export.utils import _compiling_state_context
 from zoo import Row
@@ -76,3 +77,5 @@ def test_a_window_over_twins_is_the_full_model(row: Row) -> None:
     else:
         for without in sorted({(), row.residual}):
             assert_equals_twins(row, without)
+        if scaled_in_more_than_one_way(row):
+            assert_equals_twins(row, (), unequal=True)

@@ -56,16 +56,20 @@ class Capture:
         name = self.axes.ties.get(name, name) if name else None
         return name if name in dict(self._source.model.named_parameters()) else None
 
-    def narrow(self, widths: Mapping[str, int]) -> nn.Module:
+    def narrow(self, widths: Mapping[str, int], *, scaled: bool = False) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.
 
         Parameters, and buffers that carry a cut axis, are on the meta device: shapes without values. Other
-        buffers are copies. Raises ``UserError`` for an unknown axis, a width outside of 1..size, and for a
+        buffers are copies.
+
+        scaled: products whose parameters cannot have the factor of the scale rule (core/scale.py), as these
+            are read in another way as well, have it themselves.
+        Raises ``UserError`` for an unknown axis, a width outside of 1..size, and for a
         module whose code cannot run at these widths.
         """
         for name, width in widths.items():
             self._check_width(name, width)
-        return narrow_module(self._source, dict(widths))
+        return narrow_module(self._source, dict(widths), scaled=scaled)
 
     def _check_width(self, name: str, width: int) -> None:
         if name not in self.axes.axes:

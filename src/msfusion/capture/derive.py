@@ -1,6 +1,7 @@
 """From labels to the axis map: which leaves are axes, what they are called, which are cut by default."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from msfusion.core import axes as core
-from msfusion.core.axes import AxisInfo, AxisMap, Dim, axes_of
+from msfusion.core.axes import AxisInfo, AxisMap, Dim, Widths, axes_of, narrowed
 
 from .graph import Graph, main_output, named_tensors, tied_names
-from .labels import Label, factors, leaves, pin, resolve, segments, unify
+from .labels import Label, factors, leaves, mark_contracted, pin, resolve, segments, unify
+from .operands import product_operand
 from .overrides import declared_labels
 from .propagate import Propagation, Use, propagate, shape_of
 from .residual import residual_leaves
@@ -24,16 +26,35 @@ OUTPUT = "output of the model"
 """Why a dimension is pinned that the model's output has."""
 
 
+@dataclass(frozen=True)
+class Owed:
+    """A product that sums over dims for which its parameter cannot have the factor of the scale rule, as that
+    is read in another way as well: the head of a language model whose table also embeds.
+
+    node, module: the operation, and whose forward it is in.
+    """
+
+    node: torch.fx.Node
+    module: str
+    dims: tuple[Dim, ...]
+
+    def factor(self, widths: Widths) -> float:
+        """What the product has to be multiplied by."""
+        return math.prod(dim.size / narrowed(dim, widths) for dim in self.dims)
+
+
 @dataclass
 class Derived:
     """The axis map of a model and the labels that it was read from.
 
     names: leaf -> axis name; with it the labels give the size of every intermediate value at other widths.
+    owed: products that take up the scale rule themselves.
     """
 
     axes: AxisMap
     found: Propagation
     names: Mapping[Label, str]
+    owed: Sequence[Owed]
 
 
 def derive(
@@ -123,22 +144,24 @@ class _Reader:
         dims = {name: self.dims_of(name, tensor) for name, tensor in own.items()}
         inner = _inner_axes(dims)
         residual = {self.names[leaf] for leaf in residual_leaves(self.found.flows) if leaf in self.names}
+        summed = {name: self.summed_dims(name) for name in own}
+        owed = list(self.owed(summed))
         infos = {
             name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
             for leaf, name in self.names.items()
         }
-        summed = {name: self.summed_dims(name) for name in own}
         axes = AxisMap(
             tensors=dims,
             axes=infos,
             summed={name: found for name, found in summed.items() if found},
-            inputs=self.scaled_inputs(summed),
-            normalised=frozenset(name for name, uses in self.found.normalised.items() if all(uses)),
+            normalised=frozenset(
+                name for name, uses in self.found.uses.items() if all(use.normalised for use in uses)
+            ),
             ties=dict(ties),
             pinned=self.pins,
             unknown=dict(self.found.unknown),
         )
-        return Derived(axes, self.found, self.names)
+        return Derived(axes, self.found, self.names, owed)
 
     def dims_of(self, name: str, tensor: torch.Tensor) -> tuple[Dim, ...]:
         if name not in self.tensors:
@@ -193,17 +216,20 @@ class _Reader:
         dims = [self.named_dim(label) for label in use.summed]
         return [dim for dim in dict.fromkeys(dims) if axes_of(dim)]
 
-    def scaled_inputs(self, summed: Mapping[str, tuple[Dim, ...]]) -> dict[str, tuple[Dim, ...]]:
-        """Linear layer -> dims over which it sums, of those whose weight is read in another way as well and
-        so cannot be scaled for it: the head of a language model whose table also embeds."""
-        layers = {name for name, module in self.model.named_modules() if type(module) is nn.Linear}
-        found: dict[str, tuple[Dim, ...]] = {}
+    def owed(self, summed: Mapping[str, tuple[Dim, ...]]) -> Iterator[Owed]:
+        """Products whose parameter cannot have all of the factor; where no operand can have it either, the
+        dims are not cut unless named."""
         for name in summed:
             for use in self.found.uses.get(name, []):
                 dims = tuple(dim for dim in self.dims_summed_in(use) if dim not in summed[name])
-                if dims and use.module in layers:
-                    found[use.module] = dims
-        return found
+                if not dims or use.normalised:
+                    continue
+                if use.node is not None and product_operand(use.node) is not None:
+                    yield Owed(use.node, use.module, dims)
+                    continue
+                for label in use.summed:
+                    if self.named_dim(label) in dims:
+                        mark_contracted(label)
 
     def named_dim(self, label: Label) -> Dim:
         """A label as a dim, leaves without a name as fixed."""

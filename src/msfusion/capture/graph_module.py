@@ -26,6 +26,7 @@ from msfusion.errors import UserError
 
 from .derive import Derived, derive
 from .graph import Graph, capture_graph, device_of, fake_copy, fake_inputs, quiet
+from .operands import multiply_
 from .propagate import shape_of
 from .resize import Change, Sizes, changes
 from .rules.registry import base_name, labels_in
@@ -41,9 +42,13 @@ class SymbolicGraph:
     graph: Graph
     derived: Derived
 
-    def resized(self, widths: Widths) -> torch.fx.GraphModule:
-        """A copy of the graph with its size constants at other widths."""
+    def resized(self, widths: Widths, *, scaled: bool) -> torch.fx.GraphModule:
+        """A copy of the graph with its size constants at other widths.
+
+        scaled: products whose parameters cannot have the factor of the scale rule have it themselves.
+        """
         sizes = Sizes(self.derived.names, widths)
+        factors = {owed.node: owed.factor(widths) for owed in self.derived.owed} if scaled else {}
         wanted = {c.node: c for c in changes(self.derived.found, self.graph.nodes(), sizes)}
         new: torch.fx.GraphModule = copy.deepcopy(self.graph.program.graph_module)
         for old, module in zip(self.graph.modules(), graph_modules(new), strict=True):
@@ -53,6 +58,8 @@ class SymbolicGraph:
                     _rewrite(copied, wanted[node])
                 elif _is_assertion(node):
                     module.graph.erase_node(copied)
+                if factors.get(node, 1.0) != 1.0:
+                    multiply_(copied, factors[node])
             module.recompile()
         return new
 
@@ -140,9 +147,14 @@ class _GraphMismatch(RuntimeError):
     pass
 
 
-def with_graph_forward(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths) -> nn.Module | None:
-    """The narrow copy with the resized graphs as its forward, or None where these do not fit it either."""
-    runner = _runner(copy.deepcopy(module), symbolic, widths)
+def with_graph_forward(
+    module: nn.Module, symbolic: SymbolicGraphs, widths: Widths, *, scaled: bool = False
+) -> nn.Module | None:
+    """The narrow copy with the resized graphs as its forward, or None where these do not fit it either.
+
+    scaled: as for ``SymbolicGraph.resized``.
+    """
+    runner = _runner(copy.deepcopy(module), symbolic, widths, scaled)
     if runner is None:
         return None
     module.__dict__["_captured_graphs"] = runner
@@ -156,18 +168,18 @@ def runs_graph(module: nn.Module) -> bool:
     return "_captured_graphs" in vars(module)
 
 
-def _runner(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths) -> Runner | None:
+def _runner(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths, scaled: bool) -> Runner | None:
     """Runs the graphs on modules like this one, which is without values."""
     try:
         modes = symbolic.modes
     except UserError:
         return None
-    graphs = {training: mode.resized(widths) for training, mode in modes.items()}
+    graphs = {training: mode.resized(widths, scaled=scaled) for training, mode in modes.items()}
     programs = {training: mode.graph.program for training, mode in modes.items()}
 
     def again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runner | None:
         other = SymbolicGraphs(symbolic.model, symbolic.axes, args, kwargs, symbolic.overrides)
-        return _runner(module, other, widths)
+        return _runner(module, other, widths, scaled)
 
     example = symbolic.args, dict(symbolic.kwargs)
     runner = Runner(graphs, programs, example, _fixed_sizes(list(programs.values())), again)

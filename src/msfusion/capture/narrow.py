@@ -20,9 +20,9 @@ from torch import nn
 from msfusion.core.axes import AxisMap, Widths, axes_of
 from msfusion.errors import UserError
 
-from .derive import Derived
+from .derive import Derived, Owed
 from .describe import describe, described_sizes
-from .graph import Graph, copy_with, module_path, named_tensors
+from .graph import Graph, copy_with, module_path, named_tensors, source_line
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch
 from .resize import Change, Sizes, changes
@@ -66,9 +66,12 @@ class Source:
         return self.derived.axes
 
 
-def narrow_module(source: Source, widths: Widths) -> nn.Module:
+def narrow_module(source: Source, widths: Widths, *, scaled: bool = False) -> nn.Module:
     """A runnable copy of the module at other widths: with its own forward where that follows, else with the
-    captured graph in its place; ``UserError`` where neither can be had."""
+    captured graph in its place; ``UserError`` where neither can be had.
+
+    scaled: products whose parameters cannot have the factor of the scale rule have it themselves.
+    """
     module = narrow_copy(source.model, source.axes, widths)
     if all(width == source.axes.axes[name].size for name, width in widths.items()):
         return module
@@ -82,14 +85,55 @@ def narrow_module(source: Source, widths: Widths) -> nn.Module:
     for _ in range(_MOST_EXPORTS):
         mismatch = first_mismatch(expected, module, source.args, source.kwargs)
         if mismatch is None:
-            return module
+            break
         if not search.change(mismatch.path):
             break
-    assert mismatch is not None
-    replaced = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)
-    if replaced is None:  # once more with lines; what depends on chance may fit now
-        raise _refusal(first_mismatch(expected, module, source.args, source.kwargs, lines=True) or mismatch)
-    return replaced
+    owed = [one for one in source.derived.owed if one.factor(widths) != 1] if scaled else []
+    if mismatch is None and _scales_inputs(module, owed, widths):
+        return module
+    plain = narrow_copy(source.model, source.axes, widths)
+    replaced = with_graph_forward(plain, source.symbolic, widths, scaled=scaled)
+    if replaced is not None:
+        return replaced
+    if mismatch is None:
+        raise _unscalable(owed[0])
+    # Once more with lines; what depends on chance may fit now.
+    raise _refusal(first_mismatch(expected, module, source.args, source.kwargs, lines=True) or mismatch)
+
+
+def _scales_inputs(module: nn.Module, owed: Sequence[Owed], widths: Widths) -> bool:
+    """See that linear layers scale their inputs; False, and nothing is changed, where another operation has
+    to."""
+    layers = {one.module: one.factor(widths) for one in owed}
+    modules = dict(module.named_modules())
+    if any(type(modules.get(layer)) is not nn.Linear for layer in layers):
+        return False
+    for layer, factor in layers.items():
+        modules[layer].register_forward_pre_hook(_Times(factor), with_kwargs=True)
+    return True
+
+
+@dataclass(frozen=True)
+class _Times:
+    """A hook that multiplies the input of a linear layer."""
+
+    factor: float
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (args[0] * self.factor, *args[1:]), kwargs
+        return args, {**kwargs, "input": kwargs["input"] * self.factor}
+
+
+def _unscalable(owed: Owed) -> UserError:
+    where = f"{source_line(owed.node)} (in {owed.module or 'the model itself'})"
+    return UserError(
+        "expected a model whose weights are read in one way, or whose captured graph can run in place of its "
+        f"forward, but {where} reads one that is read elsewhere too; apply it by an nn.Linear there, or do "
+        "not share it"
+    )
 
 
 def _refusal(mismatch: Mismatch) -> UserError:

@@ -31,11 +31,18 @@ class Flow:
 
 @dataclass(frozen=True)
 class Use:
-    """One operation that reads a parameter: the module whose forward it is in, and the labels that it sums
-    over."""
+    """One operation that reads a parameter.
 
+    node: None in the decomposition of an operation of the graph.
+    module: whose forward it is in.
+    summed: the labels that it sums over.
+    normalised: whether a norm takes the output's size away.
+    """
+
+    node: torch.fx.Node | None
     module: str
-    summed: Sequence[Label]
+    summed: Sequence[Label] = ()
+    normalised: bool = True
 
 
 @dataclass
@@ -45,14 +52,12 @@ class Propagation:
     values: node -> labels (or lists of them, or plain values).
     flows: per operation, in order.
     uses: parameter -> the operations that read it.
-    normalised: parameter -> per operation that reads it, whether a norm takes the output's size away.
     unknown: operation without a rule -> how often.
     """
 
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     uses: dict[str, list[Use]] = field(default_factory=dict)
-    normalised: dict[str, list[bool]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
 
 
@@ -73,6 +78,7 @@ def shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
 class _Interpreter:
     def __init__(self, found: Propagation) -> None:
         self.found = found
+        self._inside = 0  # of decompositions
 
     def run(self, graph: torch.fx.Graph, inputs: Iterable[Any], root: Any) -> Any:
         values: dict[torch.fx.Node, Any] = {}
@@ -165,8 +171,13 @@ class _Interpreter:
             return
         for origin in dict.fromkeys(t.origin for t in call.tensors if t.origin is not None):
             summed = [label for name, label in call.summed if name == origin]
-            self.found.uses.setdefault(origin, []).append(Use(module_path(node), summed))
-            self.found.normalised.setdefault(origin, []).append(size_is_removed(node))
+            self._record_use(origin, node, summed, size_is_removed(node))
+
+    def _record_use(
+        self, origin: str, node: torch.fx.Node, summed: Sequence[Label] = (), normalised: bool = True
+    ) -> None:
+        use = Use(None if self._inside else node, module_path(node), summed, normalised)
+        self.found.uses.setdefault(origin, []).append(use)
 
     def decompose(
         self, node: torch.fx.Node, op: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -180,7 +191,11 @@ class _Interpreter:
             return None
         if any(inner.target is op for inner in traced.graph.nodes):
             return None
-        return self.run(traced.graph, inputs, traced)
+        self._inside += 1
+        try:
+            return self.run(traced.graph, inputs, traced)
+        finally:
+            self._inside -= 1
 
     def give_up(self, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Pin all that the operation touches and count it."""
@@ -191,7 +206,7 @@ class _Interpreter:
             for label in labels:
                 pin(label, f"no rule for {node.target}")
             if labels.origin is not None:
-                self.found.uses.setdefault(labels.origin, []).append(Use(module_path(node), []))
+                self._record_use(labels.origin, node)
         return pytree.tree_map(
             lambda v: pinned_all(shape_of(v), f"made by {node.target}") if isinstance(v, torch.Tensor) else v,
             node.meta.get("val"),

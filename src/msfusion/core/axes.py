@@ -252,8 +252,6 @@ class AxisMap:
     axes: axis name -> what is known of it.
     summed: parameter or buffer -> dims over which its operation sums (a linear layer's inputs), of those
         that have an axis; the scale rule.
-    inputs: linear layer -> dims over which it sums that its weight, as it is tied, cannot be scaled for; its
-        inputs are scaled instead.
     normalised: parameters whose operation's output goes straight into a norm that takes its size away.
     ties: other names of tied tensors -> the name in ``tensors``.
     pinned: "tensor:dimension" -> why that dimension is never cut.
@@ -263,7 +261,6 @@ class AxisMap:
     tensors: Mapping[str, tuple[Dim, ...]]
     axes: Mapping[str, AxisInfo]
     summed: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
-    inputs: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
     normalised: frozenset[str] = frozenset()
     ties: Mapping[str, str] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -294,7 +291,6 @@ class AxisMap:
                 "tensors": {name: [str(d) for d in dims] for name, dims in self.tensors.items()},
                 "axes": {name: [i.size, i.residual, i.whole] for name, i in self.axes.items()},
                 "summed": {name: [str(d) for d in dims] for name, dims in self.summed.items() if dims},
-                "inputs": {name: [str(d) for d in dims] for name, dims in self.inputs.items()},
                 "normalised": sorted(self.normalised),
                 "ties": dict(self.ties),
                 "pinned": dict(self.pinned),
@@ -310,7 +306,6 @@ class AxisMap:
             tensors={name: tuple(map(parse, dims)) for name, dims in raw["tensors"].items()},
             axes={name: AxisInfo(*info) for name, info in raw["axes"].items()},
             summed={name: tuple(map(parse, dims)) for name, dims in raw["summed"].items()},
-            inputs={name: tuple(map(parse, dims)) for name, dims in raw["inputs"].items()},
             normalised=frozenset(raw["normalised"]),
             ties=raw["ties"],
             pinned=raw["pinned"],

@@ -52,15 +52,6 @@ def _ratio(tensor: Sequence[Dim], dim: Dim, widths: Widths) -> Factor:
     return each.view(-1, *[1] * (len(tensor) - 1 - places[0]))
 
 
-def input_factors(axes: AxisMap, widths: Widths) -> dict[str, float]:
-    """Linear layer -> factor of its inputs, of those whose weight cannot have it, where that is not 1."""
-    ratios = {
-        layer: math.prod(dim.size / narrowed(dim, widths) for dim in dims)
-        for layer, dims in axes.inputs.items()
-    }
-    return {layer: ratio for layer, ratio in ratios.items() if ratio != 1}
-
-
 def fan_in(axes: AxisMap, widths: Widths) -> dict[str, int]:
     """Parameter name -> how many inputs its operation sums over in a sub-model, the taps of a kernel not
     counted; of those alone that sum over axes."""

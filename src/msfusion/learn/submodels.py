@@ -141,13 +141,8 @@ class SubModels:
         return self._rates[key]
 
     def module(self, widths: Widths) -> nn.Module:
-        """A new module of these widths, its tensors unset. Where a method scales so that sub-models and the
-        full model agree, layers whose weights are tied have their inputs scaled."""
-        module = materialised(copy.deepcopy(self._unset(widths)), self.device)
-        if self._power == 1:
-            for layer, factor in scale.input_factors(self._captured.axes, widths).items():
-                module.get_submodule(layer).register_forward_pre_hook(_Times(factor))
-        return module
+        """A new module of these widths, its tensors unset."""
+        return materialised(copy.deepcopy(self._unset(widths)), self.device)
 
     def _held(self, widths: Widths) -> "_Held":
         key = plan_of(widths)
@@ -162,7 +157,8 @@ class SubModels:
         """The module without values: its parameters take no memory."""
         key = plan_of(widths)
         if key not in self._narrow:
-            self._narrow[key] = self._captured.narrow(widths)
+            # Scaled where a method scales so that sub-models and the full model agree.
+            self._narrow[key] = self._captured.narrow(widths, scaled=self._power == 1)
         return self._narrow[key]
 
 
@@ -184,16 +180,6 @@ class _Held:
         """Undo that a forward pass has replaced buffers by others."""
         for owner, name, buffer in self._buffers:
             owner._buffers[name] = buffer
-
-
-@dataclass(frozen=True)
-class _Times:
-    """A hook that multiplies the inputs of a layer."""
-
-    factor: float
-
-    def __call__(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        return inputs[0] * self.factor
 
 
 def compiler() -> Any:

@@ -1,0 +1,41 @@
+"""Sums of products in a captured graph, of which one operand can be multiplied by a factor."""
+
+import operator
+
+import torch
+
+from .rules.registry import base_name
+
+_FIRST = {"linear", "bilinear", "matmul", "mm", "bmm", "mv", "dot", "inner", "einsum"} | {
+    f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)
+}
+_SECOND = {"addmm", "baddbmm", "addbmm", "addmv"}  # what is added comes first
+
+
+def product_operand(node: torch.fx.Node) -> torch.fx.Node | None:
+    """A tensor in which the operation is linear, beside what it adds; None of an operation that has none."""
+    place = _place(node)
+    if place is None:
+        return None
+    operand = node.args[place]
+    if isinstance(operand, list | tuple):  # of an einsum
+        operand = operand[0]
+    return operand if isinstance(operand, torch.fx.Node) else None
+
+
+def multiply_(node: torch.fx.Node, factor: float) -> None:
+    """Multiply that operand, in this operation alone."""
+    place, operand = _place(node), product_operand(node)
+    assert place is not None
+    with node.graph.inserting_before(node):
+        times = node.graph.call_function(operator.mul, (operand, factor))
+    old = node.args[place]
+    node.update_arg(place, [times, *old[1:]] if isinstance(old, list | tuple) else times)
+
+
+def _place(node: torch.fx.Node) -> int | None:
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    name = base_name(node.target)
+    place = 1 if name in _SECOND or name == "einsum" else 0 if name in _FIRST else None
+    return place if place is not None and place < len(node.args) else None

@@ -1,0 +1,140 @@
+"""Products whose parameter cannot have the factor of the scale rule have it themselves."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from laws import assert_equals_twins, captured
+from torch import Tensor, nn
+from zoo import NanoGPT, Row, images, tokens, vectors
+
+from msfusion.capture import capture
+from msfusion.capture.graph_module import runs_graph
+from msfusion.errors import UserError
+
+VOCABULARY, WIDTH = 24, 16
+
+
+class Head(nn.Linear):
+    """A head as many write one: a class of its own."""
+
+
+class Language(nn.Module):
+    """A table that embeds and, in one way or another, is the head."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.table, self.middle = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.head = (Head if how == "subclass" else nn.Linear)(WIDTH, VOCABULARY, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.table(x)
+        h = h + self.out(torch.relu(self.middle(h)))
+        match self.how:
+            case "functional":
+                return F.linear(h, self.table.weight)
+            case "matmul":
+                return h @ self.table.weight.t()
+            case "einsum":
+                return torch.einsum("vd,btd->btv", self.table.weight, h)
+            case "keyword":
+                return self.head(input=h)
+            case _:
+                return self.head(h)
+
+
+class Autoencoder(nn.Module):
+    """Both ways through one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(0.3 * torch.randn(16, 12)), nn.Parameter(torch.randn(16))
+        self.code = nn.Linear(16, 8)
+        self.back = nn.Linear(8, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(F.linear(x, self.weight, self.bias))
+        return F.linear(torch.relu(self.back(self.code(h))), self.weight.t())
+
+
+class Convolutional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.inside = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(
+            torch.relu(self.inside(torch.relu(self.conv(x)))), self.conv.weight, padding=1
+        )
+
+
+class Latents(nn.Module):
+    """Learned rows that enter a product and a sum; two products with parts of one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(4, 16))
+        self.first, self.mix, self.head = nn.Linear(6, 16), nn.Linear(16, 16), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))[:, None] + self.latents + self.latents @ self.mix.weight.t()
+        h = torch.relu(h).mean(1)
+        return h @ self.head.weight[:, :16].t() + torch.relu(h + 1) @ self.head.weight[:, 16:].t()
+
+
+WAYS = ("linear", "subclass", "functional", "matmul", "einsum", "keyword")
+TEXT = [Row(how, partial(Language, how), tokens(VOCABULARY), 0) for how in WAYS]
+OTHERS = [
+    Row("autoencoder", Autoencoder, vectors(12), 0),
+    Row("convolutions", Convolutional, images(8), 0),
+    Row("latents", Latents, vectors(6), 0),
+]
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in [*TEXT, *OTHERS]])
+def test_a_window_over_twins_is_the_full_model_however_weights_are_shared(row: Row) -> None:
+    assert captured(row).axes.cuttable
+    assert_equals_twins(row, ())
+    assert_equals_twins(row, (), unequal=True)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in TEXT])
+def test_the_own_forward_is_kept_where_a_linear_layer_can_scale_its_inputs(row: Row) -> None:
+    taken = captured(row)
+    widths = {axis: taken.axes.axes[axis].size // 2 for axis in taken.axes.cuttable}
+    assert not runs_graph(taken.narrow(widths))
+    assert runs_graph(taken.narrow(widths, scaled=True)) == (row.name not in ("linear", "keyword"))
+
+
+@pytest.mark.parametrize(("stream", "heads"), [(16, 1), (8, 2)])
+def test_the_captured_graph_scales_too(stream: int, heads: int) -> None:
+    """nanoGPT divides its stream's width by its heads, so the graph stands in where these two differ."""
+    row = Row("nanogpt, two widths", partial(NanoGPT, layers=1), tokens(), 0)
+    taken = captured(row)
+    (head,) = [
+        axis for axis, info in taken.axes.axes.items() if axis in taken.axes.cuttable and info.size == 4
+    ]
+    narrow = taken.narrow({"wte.out": stream, head: heads}, scaled=True)
+    assert runs_graph(narrow)
+    assert_equals_twins(row, (), unequal=True)
+
+
+class Looking(Language):
+    """Its train mode looks at values, so that no graph can stand in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return 2 * out if self.training and out.sum() > 0 else out
+
+
+def test_what_can_be_scaled_nowhere_is_refused() -> None:
+    taken = capture(Looking("matmul"), *tokens(VOCABULARY)(2))
+    with pytest.raises(
+        UserError, match=r"weights are read in one way.*test_owed\.py:\d+ \(in the model itself\)"
+    ):
+        taken.narrow({"table.out": 8}, scaled=True)
+    taken.narrow({"table.out": 8})
