@@ -100,6 +100,39 @@ def test_one_of_many_equal_numbers_is_found_and_only_in_a_copy_of_the_configurat
     assert model.config.size7 == 8
 
 
+class Numbered(nn.Module):
+    """Computes with a number that has the value of a size: of one that stays (``embed``), of the number of
+    heads (``temperature``), or of the channels, which it is as well (``alpha``)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.heads, self.size = what, 4, 8
+        self.embed = 32 if what == "embed" else 33
+        self.temperature = 4 if what == "temperature" else 3
+        self.alpha = 16
+        self.qkv, self.out = nn.Linear(32, 3 * 32), nn.Linear(32, 32)
+        self.up, self.down = nn.Linear(32, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).view(len(x), -1, 3, self.heads, self.size).transpose(1, 3).unbind(2)
+        logits = q @ k.transpose(-2, -1)
+        logits = logits / (self.embed**0.5 if self.what == "embed" else self.temperature)
+        y = (logits.softmax(-1) @ v).transpose(1, 2).reshape(len(x), -1, self.heads * self.size)
+        y = self.up(x + self.out(y))
+        return self.down(y.view(len(x), -1, self.alpha).relu() / self.alpha if self.what == "alpha" else y)
+
+
+@pytest.mark.parametrize("what", ["embed", "temperature", "alpha"])
+def test_numbers_that_are_computed_with_stay_whatever_size_they_equal(what: str) -> None:
+    taken = capture(Numbered(what), (torch.randn(2, 3, 32),))
+    widths = {axis: taken.axes.axes[axis].size // 2 for axis in taken.axes.cuttable}
+    assert sorted(taken.axes.axes[axis].size for axis in widths) == [4, 16]
+    narrow = taken.narrow(widths)
+    assert (narrow.embed, narrow.temperature) == (taken._source.model.embed, taken._source.model.temperature)
+    assert runs_graph(narrow) == (what == "alpha")
+    assert runs_graph(narrow) or narrow.heads == 2
+
+
 class Literal(nn.Module):
     """Sizes written out, so the graph stands in for the forward; batch norm and dropout differ by mode."""
 

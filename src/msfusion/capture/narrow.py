@@ -82,8 +82,8 @@ def narrow_module(source: Source, widths: Widths, *, scaled: bool = False) -> nn
     expected = [expectation(graph, found, sizes) for graph in source.graphs]
     search = _Search(source.model, module, _candidates(source.model, wanted))
     mismatch = None
-    for _ in range(_MOST_EXPORTS):
-        mismatch = first_mismatch(expected, module, source.args, source.kwargs)
+    for tried in range(_MOST_EXPORTS):
+        mismatch = first_mismatch(expected, module, source.args, source.kwargs, numbers=tried > 0)
         if mismatch is None:
             break
         if not search.change(mismatch.path):

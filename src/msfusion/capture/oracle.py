@@ -93,13 +93,16 @@ def first_mismatch(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
+    numbers: bool = False,
     lines: bool = False,
 ) -> Mismatch | None:
     """Export the candidate and compare it operation by operation; None where all are as expected.
 
+    numbers: also those that are computed with: a temperature may have the value of a size. Code that takes
+        them from the shapes of its tensors is free to, as long as no attribute was changed.
     lines: of operations that only the candidate has, too; see ``capture_graph``.
     """
-    mismatches = (_first_mismatch(one, candidate, args, kwargs, lines) for one in expected)
+    mismatches = (_first_mismatch(one, candidate, args, kwargs, numbers, lines) for one in expected)
     return next((mismatch for mismatch in mismatches if mismatch is not None), None)
 
 
@@ -108,6 +111,7 @@ def _first_mismatch(
     candidate: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    numbers: bool,
     lines: bool,
 ) -> Mismatch | None:
     try:
@@ -120,7 +124,7 @@ def _first_mismatch(
         if want is None or node is None:
             at = want.node if want is not None else node
             return Mismatch(module_path(at), source_line(at), "another number of operations")
-        text = _difference(want, node)
+        text = _difference(want, node, numbers)
         if text is not None:
             return Mismatch(module_path(want.node), source_line(want.node), text)
     return None
@@ -145,7 +149,21 @@ def _counts(node: torch.fx.Node) -> dict[str, Any]:
     return {name: arguments.get(name, 1) for name in _COUNTS if name in names}
 
 
-def _difference(want: Expected, node: torch.fx.Node) -> str | None:
+def _numbers(node: torch.fx.Node) -> dict[str, float]:
+    """What stands where a scalar or a tensor may stand, and every float; sizes and dimensions are neither."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {}
+    schema = node.target._schema.arguments
+    given = {**dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
+    kinds = {a.name: str(a.type).removeprefix("Optional[").removesuffix("]") for a in schema}
+    return {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, int | float) and kinds[name] in ("number", "Tensor", "float")
+    }
+
+
+def _difference(want: Expected, node: torch.fx.Node, numbers: bool) -> str | None:
     if not isinstance(want.node.target, torch._ops.OpOverload):
         return None  # a nested region or a getitem: what is in it is compared by itself
     if want.node.target is not node.target:
@@ -154,6 +172,8 @@ def _difference(want: Expected, node: torch.fx.Node) -> str | None:
         return f"{want.node.target} expected {want.shapes}, got {_shapes(node)}"
     if want.counts != _counts(node):
         return f"{want.node.target} expected {dict(want.counts)}, got {_counts(node)}"
+    if numbers and _numbers(want.node) != _numbers(node):
+        return f"{want.node.target} expected {_numbers(want.node)}, got {_numbers(node)}"
     return None
 
 
