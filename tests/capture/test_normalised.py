@@ -11,6 +11,28 @@ IMAGE = (torch.randn(2, 3, 8, 8),)
 VECTOR = (torch.randn(2, 5),)
 
 
+class Pinned(nn.Sequential):
+    """Its norm stays in evaluation mode, as where a pretrained model is tuned."""
+
+    def train(self, mode: bool = True) -> "Pinned":
+        super().train(mode)
+        self[1].eval()
+        return self
+
+
+def test_a_norm_with_fixed_statistics_takes_no_size_away() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)]
+    for model, normalised in (
+        (nn.Sequential(*layers), {"0.weight", "2.weight"}),
+        (Pinned(*layers), {"2.weight"}),
+    ):
+        model.eval()[3].train()
+        modes = [part.training for part in model.modules()]
+        found = capture(model, IMAGE).axes.normalised
+        assert {name for name in found if name.endswith("weight")} == normalised
+        assert [part.training for part in model.modules()] == modes
+
+
 class Skip(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from maps import kept, make_map, maps, mask, randoms, resnet18, selections
 from torch import Tensor
 
 from msfusion.core import cut as module
-from msfusion.core.axes import AxisMap, Selection, runs_of
+from msfusion.core.axes import Axis, AxisMap, Selection, runs_of
 from msfusion.core.merge import Contribution, Merge, add_into, extract, take
 from msfusion.core.windows import RandomUnits
 from msfusion.errors import UserError
@@ -400,3 +400,17 @@ def test_rows_that_do_not_count() -> None:
     merge.add(Contribution(1, {}, {"head": second}, 1))
     merge.apply()
     assert values["head"].tolist() == [[5, 5, 8], [8, 8, 8], [5, 5, 8]]
+
+
+def test_complex_parameters_are_merged_by_real_weights() -> None:
+    axes = AxisMap({"w": (Axis("a", 4),)}, {})
+    values = {"w": torch.tensor([1j, 2j, 3j, 4j])}
+    merge = Merge(values, axes, measure=True)
+    merge.add(Contribution(0, {"a": ((0, 2),)}, {"w": torch.tensor([1.0 + 1j, 2j])}, 1))
+    merge.add(Contribution(1, {"a": ((0, 1),)}, {"w": torch.tensor([5.0 + 1j])}, 3))
+    shift = merge.shift()
+    assert shift is not None
+    assert shift.spread == pytest.approx(1 * 9 + 3 * 1)  # the mean is 4, changes of 1 and 5
+    assert shift.size == pytest.approx(4 * 16)
+    merge.apply()
+    assert values["w"].tolist() == [4 + 1j, 2j, 3j, 4j]

@@ -97,6 +97,27 @@ def test_frozen_parameters_have_no_gradient_and_do_not_travel_back() -> None:
     assert got.flops_per_step == 120 + 2 * 80
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.layers(x)[0][:, -1])
+        return out
+
+
+def test_recurrent_layers_are_counted() -> None:
+    """5 steps of 3 examples, 4 gates of 16 units that read 8 inputs and 16 units; backward as much for what
+    is read, but for the inputs and the first state, and for the weights."""
+    got = cost(Recurrent(), (torch.zeros(3, 5, 8),), replace(PLAIN, batch=3))
+    forward = 2 * 3 * 5 * 4 * 16 * (8 + 16)
+    head = 2 * 3 * 16 * 2
+    unread = 2 * 3 * 5 * 4 * 16 * 8 + 2 * 3 * 4 * 16 * 16
+    assert got.flops_per_step == 3 * (forward + head) - unread
+    assert torch.backends.mkldnn.enabled
+
+
 def test_elements_have_their_own_size() -> None:
     module = nn.Linear(300, 200, bias=False).double()
     got = cost(module, (torch.zeros(2, 300, dtype=torch.float64),), Train(batch=1, momentum=0))

@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from blobs import CLASSES, FEATURES, TEST, net, participants, settings
+from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -83,3 +85,15 @@ def test_a_participant_does_not_start_from_buffers_that_another_has_replaced() -
         found.append((loss, handed.values["head.bias"]))
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
+
+
+def test_what_is_saved_can_be_loaded_into_the_model(tmp_path: Path) -> None:
+    """Buffers that are not persistent are made by the model itself."""
+    model = net(norm=True)
+    model.register_buffer("table", torch.ones(3), persistent=False)
+    result = msfusion.simulate(model, participants(), TEST, settings(rounds=1))
+    result.save(tmp_path / "model.safetensors")
+    other = net(seed=1, norm=True)
+    other.register_buffer("table", torch.ones(3), persistent=False)
+    load_model(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(v, model.state_dict()[name]) for name, v in other.state_dict().items())

@@ -108,8 +108,8 @@ def capture(
     """
     kwargs = dict(kwargs or {})
     graphs = capture_modes(model, args, kwargs)
-    derived = derive(model, graphs, overrides)
     skeleton = _skeleton(model)
+    derived = derive(skeleton, graphs, overrides)
     symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs, overrides)
     return Capture(Source(skeleton, graphs, derived, args, kwargs, symbolic))
 

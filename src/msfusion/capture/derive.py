@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from msfusion.core import axes as core
@@ -60,7 +61,8 @@ class Derived:
 def derive(
     model: nn.Module, graphs: Sequence[Graph], overrides: Mapping[str, Sequence[str]] | None = None
 ) -> Derived:
-    """Propagate labels through the graphs of the model and read the axis map from them."""
+    """Propagate labels through the graphs of the model and read the axis map from them. The model's modes are
+    switched for a moment."""
     tensors = declared_labels(named_tensors(model), overrides or {})
     inputs = [_input_labels(graph, tensors) for graph in graphs]
     ties = tied_names(model)
@@ -69,7 +71,7 @@ def derive(
             for label, same in zip(tensors[name], tensors[other], strict=True):
                 unify(label, same)
     _share_origins(tensors, ties)
-    found = Propagation()
+    found = Propagation(fixed_norms=_fixed_norms(model))
     for graph, given in zip(graphs, inputs, strict=True):
         _pin_outputs(graph, propagate(graph, given, found))
     for labels in tensors.values():
@@ -80,6 +82,16 @@ def derive(
         if other in tensors:
             tensors.setdefault(name, tensors[other])
     return _Reader(model, tensors, found).derived(ties)
+
+
+def _fixed_norms(model: nn.Module) -> frozenset[str]:
+    """Norms that a model keeps in evaluation mode while it trains."""
+    before = {part: part.training for part in model.modules()}
+    model.train()
+    fixed = {n for n, part in model.named_modules() if isinstance(part, _NormBase) and not part.training}
+    for part, training in before.items():
+        part.training = training
+    return frozenset(fixed)
 
 
 def _input_labels(graph: Graph, tensors: dict[str, Labels]) -> list[Any]:

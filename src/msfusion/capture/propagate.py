@@ -53,12 +53,14 @@ class Propagation:
     flows: per operation, in order.
     uses: parameter -> the operations that read it.
     unknown: operation without a rule -> how often.
+    fixed_norms: modules of norms that stay in evaluation mode: their statistics do not follow what they see.
     """
 
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     uses: dict[str, list[Use]] = field(default_factory=dict)
     unknown: Counter[str] = field(default_factory=Counter)
+    fixed_norms: frozenset[str] = frozenset()
 
 
 def propagate(graph: Graph, inputs: Sequence[Any], found: Propagation) -> Any:
@@ -171,7 +173,7 @@ class _Interpreter:
             return
         for origin in dict.fromkeys(t.origin for t in call.tensors if t.origin is not None):
             summed = [label for name, label in call.summed if name == origin]
-            self._record_use(origin, node, summed, size_is_removed(node))
+            self._record_use(origin, node, summed, size_is_removed(node, self.found.fixed_norms))
 
     def _record_use(
         self, origin: str, node: torch.fx.Node, summed: Sequence[Label] = (), normalised: bool = True
@@ -193,9 +195,12 @@ class _Interpreter:
             return None
         self._inside += 1
         try:
-            return self.run(traced.graph, inputs, traced)
+            out = self.run(traced.graph, inputs, traced)
         finally:
             self._inside -= 1
+        made = [tuple(label.size for label in labels) for labels in labels_in(out)]
+        leaves = pytree.tree_leaves(node.meta.get("val"))
+        return out if made == [shape_of(t) for t in leaves if isinstance(t, torch.Tensor)] else None
 
     def give_up(self, node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Pin all that the operation touches and count it."""

@@ -171,7 +171,7 @@ class Merge:
         """``sums`` with ``amount`` added where ``cut`` lies; a dimension that nobody has cut has extent 1."""
         own, at = cut.table
         if sums is None:
-            sums = self._zeros(own, dtype or total.dtype, total.device)
+            sums = self._zeros(own, dtype or total.dtype.to_real(), total.device)
         extents = tuple(map(max, sums.shape, own))
         if tuple(sums.shape) != extents:
             sums = self._zeros(extents, sums.dtype, sums.device).copy_(sums)
@@ -194,7 +194,7 @@ class Merge:
         for name, total in self._sum.items():
             for rows in row_blocks(tuple(total.shape)):
                 weight = _rows(self._weight[name], rows).clamp_min(torch.finfo(total.dtype).tiny)
-                squares = total[rows].square().div_(weight)
+                squares = _absolute(total[rows]).square().div_(weight)
                 moved = moved + squares.sum(dtype=torch.float64)
                 shared = _rows(self._holders[name], rows) > 1
                 common = common + squares.mul_(shared).sum(dtype=torch.float64)
@@ -298,15 +298,21 @@ def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows
 
 
 def _squares(tensor: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(_absolute(tensor), dtype=torch.float64)
     return norm.square()
+
+
+def _absolute(tensor: Tensor) -> Tensor:
+    """Complex numbers as their absolute values."""
+    return tensor.abs() if tensor.is_complex() else tensor
 
 
 @torch.no_grad()
 def _surely_finite(parts: list[Tensor]) -> bool:
     """Whether the sums of all parts are finite, as they are not where one value is NaN or infinite; sums of
     huge values may overflow, which then says nothing."""
-    return not parts or bool(torch.stack([part.sum().double() for part in parts]).isfinite().all())
+    sums = [part.sum() for part in parts]
+    return not parts or bool(torch.stack([_absolute(total).double() for total in sums]).isfinite().all())
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -94,13 +95,24 @@ def _of_first_that_runs(
         ("cpu", True, True),
         ("cpu", False, True),  # layers that train mode leaves out by chance
     ]
-    with quiet():
+    with quiet(), _without_onednn():
         for device, training, compiling in attempts[:-1]:
             try:
                 return found(_Count(module, example, config, device, training, compiling))
             except RuntimeError:
                 pass
         return found(_Count(module, example, config, *attempts[-1]))
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """A whole LSTM is one operation of oneDNN, of which neither arithmetic nor memory shows."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)  # PyTorch's own context warns about GPUs
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 class _Count:

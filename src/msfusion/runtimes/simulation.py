@@ -55,8 +55,11 @@ class Result:
     history: list[records.Round]
 
     def save(self, path: str | Path) -> None:
-        """Write the full model's parameters and buffers as safetensors; tied tensors once."""
-        checkpoint.write(Path(path), tensors_of(self.model), {"format": "pt"})
+        """Write the full model's parameters and persistent buffers as safetensors, tied tensors once: what
+        ``safetensors.torch.load_model`` loads."""
+        names = self.model.state_dict().keys()
+        tensors = {name: tensor for name, tensor in tensors_of(self.model).items() if name in names}
+        checkpoint.write(Path(path), tensors, {"format": "pt"})
 
 
 def simulate(

@@ -13,6 +13,19 @@ def embedding(call: Call) -> Result:
     return Labels([*call["indices"], call["weight"][1]])
 
 
+@rule("embedding_bag _embedding_bag _embedding_bag_forward_only")
+def embedding_bag(call: Call) -> Result:
+    """The bags, and what the backward pass needs: where each entry goes, and which one is the greatest."""
+    weight = call["weight"]
+    if call.get("per_sample_weights") is not None:
+        return None
+    pin(weight[0], f"index of {call.where}")
+    return [
+        Labels([*call.pinned(shape[:1]), weight[1]]) if len(shape) == 2 else call.pinned(shape)
+        for shape in call.shapes
+    ]
+
+
 @rule("index")
 def index(call: Call) -> Result:
     x, indices = call["self"], list(call["indices"])

@@ -43,6 +43,8 @@ def recurrent(call: Call) -> Result:
     number = len(parameters) // (call["num_layers"] * directions)
     if number not in (2, 4):  # a projected LSTM
         return None
+    for state in states:
+        pin(state[0], "layers")
     features = x[-1]
     for layer in range(call["num_layers"]):
         units = []
