@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from maps import make_map, mask, members, resnet18
 
 from msfusion.core.axes import Selection, Units, count
+from msfusion.core.coverage import Coverage
 from msfusion.core.windows import (
     DoubleShift,
     Nested,
@@ -23,6 +24,7 @@ from msfusion.core.windows import (
     Schedule,
     Whole,
     colour_axes,
+    parted,
     window,
 )
 
@@ -463,3 +465,55 @@ def test_a_resnet_takes_three_colours() -> None:
     colours = colour_axes(axes.cuttable, axes.meetings())
     assert set(colours.values()) == {0, 1, 2}
     assert all(colours[a] != colours[b] for a, b in axes.meetings())
+
+
+# --- axes that meet themselves
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "first", "gap", "units"),
+    [
+        (0, 4, 2, 0, ((0, 4),)),
+        (0, 4, 2, 4, ((0, 2), (6, 8))),
+        (10, 4, 2, 4, ((4, 6), (10, 12))),
+        (9, 5, 2, 3, ((2, 5), (9, 11))),
+        (0, 4, 2, 100, ((0, 2), (10, 12))),
+        (6, 4, 2, 8, ((4, 8),)),
+    ],
+)
+def test_a_window_in_two_halves(start: int, length: int, first: int, gap: int, units: Units) -> None:
+    assert parted(12, start, length, first, gap) == units
+
+
+HIDDEN = {"h": 24}
+
+
+@given(st.integers(1, 23), st.integers(0, 23), st.booleans(), st.integers(0, 50), st.integers(0, 6))
+def test_halves_have_the_width_and_wider_windows_hold_them(
+    width: int, more: int, twins: bool, round: int, participant: int
+) -> None:
+    schedule = DoubleShift(HIDDEN, 7, 3, narrowest={"h": width}, meet_themselves=frozenset("h"), twins=twins)
+    narrow = schedule.windows(round, participant, {"h": width})["h"]
+    assert count(narrow) == width
+    if width + more < 24:
+        wide = schedule.windows(round, participant, {"h": width + more})["h"]
+        assert count(wide) == width + more
+        assert members(narrow) <= members(wide)
+    if twins and 24 % width == 0:
+        assert {unit % width for unit in members(narrow)} == set(range(width))
+
+
+def test_every_entry_of_a_recurrent_weight_is_trained() -> None:
+    """Windows in one piece never hold two units that lie further apart than they are long."""
+    axes = make_map({"hh": ["4*h:24", "h:24"]})
+    assert axes.meet_themselves() == {"h"}
+    shares = []
+    for halves in (frozenset[str](), axes.meet_themselves()):
+        schedule = DoubleShift(HIDDEN, 8, 0, {"h": 0}, meet_themselves=halves)
+        coverage = Coverage(axes, ["hh"], ["h"])
+        for round in range(60):
+            for participant in range(8):
+                coverage.add(schedule.windows(round, participant, {"h": 6}))
+        shares.append(coverage.summary().share)
+    assert shares[0] < 0.5
+    assert shares[1] == 1.0

@@ -284,6 +284,11 @@ class AxisMap:
         of one dimension."""
         return iter(sorted({pair for dims in self.tensors.values() for pair in _combined(Product(dims))}))
 
+    def meet_themselves(self) -> frozenset[str]:
+        """Axes that two dimensions of a tensor follow, as those of a recurrent layer's hidden units."""
+        pairs = (pair for dims in self.tensors.values() for pair in combinations(map(axes_of, dims), 2))
+        return frozenset(axis for first, second in pairs for axis in {*first} & {*second})
+
     def to_json(self) -> str:
         """Canonical text: equal maps that list their tensors and axes in the same order give equal text."""
         return json.dumps(

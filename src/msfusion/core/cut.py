@@ -1,7 +1,8 @@
 """Where a selection lies in a tensor, and what is copied and added there.
 
-A window is at most two runs of positions per dimension, so a cut is a few rectangular pieces, copied
-as slices; scattered units (the random sub-model) go through one index per dimension.
+A window is at most two runs of positions per dimension, three where an axis meets itself, so a cut is a few
+rectangular pieces, copied as slices; scattered units (the random sub-model) go through one index per
+dimension.
 """
 
 import math

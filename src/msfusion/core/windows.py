@@ -24,6 +24,20 @@ def window(size: int, start: int, length: int) -> Units:
     return ((start, stop),) if stop <= size else ((0, stop - size), (start, size))
 
 
+def parted(size: int, start: int, length: int, first: int, gap: int) -> Units:
+    """So many units in two windows: ``first`` of them, and the others a gap behind these, or as far behind as
+    they can be."""
+    begin = first + min(gap, size - length)
+    both = sorted(window(size, start, first) + window(size, start + begin, length - first))
+    joined = both[:1]
+    for a, b in both[1:]:
+        if a == joined[-1][1]:
+            joined[-1] = joined[-1][0], b
+        else:
+            joined.append((a, b))
+    return tuple(joined)
+
+
 class Schedule(Protocol):
     """Windows of one participant in one round; axes that are not named in ``widths`` stay whole."""
 
@@ -111,9 +125,16 @@ class DoubleShift:
     one of its slot and more, so all this still holds. Where the overlap rate moves, it has to be held for
     whole epochs, and they are counted from ``since``.
 
+    Units of an axis that meets itself in a tensor (the hidden units of a recurrent layer) would never be
+    trained beside those further away than a window is long. Its windows are in two halves, in every round
+    another gap apart; where units have twins, a multiple of the width, after which these repeat, so that a
+    window still holds one of each kind.
+
     sizes: units of every axis.
     participants: N.
     narrowest: least width of each axis among the participants; by default everyone's own.
+    meet_themselves: axes that meet themselves.
+    twins: whether units have twins.
     colours: axis -> colour, from ``colour_axes``; with starts "in-step" they are ignored.
     starts: "designed" as above; "in-step": the same slot for every axis; "independent": a random start per
     round, diagonal and axis, participants shifted from there.
@@ -129,21 +150,28 @@ class DoubleShift:
     overlap: float = 0.0
     since: int = 0
     narrowest: Widths = field(default_factory=dict)
+    meet_themselves: frozenset[str] = frozenset()
+    twins: bool = False
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         slots = self.slots(widths)
         epoch, place = divmod(round - self.since, self.epoch(widths))
         slot, diagonal = self._slot((participant + round) % self.participants, place, slots)
         colours = self.colours if self.starts == "designed" else {}
-        return {
-            axis: window(
-                size := self.sizes[axis],
-                (slot + colours.get(axis, 0) * diagonal) * size // slots
-                + math.floor(self._turn(round, epoch, diagonal, axis) * size),
-                width,
-            )
-            for axis, width in self._cut(widths).items()
-        }
+        found = {}
+        for axis, width in self._cut(widths).items():
+            size = self.sizes[axis]
+            turn = math.floor(self._turn(round, epoch, diagonal, axis) * size)
+            start = (slot + colours.get(axis, 0) * diagonal) * size // slots + turn
+            if axis in self.meet_themselves:
+                least = self.narrowest.get(axis, width)
+                step = least if self.twins else 1
+                draw = generator(self.seed, "gap", round, diagonal, axis)
+                gap = step * draw.randrange((size - least) // step + 1)
+                found[axis] = parted(size, start, width, (least + 1) // 2, gap)
+            else:
+                found[axis] = window(size, start, width)
+        return found
 
     def slots(self, widths: Widths) -> int:
         """P: the number of windows that it takes to go once around the finest-cut axis."""

@@ -32,6 +32,7 @@ class Setting:
     narrowest: axis -> its least width among the participants, for every axis that is cut.
     overlap: overlap rate of windows that have one.
     since: round in which this rate began.
+    twins: whether units have twins.
     """
 
     axes: AxisMap
@@ -40,6 +41,7 @@ class Setting:
     seed: int
     overlap: float = 0.0
     since: int = 0
+    twins: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -83,6 +85,8 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
             starts=starts,
             overlap=setting.overlap,
             since=setting.since,
+            meet_themselves=setting.axes.meet_themselves(),
+            twins=setting.twins,
         )
 
     return schedule

@@ -69,7 +69,13 @@ class Setup:
         self.passes = Scripts() if self._scripts() else None
         self._warn_of_buffers()
         self._plans = self._plans_of(capacities or self._capacities())
-        self.setting = Setting(captured.axes, narrowest(self._plans, captured.axes), participants, run.seed)
+        self.setting = Setting(
+            captured.axes,
+            narrowest(self._plans, captured.axes),
+            participants,
+            run.seed,
+            twins=self._tie is not None,
+        )
 
     @property
     def twins(self) -> Twins | None:
