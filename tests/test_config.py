@@ -249,3 +249,17 @@ def test_twins_of_a_preset_are_not_for_a_model_from_elsewhere(tmp_path: Path) ->
     file = tmp_path / "own.toml"
     file.write_text("twins = 0.7\n")
     assert load(str(file), {"model.name": "hf:folder"}).twins == 0.7
+
+
+def test_the_word_none_is_no_value_where_there_may_be_none(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('twins = 0.9\n[train]\nclip = 1.0\n[data]\nname = "digits"\n')
+    found = load(str(file), {"twins": "none", "train.clip": "none", "data.limit": "none"})
+    assert (found.twins, found.train.clip, found.data.limit) == (None, None, None)
+    with pytest.raises(UserError, match=r"train\.lr"):
+        load(str(file), {"train.lr": "none"})
+
+
+def test_however_the_model_is_named() -> None:
+    assert load("demo", {"model": {"name": "net.py:make"}}).twins is None
+    assert load("demo", {"model.name": "net.py:make", "twins": 0.5}).twins == 0.5

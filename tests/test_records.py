@@ -145,3 +145,10 @@ def test_what_cannot_be_read(tmp_path: Path, content: bytes | None, message: str
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(path)
+
+
+def test_a_run_without_a_round_may_be_begun_again(tmp_path: Path) -> None:
+    """It was stopped before it had anything to go on from."""
+    for seed in (0, 1):
+        Writer(tmp_path, a_header(seed=seed)).close()
+    assert read(tmp_path).header["seed"] == 1

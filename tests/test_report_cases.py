@@ -1,5 +1,6 @@
 """Runs of every kind: other metrics, unfinished, dropped out, ablated, broken."""
 
+import math
 import re
 import subprocess
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from msfusion.commands.tuning import score
 from msfusion.errors import UserError
 from msfusion.records import Writer, read
 from msfusion.report import write_report
 from msfusion.report.charts import chart, styles
+from msfusion.report.runs import find
 from msfusion.report.series import Line
 from test_report import AXES, Page, a_header, a_round, pixels, write
 
@@ -198,3 +201,55 @@ def test_of_the_peers_of_a_run_the_one_that_tells_most_is_shown(tmp_path: Path) 
     assert page.row("msfusion")[-1] == "3"
     assert page.row("msfusion")[1] != "no evaluation yet"
     assert "1 method, 1 run" in page.source
+
+
+def test_where_and_how_long_runs_were_made_tells_no_groups_apart(tmp_path: Path) -> None:
+    """A comparison of one run has other workers than one of several, and a run that goes on has its first
+    header."""
+    runs = []
+    for seed, (workers, rounds) in enumerate([("auto", 2), (1, 4)]):
+        header = a_header("msfusion", seed, config={"workers": workers, "rounds": rounds})
+        runs.append(write(tmp_path / str(seed), header, 4))
+    page = one(tmp_path, *runs)
+    assert [row[0] for row in page.rows[1:2]] == ["msfusion"]
+    assert "2 seeds" in page.source
+
+
+def test_an_option_of_a_model_may_be_called_seed(tmp_path: Path) -> None:
+    runs = [
+        write(tmp_path / str(n), a_header("msfusion", 0, config={"model": {"options": {"seed": n}}}), 2)
+        for n in (1, 2)
+    ]
+    labels = {row[0] for row in one(tmp_path, *runs).rows[1:3]}
+    assert labels == {"msfusion (model.options.seed 1)", "msfusion (model.options.seed 2)"}
+
+
+def test_a_run_that_diverged_in_the_end_has_no_final_score(tmp_path: Path) -> None:
+    good = write(tmp_path / "good", a_header("fedavg", 0, metric="loss"), 3)
+    header = a_header("msfusion", 0, metric="loss")
+    bad = write(tmp_path / "bad", header, 2)
+    with Writer.resume(bad, header, 2) as writer:
+        lost = {"accuracy": 0.1, "loss": float("nan"), "examples": 360}
+        writer.round(a_round(header, 2, evaluation=lost))
+    rows = one(tmp_path, good, bad).rows
+    assert [row[0] for row in rows[1:3]] == ["fedavg", "msfusion"]
+    assert "1 of 1 diverged" in rows[2][1]
+
+
+def test_runs_that_only_tried_a_value_are_reported_where_they_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "c" / "msfusion" / "seed-0", a_header("msfusion", 0), 2)
+    tried = write(tmp_path / "c" / "tuning" / "msfusion" / "train.lr=0.1", a_header("msfusion", 1), 2)
+    (tmp_path / "c" / "tuning.json").write_text("{}")
+    assert "1 seed" in one(tmp_path, tmp_path / "c").rows[1][1]
+    assert len(find([tmp_path / "c"])) == 1
+    assert len(find([tmp_path / "c" / "tuning"])) == len(find([tried])) == 1
+
+
+def test_a_run_whose_loss_is_lost_is_not_chosen(tmp_path: Path) -> None:
+    """Its accuracy is a number all the same."""
+    for name, loss in (("good", 1.5), ("lost", float("nan"))):
+        header = a_header("msfusion", 0)
+        with Writer(tmp_path / name, header) as writer:
+            writer.round(a_round(header, 0, evaluation={"accuracy": 0.1, "loss": loss, "examples": 10}))
+    assert score(tmp_path / "good", 1) == 0.1
+    assert math.isnan(score(tmp_path / "lost", 1))

@@ -2,6 +2,7 @@
 
 import sys
 from importlib.metadata import version
+from json import dumps as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -242,7 +243,21 @@ def peer(
     here = [address for address in (listen or "127.0.0.1:0").split(",") if address]
     link = Link(addresses, here, certs, outbound, insecure)
     if local is not None:
-        given = [f"--set={text}" for text in set_ or []] + ([f"--rounds={rounds}"] if rounds else [])
+        unused = {
+            "--participant": participant,
+            "--connect": connect,
+            "--listen": listen,
+            "--certs": certs,
+            "--outbound": outbound,
+            "--router": router,
+            "--export": export,
+            "--evaluate": evaluate,
+        }
+        if named := [name for name, value in unused.items() if value]:
+            raise UserError(f"expected --local without {named[0]}, which it does not use, got both; drop one")
+        given = [f"--set={text}" for text in set_ or []]
+        given += [] if rounds is None else [f"--rounds={rounds}"]
+        given += [] if data is None else [f"--set=data.path={json_text(str(data))}"]
         command.local([preset, *given], local, out or Path("runs/peers"))
     elif router:
         command.route(preset, settings, link)

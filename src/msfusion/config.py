@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from annotated_types import Ge
 
@@ -53,11 +53,11 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
     A preset's ``twins`` are for models that begin with random values, so not for one from elsewhere.
     """
     table, flags = _read(source), overrides or {}
-    if source in presets() and flags.get("model.name", "cnn") not in MODELS:
-        table.pop("twins", None)
     if any(name in flags for name in CAPACITIES):
         table = {key: value for key, value in table.items() if key not in CAPACITIES}
-    return filled(Config, flags, table)
+    config = filled(Config, flags, table)
+    elsewhere = source in presets() and config.model.name not in MODELS
+    return dataclasses.replace(config, twins=None) if elsewhere and "twins" not in flags else config
 
 
 def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any] = MappingProxyType({})) -> T:
@@ -66,7 +66,19 @@ def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any]
     for key, value in settings.items():
         _put(filled_in, key.split("."), value)
     _refuse_unknown(owner, filled_in, owner, "")
-    return validated(owner, filled_in)
+    return validated(owner, _with_none(owner, filled_in))
+
+
+def _with_none(owner: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The word ``none`` as no value, where a setting may have none: TOML has no word for it."""
+    hints = get_type_hints(owner)
+    filled_in = dict(table)
+    for key, value in table.items():
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
+            filled_in[key] = _with_none(hints[key], value)
+        elif value == "none" and type(None) in get_args(hints[key]):
+            filled_in[key] = None
+    return filled_in
 
 
 def load_axes(file: Path | None) -> dict[str, list[str]]:

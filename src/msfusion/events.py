@@ -31,7 +31,7 @@ class Events:
         """Writes one round; TensorBoard sees it on return."""
         step = record["round"]
         if self._writer is None:
-            self._writer = self._open(str(self._directory), purge_step=step or None)
+            self._writer = self._open(str(self._directory), purge_step=step)
         for name, value in _scalars(record):
             self._writer.add_scalar(name, value, step)
         self._writer.flush()

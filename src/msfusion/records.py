@@ -120,14 +120,14 @@ class Run:
 class Writer:
     """Appends the records of one run; use it as a context manager.
 
-    `Writer(directory, header)` starts a new run and refuses a directory that holds one already (UserError);
+    `Writer(directory, header)` starts a new run and refuses a directory that holds rounds (UserError);
     `Writer.resume(directory, header, rounds_done)` continues it.
     """
 
     def __init__(self, directory: Path, header: Header) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / FILE_NAME
-        if path.exists() and path.stat().st_size:
+        if path.exists() and path.read_bytes().count(b"\n") > 1:
             raise UserError(
                 f"expected a directory without a run, but {path} exists: "
                 "choose another directory, resume this run, or delete it"

@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 
 import msfusion
 from msfusion import cli
-from msfusion.config import presets
+from msfusion.commands.peer import fingerprint
+from msfusion.config import load, presets
 from msfusion.data import load as load_data
 from msfusion.learn.methods import METHODS
 from msfusion.models import MODELS, build
@@ -641,3 +642,64 @@ def test_a_bug_keeps_its_traceback(run: Callable[..., Answer], monkeypatch: pyte
     monkeypatch.setattr(axes, "run", broken)
     with pytest.raises(ValueError, match="a bug"):
         run("axes", "mlp")
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("seed=[1, 2]", "a setting that every method can be tried with to tune, got 'seed'"),
+        ("rounds=[1, 2]", "a setting that every method can be tried with to tune, got 'rounds'"),
+        ("train.lr=[0.05, 5e-2]", "values that differ from each other to try"),
+    ],
+)
+def test_what_cannot_be_tuned(run: Callable[..., Answer], preset: Path, grid: str, message: str) -> None:
+    code, _, err = run("compare", preset, "--methods", "fedavg", "--tune", grid)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize("flag", [("--participant", "anna"), ("--export", "folder"), ("--router",)])
+def test_a_local_try_refuses_what_it_does_not_use(
+    run: Callable[..., Answer], preset: Path, flag: tuple[str, ...]
+) -> None:
+    code, _, err = run("peer", preset, "--local", 2, *flag)
+    assert code == 2
+    assert f"expected --local without {flag[0]}" in err
+
+
+CONSTANT = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head, self.shift = nn.Linear(64, 16), nn.Linear(16, 10), torch.randn(64)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.first(x.flatten(1) + self.shift)))
+
+def net():
+    return Net()
+"""
+
+
+def test_models_with_constants_of_their_own_are_captured_for_every_seed(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(CONSTANT)
+    model = ("--set", f"model.name={tmp_path}/net.py:net", "--set", "model.options={}", "--rounds", 1)
+    run(
+        "compare", preset, *model, "--methods", "msfusion", "--seeds", 2, "--jobs", 1, "--out", tmp_path / "c"
+    )
+    run("simulate", preset, *model, "--set", "seed=1", "--set", "workers=1", "--out", tmp_path / "s")
+    first, second = (
+        read(path).rounds[-1] for path in (tmp_path / "c" / "msfusion" / "seed-1", tmp_path / "s")
+    )
+    assert first["train_loss"] == second["train_loss"]
+    assert first["evaluation"] == second["evaluation"]
+
+
+def test_peers_agree_on_what_labels_mean() -> None:
+    config = load("demo", {})
+    assert fingerprint(config, "axes", "cat\ndog") != fingerprint(config, "axes", "dog\nfox")

@@ -313,3 +313,50 @@ def test_cifar10(shared_data: Path) -> None:
     assert abs(float(x.mean())) < 0.1
     mean = images(federation.test).mean.flatten() / 255
     torch.testing.assert_close(mean, torch.tensor([0.491, 0.482, 0.447]), atol=0.02, rtol=0)
+
+
+def test_grey_images_of_16_bits_keep_their_levels(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for n in range(4):
+            levels = (np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000 + n * 257).astype(np.uint16)
+            Image.fromarray(levels).save(tmp_path / name / f"{n}.png")
+    federation = load(Data(name="folder", path=str(tmp_path), test_share=0.25), 1, seed=0)
+    assert images(federation.train[0]).images.shape[1] == 1
+    assert images(federation.train[0]).images.unique().numel() >= 16
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_32_bits_are_refused(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new(mode, (4, 4)).save(tmp_path / "a" / "0.tiff")
+    with pytest.raises(UserError, match=r"at most 16 bits per channel in .*0\.tiff"):
+        load(Data(name="folder", path=str(tmp_path), test_share=0.5), 1, seed=0)
+
+
+def test_hidden_copies_are_no_images(classes: Path) -> None:
+    before = len(load(Data(name="folder", path=str(classes)), 1, seed=0).train[0])  # type: ignore[arg-type]
+    for folder in (classes / "train").iterdir():
+        hidden = folder / ".ipynb_checkpoints"
+        hidden.mkdir()
+        (hidden / "0-checkpoint.png").write_bytes(encoded(1))
+        (folder / "._0.png").write_bytes(b"")
+    assert len(load(Data(name="folder", path=str(classes)), 1, seed=0).train[0]) == before  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, Image.DecompressionBombError])
+def test_whatever_a_decoder_raises_is_said_in_a_sentence(
+    error: type[Exception], classes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error("broken")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match=r"do not decode \(broken\)"):
+        load(Data(name="folder", path=str(classes)), 1, seed=0)
+
+
+def test_what_labels_mean_is_known_where_they_have_names(classes: Path, tmp_path: Path) -> None:
+    names = sorted(f.name for f in (classes / "train").iterdir())
+    assert load(Data(name="folder", path=str(classes)), 1, seed=0).meaning.split("\n") == names
+    assert load(Data(), 1, seed=0).meaning == ""

@@ -176,3 +176,24 @@ def test_wikitext(shared_data: Path) -> None:
     federation = load(Data(name="text", path=str(shared_data / "wikitext-2"), tokenizer="byte"), 4, seed=0)
     assert blocks(federation.train[-1]).stop == 1_121_681
     assert blocks(federation.test).stop == 1_256_449
+
+
+@pytest.mark.parametrize("tokenizer", ["character", "bpe", "byte"])
+def test_what_tokens_mean_is_known_where_it_follows_from_the_text(tokenizer: str, tmp_path: Path) -> None:
+    meanings = []
+    for name, letters in (("one", "abcdefgh "), ("two", "stuvwxyz ")):
+        file = tmp_path / f"{name}.txt"
+        file.write_text(letters * 200)
+        config = Data(name="text", path=str(file), tokenizer=tokenizer, vocabulary=260)  # type: ignore[arg-type]
+        meanings.append(load(config, 1, seed=0).meaning)
+    assert (meanings[0] == meanings[1]) == (tokenizer == "byte")
+
+
+@pytest.mark.parametrize("tokenizer", ["character", "bpe", "byte"])
+def test_an_empty_part_is_refused(tokenizer: str, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("a few words\n")
+    for share in (1e-9, 1 - 1e-9):
+        config = Data(name="text", path=str(file), tokenizer=tokenizer, test_share=share)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"text to train and to test on|tokens in the"):
+            load(config, 1, seed=0)

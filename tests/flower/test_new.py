@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from msfusion import cli
+from msfusion.commands.flower import _lines
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.flower import Task
@@ -108,6 +109,8 @@ def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         ("taken", [], "expected a folder that is empty or absent"),
         ("1st", [], "a letter first, got '1st'"),
         ("app", ["--set", "share=[0.3, 0.1]"], "expected one value for share"),
+        ("app", ["--set", "loss_rate=0.5"], "expected loss_rate = 0.0 under Flower, got 0.5"),
+        ("app", ["--set", "method=standalone"], "exchange something, got 'standalone'"),
     ],
 )
 def test_what_cannot_be_written_is_refused(
@@ -133,3 +136,9 @@ def test_without_flower_one_sentence_says_what_to_install() -> None:
     code = "import sys; sys.modules['flwr'] = None; from msfusion.flower import client_app"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert 'UserError: expected Flower, but it is missing: pip install "msfusion[flower]"' in done.stderr
+
+
+def test_settings_of_peers_are_none_of_an_app(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text('participants = 2\n[peers]\ngroup = "hospital"\nnames = ["anna", "ben"]\n')
+    assert not [line for line in _lines(load(str(file), {})) if line.startswith("peers")]

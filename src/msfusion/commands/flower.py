@@ -15,6 +15,7 @@ from msfusion.commands.training import federation_of
 from msfusion.config import Config, load
 from msfusion.data import Data
 from msfusion.errors import UserError
+from msfusion.runtimes.run import check_exchange, check_real
 
 _FILES = ("server_app.py", "client_app.py", "task.py")
 _SHOWN = ("participants", "method", "rounds", "seed", "device", "train.lr", "train.batch", "train.steps")
@@ -24,6 +25,8 @@ _SHOWN = ("participants", "method", "rounds", "seed", "device", "train.lr", "tra
 def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -> None:
     """Write the app into a folder of its own."""
     config = load(preset, settings)
+    check_exchange(config)
+    check_real(config, "under Flower")
     name = _name(folder)
     facts = {
         "name": name,
@@ -74,10 +77,10 @@ def _lines(config: Config) -> Iterator[str]:
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names, without those of the model and the data."""
+    """Settings by their dotted names, without those of the model, the data and peers."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            if key not in ("model", "data"):
+            if key not in ("model", "data", "peers"):
                 yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -21,6 +21,7 @@ from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
 from msfusion.errors import Diverged, UserError
+from msfusion.runtimes.checkpoint import begun
 from msfusion.runtimes.interrupt import interrupt
 
 Report = Callable[[int, records.Round], None]
@@ -111,8 +112,9 @@ def _run(number: int, task: Task, report: Report) -> None:
     data = _federation(config.data, config.participants, config.seed)
     model = f"{config.model} {config.data}"
     simulation = simulation_of(config, data, task.out, _captured.get(model))
-    _captured[model] = simulation.setup.captured
-    resume = task.resume and (task.out / records.FILE_NAME).exists()
+    if not simulation.setup.captured.has_constants:
+        _captured[model] = simulation.setup.captured
+    resume = task.resume and begun(task.out)
     allowed = suppress(Diverged) if task.may_diverge else nullcontext()
     with allowed, _named(config):
         simulation.run(resume=resume, watch=lambda record: report(number, record))

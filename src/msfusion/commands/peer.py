@@ -121,18 +121,19 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         example,
         data.train[0 if own_data else number],
         objective,
-        fingerprint(config, captured.axes.to_json()),
+        fingerprint(config, captured.axes.to_json(), data.meaning),
         config.seed,
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
     )
 
 
-def fingerprint(config: Config, axes: str) -> str:
-    """Hash of all settings on which peers must agree, and of the model's axes."""
+def fingerprint(config: Config, axes: str, meaning: str) -> str:
+    """Hash of all settings on which peers must agree, of the model's axes, and of what labels or tokens stand
+    for: where each has data of its own, the same number might be another class or word."""
     table = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OWN}
     table["data"] = {key: value for key, value in table["data"].items() if key != "path"}
-    text = json_format.dumps([table, axes], sort_keys=True)
+    text = json_format.dumps([table, axes, meaning], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

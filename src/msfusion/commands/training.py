@@ -18,6 +18,7 @@ from msfusion.learn.local import Evaluation, seeded
 from msfusion.learn.objective import Objective
 from msfusion.models import build
 from msfusion.report.numbers import many, percent
+from msfusion.runtimes import checkpoint
 from msfusion.runtimes.run import Problem
 from msfusion.runtimes.simulation import Simulation
 
@@ -47,7 +48,8 @@ def stoppable(out: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        how = f"continue with --out {out} --resume" if out and out.exists() else "nothing is saved"
+        saved = out is not None and any(out.rglob(checkpoint.FILE_NAME))
+        how = f"continue with --out {out} --resume" if saved else "nothing is saved"
         print(f"stopped: {how}", file=sys.stderr)
         raise SystemExit(130) from None
 

@@ -27,6 +27,10 @@ class Grid:
         key, values = parse_setting(text)
         if not isinstance(values, list) or len(values) < 2:
             raise UserError(f"expected values to try such as train.lr=[0.02, 0.05], got {text!r}")
+        if key in ("seed", "method", "rounds"):
+            raise UserError(f"expected a setting that every method can be tried with to tune, got {key!r}")
+        if any(value in values[:i] for i, value in enumerate(values)):
+            raise UserError(f"expected values that differ from each other to try, got {text!r}")
         return Grid(key, tuple(values))
 
     def folders(self, out: Path) -> list[Path]:
@@ -46,13 +50,13 @@ class Grid:
 
 
 def score(folder: Path, rounds: int) -> float:
-    """The metric at the end of a run; NaN where it did not get to its end."""
+    """The metric at the end of a run; NaN where it did not get to its end, or diverged there."""
     run = records.read(folder)
     last = run.rounds[-1] if run.rounds else None
     if last is None or last["round"] + 1 < rounds or last["evaluation"] is None:
         return math.nan
     value: float | None = last["evaluation"][run.header["metric"]]
-    return math.nan if value is None else value
+    return math.nan if value is None or last["evaluation"]["loss"] is None else value
 
 
 def facts(grid: Grid, seed: int, scores: Scores, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,3 +19,4 @@ class Federation:
     label_counts: (
         tuple[tuple[int, ...], ...] | None
     )  # participant -> class -> training examples; None for text
+    meaning: str = ""  # what labels or tokens stand for, where that follows from the data

@@ -33,7 +33,7 @@ def load_folder(config: Data, seed: int) -> Source:
         )
     test_root = next((root / name for name in _TEST if has_train and (root / name).is_dir()), None)
     test = _read(test_root, classes) if test_root else None
-    return decode_source(_read(train_root, classes), test, len(classes), config, seed)
+    return decode_source(_read(train_root, classes), test, len(classes), config, seed, classes)
 
 
 def _read(root: Path, classes: list[str]) -> Encoded:
@@ -59,4 +59,5 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    found = (f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    return sorted(f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts))

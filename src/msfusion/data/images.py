@@ -1,6 +1,6 @@
 """Encoded images (PNG, JPEG, ...) to arrays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -28,11 +28,16 @@ class Encoded:
     name: str  # of the whole, for messages
 
 
-def decode_source(train: Encoded, test: Encoded | None, classes: int, config: Data, seed: int) -> Source:
+def decode_source(
+    train: Encoded, test: Encoded | None, classes: int, config: Data, seed: int, names: Sequence[str] = ()
+) -> Source:
     """Decodes the rows that the limits leave; without a test split, a share of the training rows is tested.
 
     All images take the mode (grey or RGB) and the size of the first training image, or the size
-    ``config.image``. ``UserError`` for labels outside the classes, undecodable images and unequal sizes."""
+    ``config.image``. ``UserError`` for labels outside the classes, undecodable images and unequal sizes.
+
+    names: of the classes, where they have any.
+    """
     check_labels(train.labels, classes, train.name)
     train_rows, test_rows = np.arange(len(train.labels)), np.arange(0)
     if test is None:
@@ -52,7 +57,7 @@ def decode_source(train: Encoded, test: Encoded | None, classes: int, config: Da
     def decode(encoded: Encoded, rows: Indices) -> Split:
         return Split(_decode(encoded, rows, mode, size, config.image is not None), encoded.labels[rows])
 
-    return Source(decode(train, train_rows), decode(test, test_rows), classes)
+    return Source(decode(train, train_rows), decode(test, test_rows), classes, tuple(names))
 
 
 def _decode(
@@ -75,11 +80,25 @@ def _decode(
     return images
 
 
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """A grey image of 16 bits as one of 8, which Pillow would cut off at 255."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8), "L")
+    if image.mode in ("I", "F"):
+        raise UserError(
+            f"expected an image of at most 16 bits per channel in {where}, got one of 32: convert it, as its "
+            "range is not known"
+        )
+    return image
+
+
 def _open(encoded: Encoded, row: int, mode: str | None = None) -> Image.Image:
     try:
-        image = Image.open(BytesIO(encoded.read(row)))
+        image = _eight_bits(Image.open(BytesIO(encoded.read(row))), encoded.where(row))
         return image.convert(mode) if mode else image
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for broken files
+    except UserError:
+        raise
+    except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise UserError(
             f"expected an image in {encoded.where(row)}, got bytes that do not decode ({error}): "
             "mend or remove it"

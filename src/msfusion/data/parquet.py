@@ -42,7 +42,7 @@ def _load(config: Data, seed: int, classes: int | None) -> Source:
     test = _read(test_files, config, names) if test_files else None
     classes = classes or _declared_classes(train_files[0], config)
     classes = classes or (int(train.labels.max(initial=0)) + 1 if names is None else len(names))
-    return decode_source(train, test, classes, config, seed)
+    return decode_source(train, test, classes, config, seed, names or ())
 
 
 def _files(config: Data) -> tuple[list[Path], list[Path]]:

@@ -24,11 +24,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """The training and the test split of one source."""
+    """The training and the test split of one source.
+
+    names: of the classes, where they have any.
+    """
 
     train: Split
     test: Split
     classes: int
+    names: tuple[str, ...] = ()
 
 
 def choose(count: int, limit: int | None, seed: int, purpose: str) -> Indices:

@@ -21,10 +21,16 @@ class Tokens:
     train: Tensor  # (tokens,)
     test: Tensor
     vocabulary: int
+    meaning: str  # what the numbers stand for, where that follows from the text
 
 
 def tokenize(text: Text, config: Data) -> Tokens:
-    """The text in the tokens of ``config.tokenizer``."""
+    """The text in the tokens of ``config.tokenizer``; UserError where a part of it is empty."""
+    if not text.train or not text.test:
+        raise UserError(
+            f"expected text to train and to test on, got {len(text.train)} and {len(text.test)} characters: "
+            "set data.test_share, or take a longer text"
+        )
     encode: Callable[[Text, Data], Tokens] = {
         "character": _characters,
         "byte": _bytes,
@@ -42,12 +48,12 @@ def _characters(text: Text, config: Data) -> Tokens:
     places = np.searchsorted(known, test).clip(max=len(known) - 1)
     test_numbers = np.where(known[places] == test, places, len(known))
     vocabulary = len(known) + int((test_numbers == len(known)).any())
-    return _store(train_numbers, test_numbers, vocabulary)
+    return _store(train_numbers, test_numbers, vocabulary, known.tobytes().decode("utf-32-le"))
 
 
 def _bytes(text: Text, config: Data) -> Tokens:
     train, test = (np.frombuffer(part.encode(), dtype=np.uint8) for part in (text.train, text.test))
-    return _store(train, test, 256)
+    return _store(train, test, 256, "")
 
 
 def _byte_pairs(text: Text, config: Data) -> Tokens:
@@ -65,7 +71,7 @@ def _byte_pairs(text: Text, config: Data) -> Tokens:
         np.concatenate([np.array(e.ids, dtype=np.int64) for e in tokenizer.encode_batch(_pieces(part))])
         for part in (text.train, text.test)
     )
-    return _store(train, test, tokenizer.get_vocab_size())
+    return _store(train, test, tokenizer.get_vocab_size(), tokenizer.to_str())
 
 
 def _pieces(text: str) -> list[str]:
@@ -73,6 +79,7 @@ def _pieces(text: str) -> list[str]:
     return ["".join(lines[i : i + _LINES]) for i in range(0, len(lines), _LINES)]
 
 
-def _store(train: np.ndarray, test: np.ndarray, vocabulary: int) -> Tokens:
+def _store(train: np.ndarray, test: np.ndarray, vocabulary: int, meaning: str) -> Tokens:
     dtype = np.uint8 if vocabulary <= 256 else np.int16 if vocabulary <= 2**15 else np.int32
-    return Tokens(torch.from_numpy(train.astype(dtype)), torch.from_numpy(test.astype(dtype)), vocabulary)
+    first, second = (torch.from_numpy(part.astype(dtype)) for part in (train, test))
+    return Tokens(first, second, vocabulary, meaning)

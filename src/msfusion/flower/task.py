@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.config import filled
-from msfusion.errors import UserError
 from msfusion.learn.capacity import Capacity
-from msfusion.learn.methods import get_method
 from msfusion.learn.objective import Objective
-from msfusion.runtimes.run import CAPACITIES, Run, check_real
+from msfusion.runtimes.run import CAPACITIES, Run, check_exchange, check_real
 from msfusion.settings import validated
 
 
@@ -70,11 +68,7 @@ class Task:
 def settings_of(run_config: Mapping[str, Any]) -> Settings:
     """The settings of a run configuration, whose keys are dotted; UserError where they cannot work."""
     settings = filled(Settings, run_config)
-    if get_method(settings.method).evaluated == "own":
-        raise UserError(
-            f"expected a method whose participants exchange something, got {settings.method!r}: "
-            "train on your own without Flower"
-        )
+    check_exchange(settings)
     check_real(settings, "under Flower")
     return settings
 

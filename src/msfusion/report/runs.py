@@ -11,7 +11,7 @@ from msfusion.report.numbers import Metric
 from msfusion.settings import flat
 
 # Settings that say where or how often a run was made, not what was run: they never tell two groups apart.
-_INCIDENTAL = frozenset({"seed", "device", "checkpoint_every", "method"})
+_INCIDENTAL = frozenset({"seed", "device", "checkpoint_every", "method", "workers", "threads"})
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,16 @@ def _of_one_peer_each(found: Mapping[Path, Run]) -> dict[Path, Run]:
 def _directories(path: Path) -> list[Path]:
     if not path.is_dir() or (path / FILE_NAME).exists():
         return [path]
-    below = sorted(file.parent for file in path.rglob(FILE_NAME))
+    below = sorted(file.parent for file in path.rglob(FILE_NAME) if not _tries(file, path))
     if not below:
         raise UserError(f"expected runs in {path}, but none holds {FILE_NAME}: give a run directory")
     return below
+
+
+def _tries(file: Path, below: Path) -> bool:
+    """Whether a run only tried a value for others, in a folder that lies below the one looked at."""
+    above = [folder for folder in file.parents if folder.is_relative_to(below) and folder != below]
+    return any(f.name == "tuning" and f.with_suffix(".json").exists() for f in above)
 
 
 def tasks(found: Mapping[Path, Run]) -> tuple[Task, ...]:
@@ -109,7 +115,11 @@ def _told(run: Run) -> tuple[int, int]:
 
 
 def _settings(run: Run) -> dict[str, str]:
-    return {k: v for k, v in flat(run.header["config"]).items() if k.split(".")[-1] not in _INCIDENTAL}
+    """What was run; rounds as they were played, as a run that goes on may have more than its header says."""
+    own = {k: v for k, v in flat(run.header["config"]).items() if k not in _INCIDENTAL}
+    if own.get("rounds", "").isdigit():
+        own["rounds"] = str(max(int(own["rounds"]), len(run.rounds)))
+    return own
 
 
 def _labels(bundles: Sequence[tuple[Run, ...]]) -> Iterator[str]:

@@ -37,9 +37,15 @@ def summary(groups: Sequence[Group], name: Metric) -> list[Row]:
 
 
 def finals(group: Group, name: Metric) -> list[float]:
-    """Each seed's last evaluation, of the seeds that have one."""
-    scores = (last(metric(name)(run)) for run in group.runs)
+    """Each seed's last evaluation, of the seeds that have one and did not diverge."""
+    scores = (last(metric(name)(run)) for run in group.runs if not diverged(run))
     return [score for score in scores if score is not None]
+
+
+def diverged(run: Run) -> bool:
+    """Whether the last loss on the test set was not finite."""
+    scores = [record["evaluation"] for record in run.rounds if record["evaluation"] is not None]
+    return bool(scores) and scores[-1]["loss"] is None
 
 
 def _rank(group: Group, name: Metric) -> tuple[bool, float, str]:
@@ -52,7 +58,7 @@ def _row(group: Group, name: Metric) -> Row:
     return Row(
         group.label,
         {
-            f"final {name}": spread(finals(group, name), name),
+            f"final {name}": _final(group, name),
             "coverage at the end": _coverage(group),
             "share of the model": _over(group, lambda p: p["share"], percent),
             "parameters": _over(group, lambda p: p["parameters"], count),
@@ -61,6 +67,11 @@ def _row(group: Group, name: Metric) -> Row:
             "rounds": span([len(run.rounds) for run in group.runs]),
         },
     )
+
+
+def _final(group: Group, name: Metric) -> str:
+    text, lost = spread(finals(group, name), name), sum(map(diverged, group.runs))
+    return f"{text}, {lost} of {len(group.runs)} diverged" if lost else text
 
 
 def _over(

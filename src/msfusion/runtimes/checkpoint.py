@@ -19,6 +19,11 @@ FACTS = {"rounds_done", "settings", "axes", "examples"}
 """What a checkpoint says beside its tensors."""
 
 
+def begun(directory: Path) -> bool:
+    """Whether a run in the directory came as far as its first checkpoint."""
+    return (directory / FILE_NAME).exists()
+
+
 def fingerprint(text: str) -> str:
     """A short hash, for telling whether two maps or configurations are the same."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -13,6 +13,7 @@ from msfusion.learn.adapt import Adapt
 from msfusion.learn.capacity import Capacity, parse_bytes
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.local import Train
+from msfusion.learn.methods import get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.steps import ServerStep
 from msfusion.learn.together import Batched
@@ -114,6 +115,15 @@ def check_real(run: Run, where: str) -> None:
             raise UserError(
                 f"expected {one.name} = {one.default} {where}, got {got}: it works in a simulation only"
             )
+
+
+def check_exchange(run: Run) -> None:
+    """Raise UserError for a method whose participants exchange nothing."""
+    if get_method(run.method).evaluated == "own":
+        raise UserError(
+            f"expected a method whose participants exchange something, got {run.method!r}: train on your own "
+            "without Flower"
+        )
 
 
 def as_tuple(value: T | tuple[T, ...]) -> tuple[T, ...]:
