@@ -32,5 +32,9 @@ def test_asking_to_stop_from_within_is_never_a_second_one(pressed: bool) -> None
 
 
 def test_outside_it_is_an_ordinary_ctrl_c() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start tests without it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    finally:
+        signal.signal(signal.SIGINT, before)
