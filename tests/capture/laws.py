@@ -25,6 +25,10 @@ ELSEWHERE = torch.device("lazy", 0)
 """Beside the CPU and meta the one device for which a build of PyTorch without GPUs records gradients."""
 
 
+BATCH_NORM_IN_A_GRAPH = {"padded resnet"}
+"""Models with batch norm whose own forward does not follow unequal widths."""
+
+
 @cache
 def model_of(row: Row) -> nn.Module:
     torch.manual_seed(0)
@@ -186,7 +190,9 @@ def assert_equals_twins(row: Row, without: Collection[str], *, unequal: bool = F
     submodels = SubModels(captured(row), row.inputs(2)[0], torch.device("cpu"), 1.0)
     narrow = submodels.load(windows, extract(values, axes, windows))
     if runs_graph(narrow) and has_batch_norm(full):
-        return  # a graph has the statistics of the batch in train mode alone, beside dropout
+        # A graph has the statistics of the batch in train mode alone, beside dropout.
+        assert row.name in BATCH_NORM_IN_A_GRAPH
+        return
     dtype = _proved_in(row)
     inputs = moved(row.inputs(3), torch.device("cpu"), dtype)
     expected, found = (run(_with_statistics_of_the_batch(in_dtype(m, dtype)), inputs) for m in (full, narrow))

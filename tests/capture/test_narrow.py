@@ -133,6 +133,32 @@ def test_numbers_that_are_computed_with_stay_whatever_size_they_equal(what: str)
     assert runs_graph(narrow) or narrow.heads == 2
 
 
+class Shaped(nn.Module):
+    """Takes a number from the shape of a tensor (``shape``) or from an attribute that repeats one."""
+
+    def __init__(self, by: str) -> None:
+        super().__init__()
+        self.by, self.table, self.head = by, nn.Embedding(9, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.table(x)
+        return self.head(h * (h.shape[-1] if self.by == "shape" else self.table.embedding_dim) ** 0.5)
+
+
+@pytest.mark.parametrize("by", ["shape", "attribute"])
+def test_numbers_may_follow_shapes_and_no_attributes(by: str) -> None:
+    taken = capture(Shaped(by), (torch.randint(9, (2, 3)),))
+    narrow = taken.narrow({"table.out": 2})
+    assert runs_graph(narrow) == (by == "attribute")
+    narrow = narrow.to_empty(device="cpu")
+    for parameter in narrow.parameters():
+        nn.init.ones_(parameter)
+    number = 2 if by == "shape" else 8
+    torch.testing.assert_close(
+        narrow(torch.zeros(1, 1, dtype=torch.long)), torch.full((1, 1, 5), 2 * number**0.5 + 1)
+    )
+
+
 class Literal(nn.Module):
     """Sizes written out, so the graph stands in for the forward; batch norm and dropout differ by mode."""
 

@@ -86,12 +86,37 @@ class Latents(nn.Module):
         return h @ self.head.weight[:, :16].t() + torch.relu(h + 1) @ self.head.weight[:, 16:].t()
 
 
+class Twice(nn.Module):
+    """One product of three, two of which are read elsewhere as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(VOCABULARY, WIDTH), nn.Parameter(torch.randn(WIDTH, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = torch.relu(self.table(x) @ self.mix)
+        return torch.einsum("vd,de,bte->btv", self.table.weight, self.mix, g)
+
+
+class Sides(nn.Module):
+    """A tied head over two tables side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(VOCABULARY, 8), nn.Embedding(VOCABULARY, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([self.first(x), self.second(x)], -1)
+        return h @ torch.cat([self.first.weight, self.second.weight], 1).t()
+
+
 WAYS = ("linear", "subclass", "functional", "matmul", "einsum", "keyword")
 TEXT = [Row(how, partial(Language, how), tokens(VOCABULARY), 0) for how in WAYS]
 OTHERS = [
     Row("autoencoder", Autoencoder, vectors(12), 0),
     Row("convolutions", Convolutional, images(8), 0),
     Row("latents", Latents, vectors(6), 0),
+    Row("twice in one product", Twice, tokens(VOCABULARY), 0),
 ]
 
 
@@ -121,6 +146,27 @@ def test_the_captured_graph_scales_too(stream: int, heads: int) -> None:
     narrow = taken.narrow({"wte.out": stream, head: heads}, scaled=True)
     assert runs_graph(narrow)
     assert_equals_twins(row, (), unequal=True)
+
+
+def test_parts_side_by_side_that_no_number_can_scale_stay_whole() -> None:
+    axes = capture(Sides(), *tokens(VOCABULARY)(2)).axes
+    assert all(info.whole for info in axes.axes.values())
+
+
+class Counted(Autoencoder):
+    """Its batch is a number in the graph."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(len(x), -1))
+
+
+def test_a_graph_whose_batch_is_a_number_is_captured_anew() -> None:
+    taken = capture(Counted(), (torch.randn(2, 3, 4),))
+    (axis,) = [axis for axis in taken.axes.cuttable if taken.axes.axes[axis].size == 16]
+    narrow = taken.narrow({axis: 8}, scaled=True).to_empty(device="cpu")
+    assert runs_graph(narrow)
+    for batch in (2, 5, 1, 5):
+        assert narrow(torch.randn(batch, 3, 4)).shape == (batch, 12)
 
 
 class Looking(Language):

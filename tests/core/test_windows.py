@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maps import make_map, mask, members, resnet18
 
-from msfusion.core.axes import Selection, Units, count
+from msfusion.core.axes import Selection, Units, count, runs_of
 from msfusion.core.coverage import Coverage
 from msfusion.core.windows import (
     DoubleShift,
@@ -495,12 +495,22 @@ def test_halves_have_the_width_and_wider_windows_hold_them(
     schedule = DoubleShift(HIDDEN, 7, 3, narrowest={"h": width}, meet_themselves=frozenset("h"), twins=twins)
     narrow = schedule.windows(round, participant, {"h": width})["h"]
     assert count(narrow) == width
+    assert narrow == runs_of(members(narrow))
     if width + more < 24:
         wide = schedule.windows(round, participant, {"h": width + more})["h"]
         assert count(wide) == width + more
         assert members(narrow) <= members(wide)
     if twins and 24 % width == 0:
         assert {unit % width for unit in members(narrow)} == set(range(width))
+
+
+@given(st.integers(1, 23), st.integers(0, 30))
+def test_every_second_round_has_windows_in_one_piece(width: int, half: int) -> None:
+    """So that all units are trained in it, as on other axes."""
+    plain, halves = (DoubleShift(HIDDEN, 30, 3, meet_themselves=frozenset(found)) for found in ("", "h"))
+    rounds = [[s.windows(2 * half, n, {"h": width}) for n in range(30)] for s in (plain, halves)]
+    assert rounds[0] == rounds[1]
+    assert covered(rounds[1], HIDDEN)["h"] == set(range(24))
 
 
 def test_every_entry_of_a_recurrent_weight_is_trained() -> None:
@@ -511,7 +521,7 @@ def test_every_entry_of_a_recurrent_weight_is_trained() -> None:
     for halves in (frozenset[str](), axes.meet_themselves()):
         schedule = DoubleShift(HIDDEN, 8, 0, {"h": 0}, meet_themselves=halves)
         coverage = Coverage(axes, ["hh"], ["h"])
-        for round in range(60):
+        for round in range(120):
             for participant in range(8):
                 coverage.add(schedule.windows(round, participant, {"h": 6}))
         shares.append(coverage.summary().share)

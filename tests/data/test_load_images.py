@@ -326,6 +326,15 @@ def test_grey_images_of_16_bits_keep_their_levels(tmp_path: Path) -> None:
     assert images(federation.train[0]).images.unique().numel() >= 16
 
 
+def test_so_do_those_of_pgm(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for n in range(4):
+        levels = (np.arange(16) * 4000).astype(">u2").tobytes()
+        (tmp_path / "a" / f"{n}.pgm").write_bytes(b"P5 4 4 65535\n" + levels)
+    federation = load(Data(name="folder", path=str(tmp_path), test_share=0.25), 1, seed=0)
+    assert images(federation.train[0]).images.unique().numel() >= 15
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_images_of_32_bits_are_refused(mode: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
@@ -360,3 +369,5 @@ def test_what_labels_mean_is_known_where_they_have_names(classes: Path, tmp_path
     names = sorted(f.name for f in (classes / "train").iterdir())
     assert load(Data(name="folder", path=str(classes)), 1, seed=0).meaning.split("\n") == names
     assert load(Data(), 1, seed=0).meaning == ""
+    file = write(tmp_path / "train.parquet", [0, 1, 2, 0, 1, 2], classes=3)
+    assert load(Data(name="parquet", path=str(file), test_share=0.34), 1, seed=0).meaning == "0\n1\n2"

@@ -195,5 +195,5 @@ def test_an_empty_part_is_refused(tokenizer: str, tmp_path: Path) -> None:
     file.write_text("a few words\n")
     for share in (1e-9, 1 - 1e-9):
         config = Data(name="text", path=str(file), tokenizer=tokenizer, test_share=share)  # type: ignore[arg-type]
-        with pytest.raises(UserError, match=r"text to train and to test on|tokens in the"):
+        with pytest.raises(UserError, match="text to train and to test on"):
             load(config, 1, seed=0)

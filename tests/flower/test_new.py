@@ -110,7 +110,7 @@ def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         ("1st", [], "a letter first, got '1st'"),
         ("app", ["--set", "share=[0.3, 0.1]"], "expected one value for share"),
         ("app", ["--set", "loss_rate=0.5"], "expected loss_rate = 0.0 under Flower, got 0.5"),
-        ("app", ["--set", "method=standalone"], "exchange something, got 'standalone'"),
+        ("app", ["--set", "method=standalone"], "exchange something under Flower, got 'standalone'"),
     ],
 )
 def test_what_cannot_be_written_is_refused(

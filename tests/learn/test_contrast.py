@@ -132,6 +132,11 @@ def test_representations_that_belong_to_no_example_are_refused(length: int) -> N
     Compared(Contrast(1.0, on="logits"), {}, {}).check(TimeFirst(first=True), x)
 
 
+def test_what_a_model_draws_is_no_other_order() -> None:
+    for _ in range(5):
+        Compared(Contrast(1.0), {}, {}).check(Drawing(), X)
+
+
 def test_a_run_with_such_a_model_is_refused() -> None:
     torch.manual_seed(0)
     data = TensorDataset(torch.randint(9, (20, 8)), torch.randint(9, (20, 8)))

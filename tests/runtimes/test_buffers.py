@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import msfusion
+from msfusion import UserError
+from msfusion.commands import export
 from msfusion.learn.cost import changing_buffers
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import Problem
@@ -87,13 +89,23 @@ def test_a_participant_does_not_start_from_buffers_that_another_has_replaced() -
     assert torch.equal(found[0][1], found[1][1])
 
 
+def test_participants_do_not_train_at_once_where_buffers_change() -> None:
+    with (
+        pytest.warns(UserWarning, match="training changes mean"),
+        pytest.raises(UserError, match=r"batched=on\), but training changes buffers of the model"),
+    ):
+        msfusion.simulate(Counting(), participants(), TEST, settings(batched="on"))
+
+
 def test_what_is_saved_can_be_loaded_into_the_model(tmp_path: Path) -> None:
     """Buffers that are not persistent are made by the model itself."""
     model = net(norm=True)
     model.register_buffer("table", torch.ones(3), persistent=False)
-    result = msfusion.simulate(model, participants(), TEST, settings(rounds=1))
-    result.save(tmp_path / "model.safetensors")
-    other = net(seed=1, norm=True)
-    other.register_buffer("table", torch.ones(3), persistent=False)
-    load_model(other, tmp_path / "model.safetensors")
-    assert all(torch.equal(v, model.state_dict()[name]) for name, v in other.state_dict().items())
+    result = msfusion.simulate(model, participants(), TEST, settings(rounds=1), out=tmp_path / "run")
+    result.save(tmp_path / "saved.safetensors")
+    export.run(tmp_path / "run", tmp_path / "exported.safetensors", shard="5GB", json=True)
+    for name in ("saved", "exported"):
+        other = net(seed=1, norm=True)
+        other.register_buffer("table", torch.ones(3), persistent=False)
+        load_model(other, tmp_path / f"{name}.safetensors")
+        assert all(torch.equal(v, model.state_dict()[key]) for key, v in other.state_dict().items())

@@ -37,12 +37,6 @@ class Capture:
         """Those that want a gradient; the others, frozen ones, stay as they are, like buffers."""
         return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
 
-    @property
-    def has_constants(self) -> bool:
-        """Whether the model holds tensors that are no parameters or buffers: those of another model made
-        alike may have other values."""
-        return any(graph.program.graph_signature.lifted_tensor_constants for graph in self._source.graphs)
-
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
         classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]

@@ -229,14 +229,15 @@ class _Reader:
         return [dim for dim in dict.fromkeys(dims) if axes_of(dim)]
 
     def owed(self, summed: Mapping[str, tuple[Dim, ...]]) -> Iterator[Owed]:
-        """Products whose parameter cannot have all of the factor; where no operand can have it either, the
-        dims are not cut unless named."""
+        """Products whose parameter cannot have all of the factor; where no operand can have it either, or not
+        by one number, the dims are not cut unless named."""
         for name in summed:
             for use in self.found.uses.get(name, []):
                 dims = tuple(dim for dim in self.dims_summed_in(use) if dim not in summed[name])
                 if not dims or use.normalised:
                     continue
-                if use.node is not None and product_operand(use.node) is not None:
+                one_factor = not any(_may_differ(dim) for dim in dims)
+                if one_factor and use.node is not None and product_operand(use.node) is not None:
                     yield Owed(use.node, use.module, dims)
                     continue
                 for label in use.summed:
@@ -250,6 +251,11 @@ class _Reader:
             return core.Axis(self.names[label], label.size) if label in self.names else core.Fixed(label.size)
         parts = factors(label) if label.form == "product" else segments(label)
         return _joined(label.form, [self.named_dim(part) for part in parts])
+
+
+def _may_differ(dim: Dim) -> bool:
+    """Whether parts that lie side by side may have factors of their own."""
+    return isinstance(dim, core.Concat) and len({axes_of(part) for part in dim.parts}) > 1
 
 
 def _joined(form: str, parts: Sequence[Dim]) -> Dim:

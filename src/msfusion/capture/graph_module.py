@@ -48,7 +48,9 @@ class SymbolicGraph:
         scaled: products whose parameters cannot have the factor of the scale rule have it themselves.
         """
         sizes = Sizes(self.derived.names, widths)
-        factors = {owed.node: owed.factor(widths) for owed in self.derived.owed} if scaled else {}
+        factors: dict[torch.fx.Node, float] = {}
+        for owed in self.derived.owed if scaled else ():
+            factors[owed.node] = factors.get(owed.node, 1.0) * owed.factor(widths)
         wanted = {c.node: c for c in changes(self.derived.found, self.graph.nodes(), sizes)}
         new: torch.fx.GraphModule = copy.deepcopy(self.graph.program.graph_module)
         for old, module in zip(self.graph.modules(), graph_modules(new), strict=True):
@@ -193,12 +195,15 @@ def _fixed_sizes(programs: Sequence[torch.export.ExportedProgram]) -> list[dict[
         nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
         specs = program.graph_signature.input_specs
         values = [node.meta["val"] for node, spec in zip(nodes, specs, strict=True) if spec.kind == _INPUT]
-        sizes = [
-            {i: n for i, n in enumerate(v.shape) if isinstance(n, int)} if isinstance(v, Tensor) else {}
-            for v in values
-        ]
+        sizes = [_numbers_in(v.shape) if isinstance(v, Tensor) else {} for v in values]
         found = [a | b for a, b in zip(found, sizes, strict=True)] if found else sizes
     return found
+
+
+def _numbers_in(shape: Sequence[Any]) -> dict[int, int]:
+    """Sizes that are no variables, or no longer, as where ``len(x)`` has made the batch a number."""
+    known = {i: n if isinstance(n, int) else n.node.maybe_as_int() for i, n in enumerate(shape)}
+    return {i: n for i, n in known.items() if n is not None}
 
 
 def _forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:

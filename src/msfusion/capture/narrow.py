@@ -24,7 +24,7 @@ from .derive import Derived, Owed
 from .describe import describe, described_sizes
 from .graph import Graph, copy_with, module_path, named_tensors, source_line
 from .graph_module import SymbolicGraphs, with_graph_forward
-from .oracle import Mismatch, expectation, first_mismatch
+from .oracle import Mismatch, expectation, first_mismatch, numbers_in
 from .resize import Change, Sizes, changes
 
 _MOST_EXPORTS = 40
@@ -81,9 +81,14 @@ def narrow_module(source: Source, widths: Widths, *, scaled: bool = False) -> nn
     describe(module)
     expected = [expectation(graph, found, sizes) for graph in source.graphs]
     search = _Search(source.model, module, _candidates(source.model, wanted))
-    mismatch = None
-    for tried in range(_MOST_EXPORTS):
-        mismatch = first_mismatch(expected, module, source.args, source.kwargs, numbers=tried > 0)
+    mismatch, others = None, None
+    for _ in range(_MOST_EXPORTS):
+        mismatch = first_mismatch(expected, module, source.args, source.kwargs, others=others or ())
+        if mismatch is not None and mismatch.number and others is None:
+            untouched = narrow_copy(source.model, source.axes, widths)
+            _set_own_sizes(untouched, wanted)
+            others = numbers_in(expected, untouched, source.args, source.kwargs)
+            mismatch = first_mismatch(expected, module, source.args, source.kwargs, others=others)
         if mismatch is None:
             break
         if not search.change(mismatch.path):

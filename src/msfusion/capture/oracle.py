@@ -65,11 +65,17 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different."""
+    """Where a candidate differs first. path: the module; line: ``file:line``; text: what is different;
+    number: whether that is a number alone which it computes with."""
 
     path: str
     line: str
     text: str
+    number: bool = False
+
+
+Numbers = Sequence[Sequence[Mapping[str, float]]]
+"""What every operation computes with, in each mode."""
 
 
 def expectation(graph: Graph, found: Propagation, sizes: Sizes) -> Expectation:
@@ -93,17 +99,32 @@ def first_mismatch(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
-    numbers: bool = False,
+    others: Numbers = (),
     lines: bool = False,
 ) -> Mismatch | None:
-    """Export the candidate and compare it operation by operation; None where all are as expected.
+    """Export the candidate and compare it operation by operation; None where all are as expected. What it
+    computes with has to be the full model's numbers: a temperature may have the value of a size.
 
-    numbers: also those that are computed with: a temperature may have the value of a size. Code that takes
-        them from the shapes of its tensors is free to, as long as no attribute was changed.
+    others: numbers that may stand there as well.
     lines: of operations that only the candidate has, too; see ``capture_graph``.
     """
-    mismatches = (_first_mismatch(one, candidate, args, kwargs, numbers, lines) for one in expected)
-    return next((mismatch for mismatch in mismatches if mismatch is not None), None)
+    found = (
+        _first_mismatch(one, candidate, args, kwargs, also, lines)
+        for one, also in zip(expected, others or [()] * len(expected), strict=True)
+    )
+    return next((mismatch for mismatch in found if mismatch is not None), None)
+
+
+def numbers_in(
+    expected: Sequence[Expectation], candidate: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Numbers:
+    """What a candidate computes with, whose attributes are those of the full model: it may take numbers from
+    the shapes of its tensors. Empty where it cannot run."""
+    try:
+        graphs = [capture_graph(candidate, args, kwargs, training=one.training) for one in expected]
+    except UserError:
+        return ()
+    return [[_numbers(node) for node in _compared(graph)] for graph in graphs]
 
 
 def _first_mismatch(
@@ -111,7 +132,7 @@ def _first_mismatch(
     candidate: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    numbers: bool,
+    others: Sequence[Mapping[str, float]],
     lines: bool,
 ) -> Mismatch | None:
     try:
@@ -119,15 +140,21 @@ def _first_mismatch(
     except UserError as error:
         failed = _failure(candidate, args, kwargs, expected.training)
         return failed or Mismatch("", "the forward", first_line(error))
-    nodes = [node for node in graph.nodes() if _matters(node) and _shapes(node)]
-    for want, node in itertools.zip_longest(expected.operations, nodes):
+    for want, node, other in itertools.zip_longest(expected.operations, _compared(graph), others):
         if want is None or node is None:
             at = want.node if want is not None else node
             return Mismatch(module_path(at), source_line(at), "another number of operations")
-        text = _difference(want, node, numbers)
-        if text is not None:
-            return Mismatch(module_path(want.node), source_line(want.node), text)
+        where = module_path(want.node), source_line(want.node)
+        if (text := _difference(want, node)) is not None:
+            return Mismatch(*where, text)
+        if _numbers(node) not in (_numbers(want.node), other):
+            expects = f"{want.node.target} expected {_numbers(want.node)}, got {_numbers(node)}"
+            return Mismatch(*where, expects, number=True)
     return None
+
+
+def _compared(graph: Graph) -> list[torch.fx.Node]:
+    return [node for node in graph.nodes() if _matters(node) and _shapes(node)]
 
 
 def _matters(node: torch.fx.Node) -> bool:
@@ -163,7 +190,7 @@ def _numbers(node: torch.fx.Node) -> dict[str, float]:
     }
 
 
-def _difference(want: Expected, node: torch.fx.Node, numbers: bool) -> str | None:
+def _difference(want: Expected, node: torch.fx.Node) -> str | None:
     if not isinstance(want.node.target, torch._ops.OpOverload):
         return None  # a nested region or a getitem: what is in it is compared by itself
     if want.node.target is not node.target:
@@ -172,8 +199,6 @@ def _difference(want: Expected, node: torch.fx.Node, numbers: bool) -> str | Non
         return f"{want.node.target} expected {want.shapes}, got {_shapes(node)}"
     if want.counts != _counts(node):
         return f"{want.node.target} expected {dict(want.counts)}, got {_counts(node)}"
-    if numbers and _numbers(want.node) != _numbers(node):
-        return f"{want.node.target} expected {_numbers(want.node)}, got {_numbers(node)}"
     return None
 
 

@@ -89,6 +89,8 @@ def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[st
         for method in comparison.methods
         for value, folder in zip(grid.values, grid.folders(_tuning(out, method)), strict=True)
     ]
+    out.mkdir(parents=True, exist_ok=True)
+    _write_tuning(out, tuning.facts(grid, seed, {}, {}))  # tells a report that these are tries
     _train(tasks, jobs)
     metric = records.read(tasks[0].out).header["metric"]
     rounds = tasks[0].config.rounds
@@ -97,9 +99,12 @@ def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[st
         for method in comparison.methods
     }
     chosen = {method: grid.best(own, metric=metric) for method, own in scores.items()}
-    text = json_text(tuning.facts(grid, seed, scores, chosen), indent=2)
-    (out / "tuning.json").write_text(text + "\n")
+    _write_tuning(out, tuning.facts(grid, seed, scores, chosen))
     return {method: {grid.key: value} for method, value in chosen.items()}
+
+
+def _write_tuning(out: Path, facts: Mapping[str, Any]) -> None:
+    (out / "tuning.json").write_text(json_text(facts, indent=2) + "\n")
 
 
 def _tuning(out: Path, method: str) -> Path:

@@ -16,7 +16,7 @@ from msfusion.runtimes import checkpoint
 
 
 def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
-    """Write the parameters and buffers of the last checkpoint, tied tensors once.
+    """Write the parameters and persistent buffers of the last checkpoint, tied tensors once.
 
     out: a file, or for a model of Hugging Face also a folder (a name without a suffix).
     shard: largest size of one file in a folder.
@@ -40,7 +40,8 @@ def _saved(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if folder := last_commit(source / "model"):
         return dict(Shards(folder)), checkpoint.load(folder)[1]
     tensors, facts = checkpoint.load(source)
-    return {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}, facts
+    own = {name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    return {name: tensor for name, tensor in own.items() if name not in facts.get("transient", ())}, facts
 
 
 def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], out: Path, shard: str) -> None:

@@ -25,7 +25,7 @@ _SHOWN = ("participants", "method", "rounds", "seed", "device", "train.lr", "tra
 def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -> None:
     """Write the app into a folder of its own."""
     config = load(preset, settings)
-    check_exchange(config)
+    check_exchange(config, "under Flower")
     check_real(config, "under Flower")
     name = _name(folder)
     facts = {

@@ -21,6 +21,7 @@ from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
 from msfusion.errors import Diverged, UserError
+from msfusion.models import MODELS
 from msfusion.runtimes.checkpoint import begun
 from msfusion.runtimes.interrupt import interrupt
 
@@ -111,9 +112,10 @@ def _run(number: int, task: Task, report: Report) -> None:
     config = task.config
     data = _federation(config.data, config.participants, config.seed)
     model = f"{config.model} {config.data}"
+    if config.model.name not in MODELS:  # may hold constants, which are other ones with another seed
+        model += f" {config.seed}"
     simulation = simulation_of(config, data, task.out, _captured.get(model))
-    if not simulation.setup.captured.has_constants:
-        _captured[model] = simulation.setup.captured
+    _captured[model] = simulation.setup.captured
     resume = task.resume and begun(task.out)
     allowed = suppress(Diverged) if task.may_diverge else nullcontext()
     with allowed, _named(config):

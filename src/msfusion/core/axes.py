@@ -118,7 +118,7 @@ def _positions(dim: Dim, selected: tuple[tuple[str, Units], ...]) -> Units:
             return runs
         case Concat(parts=parts):
             offsets = [sum(p.size for p in parts[:i]) for i in range(len(parts))]
-            return _joined(
+            return joined(
                 (offset + start, offset + stop)
                 for offset, part in zip(offsets, parts, strict=True)
                 for start, stop in positions(part, dict(selected))
@@ -131,7 +131,7 @@ def _times(outer: Units, inner: Units, size: int) -> Units:
     """Row-major product of two sets of positions; ``size`` is the full extent of the inner one."""
     if inner == ((0, size),):
         return tuple((start * size, stop * size) for start, stop in outer)
-    return _joined(
+    return joined(
         (i * size + start, i * size + stop)
         for low, high in outer
         for i in range(low, high)
@@ -139,8 +139,8 @@ def _times(outer: Units, inner: Units, size: int) -> Units:
     )
 
 
-def _joined(runs: Iterable[Run]) -> Units:
-    """The same ascending runs with adjacent ones made one."""
+def joined(runs: Iterable[Run]) -> Units:
+    """The same ascending runs without empty ones, and with adjacent ones made one."""
     out: list[Run] = []
     for start, stop in runs:
         if out and out[-1][1] == start:

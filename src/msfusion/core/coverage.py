@@ -98,7 +98,7 @@ class _Weights:
 class Coverage:
     """Counts how often each parameter is trained.
 
-    parameters: names of the parameters (buffers are not trained).
+    parameters: names of those that are trained (buffers and frozen ones are not).
     cut: the axes that selections name; all others are whole.
     """
 

@@ -148,9 +148,7 @@ class Merge:
             self._room[total.dtype] = room(total)
         for moved in cut.add_change(total, value, part, weight, self._room[total.dtype]):
             if self._measure:
-                self._squares = self._squares + weight * _squares(
-                    moved
-                )  # no float: a GPU would be waited for
+                self._squares = self._squares + weight * squares(moved)  # no float: a GPU would be waited for
         self._weight[name] = self._counted(self._weight.get(name), cut, weight, total)
         if self._measure:
             held = self._holders.get(name)
@@ -194,10 +192,10 @@ class Merge:
         for name, total in self._sum.items():
             for rows in row_blocks(tuple(total.shape)):
                 weight = _rows(self._weight[name], rows).clamp_min(torch.finfo(total.dtype).tiny)
-                squares = _absolute(total[rows]).square().div_(weight)
-                moved = moved + squares.sum(dtype=torch.float64)
+                squared = _absolute(total[rows]).square().div_(weight)
+                moved = moved + squared.sum(dtype=torch.float64)
                 shared = _rows(self._holders[name], rows) > 1
-                common = common + squares.mul_(shared).sum(dtype=torch.float64)
+                common = common + squared.mul_(shared).sum(dtype=torch.float64)
         return Shift(max(0.0, float(self._squares - moved)), float(common))
 
     def check(self, contribution: Contribution) -> None:
@@ -297,7 +295,8 @@ def row_blocks(shape: tuple[int, ...], elements: int = 1 << 22) -> Iterator[Rows
         yield slice(start, min(start + step, shape[0]))
 
 
-def _squares(tensor: Tensor) -> Tensor:
+def squares(tensor: Tensor) -> Tensor:
+    """The sum of the squares of all entries, in float64."""
     norm: Tensor = torch.linalg.vector_norm(_absolute(tensor), dtype=torch.float64)
     return norm.square()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from msfusion.core.axes import Selection, Units, Widths, runs_of
+from msfusion.core.axes import Selection, Units, Widths, joined, runs_of
 from msfusion.core.seeds import generator
 
 Starts = Literal["designed", "independent", "in-step"]
@@ -28,14 +28,7 @@ def parted(size: int, start: int, length: int, first: int, gap: int) -> Units:
     """So many units in two windows: ``first`` of them, and the others a gap behind these, or as far behind as
     they can be."""
     begin = first + min(gap, size - length)
-    both = sorted(window(size, start, first) + window(size, start + begin, length - first))
-    joined = both[:1]
-    for a, b in both[1:]:
-        if a == joined[-1][1]:
-            joined[-1] = joined[-1][0], b
-        else:
-            joined.append((a, b))
-    return tuple(joined)
+    return joined(sorted(window(size, start, first) + window(size, start + begin, length - first)))
 
 
 class Schedule(Protocol):
@@ -126,9 +119,9 @@ class DoubleShift:
     whole epochs, and they are counted from ``since``.
 
     Units of an axis that meets itself in a tensor (the hidden units of a recurrent layer) would never be
-    trained beside those further away than a window is long. Its windows are in two halves, in every round
-    another gap apart; where units have twins, a multiple of the width, after which these repeat, so that a
-    window still holds one of each kind.
+    trained beside those further away than a window is long. In every second round its windows are in two
+    halves, another gap apart each time; where units have twins, a multiple of the width, after which these
+    repeat, so that a window still holds one of each kind. In such rounds the slots need not cover that axis.
 
     sizes: units of every axis.
     participants: N.
@@ -158,20 +151,25 @@ class DoubleShift:
         epoch, place = divmod(round - self.since, self.epoch(widths))
         slot, diagonal = self._slot((participant + round) % self.participants, place, slots)
         colours = self.colours if self.starts == "designed" else {}
-        found = {}
-        for axis, width in self._cut(widths).items():
-            size = self.sizes[axis]
-            turn = math.floor(self._turn(round, epoch, diagonal, axis) * size)
-            start = (slot + colours.get(axis, 0) * diagonal) * size // slots + turn
-            if axis in self.meet_themselves:
-                least = self.narrowest.get(axis, width)
-                step = least if self.twins else 1
-                draw = generator(self.seed, "gap", round, diagonal, axis)
-                gap = step * draw.randrange((size - least) // step + 1)
-                found[axis] = parted(size, start, width, (least + 1) // 2, gap)
-            else:
-                found[axis] = window(size, start, width)
-        return found
+        return {
+            axis: self._units(
+                axis,
+                (slot + colours.get(axis, 0) * diagonal) * self.sizes[axis] // slots
+                + math.floor(self._turn(round, epoch, diagonal, axis) * self.sizes[axis]),
+                width,
+                (round, diagonal),
+            )
+            for axis, width in self._cut(widths).items()
+        }
+
+    def _units(self, axis: str, start: int, width: int, when: tuple[int, int]) -> Units:
+        """Those of a window that begins at ``start``, in a round and on a diagonal."""
+        size, least = self.sizes[axis], self.narrowest.get(axis, width)
+        if axis not in self.meet_themselves or when[0] % 2 == 0:
+            return window(size, start, width)
+        step = least if self.twins else 1
+        gap = step * generator(self.seed, "gap", *when, axis).randrange((size - least) // step + 1)
+        return parted(size, start, width, (least + 1) // 2, gap)
 
     def slots(self, widths: Widths) -> int:
         """P: the number of windows that it takes to go once around the finest-cut axis."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from msfusion.data.config import Data
 from msfusion.data.images import Encoded, decode_source
-from msfusion.data.source import Source
+from msfusion.data.source import Source, visible
 from msfusion.errors import UserError
 
 _TEST = ("test", "validation", "valid", "val")
@@ -59,5 +59,4 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _images(folder: Path) -> list[Path]:
-    found = (f for f in folder.rglob("*") if f.suffix.lower() in _SUFFIXES)
-    return sorted(f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts))
+    return [file for file in visible(folder, "*") if file.suffix.lower() in _SUFFIXES]

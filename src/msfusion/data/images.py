@@ -82,7 +82,7 @@ def _decode(
 
 def _eight_bits(image: Image.Image, where: str) -> Image.Image:
     """A grey image of 16 bits as one of 8, which Pillow would cut off at 255."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) // 257).astype(np.uint8), "L")
     if image.mode in ("I", "F"):
         raise UserError(
@@ -96,7 +96,7 @@ def _open(encoded: Encoded, row: int, mode: str | None = None) -> Image.Image:
     try:
         image = _eight_bits(Image.open(BytesIO(encoded.read(row))), encoded.where(row))
         return image.convert(mode) if mode else image
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow raises errors of many kinds for broken files
         raise UserError(

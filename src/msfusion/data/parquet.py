@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from msfusion.data.config import Data
 from msfusion.data.images import Encoded, decode_source
-from msfusion.data.source import Indices, Source
+from msfusion.data.source import Indices, Source, visible
 from msfusion.errors import UserError
 
 _TEST = ("test", "validation", "valid", "val")
@@ -38,11 +38,12 @@ def load_cifar10(config: Data, seed: int) -> Source:
 def _load(config: Data, seed: int, classes: int | None) -> Source:
     train_files, test_files = _files(config)
     names = _names(train_files, config)
+    declared = _declared(train_files[0], config)
     train = _read(train_files, config, names)
     test = _read(test_files, config, names) if test_files else None
-    classes = classes or _declared_classes(train_files[0], config)
+    classes = classes or len(declared.get("names", ())) or declared.get("num_classes")
     classes = classes or (int(train.labels.max(initial=0)) + 1 if names is None else len(names))
-    return decode_source(train, test, classes, config, seed, names or ())
+    return decode_source(train, test, classes, config, seed, names or declared.get("names", ()))
 
 
 def _files(config: Data) -> tuple[list[Path], list[Path]]:
@@ -55,14 +56,14 @@ def _files(config: Data) -> tuple[list[Path], list[Path]]:
     path = Path(config.path)
     if path.is_file():
         return [path], []
-    train = sorted(path.rglob("train*.parquet"))
+    train = visible(path, "train*.parquet")
     if not train:
         found = "no train*.parquet in it" if path.is_dir() else "which does not exist"
         raise UserError(
             f"expected a parquet file, or a folder with train.parquet, at data.path, got {config.path!r}, "
             f"{found}: correct it"
         )
-    return train, next((files for name in _TEST if (files := sorted(path.rglob(f"{name}*.parquet")))), [])
+    return train, next((files for name in _TEST if (files := visible(path, f"{name}*.parquet"))), [])
 
 
 def _columns(path: Path, config: Data) -> tuple[str, str]:
@@ -181,10 +182,10 @@ def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _declared_classes(path: Path, config: Data) -> int | None:
-    """What Hugging Face's ``datasets`` wrote into the file, if it did."""
+def _declared(path: Path, config: Data) -> dict[str, Any]:
+    """What Hugging Face's ``datasets`` wrote of the labels into the file, if it did."""
     _, label_column = _columns(path, config)
     metadata = _reading(path, pq.read_schema).metadata or {}
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    feature = features.get(label_column, {})
-    return len(feature.get("names", ())) or feature.get("num_classes")
+    found: dict[str, Any] = features.get(label_column, {})
+    return found

@@ -1,6 +1,7 @@
 """Labelled images as they come from a source, before they are divided."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,12 @@ class Source:
     test: Split
     classes: int
     names: tuple[str, ...] = ()
+
+
+def visible(folder: Path, pattern: str) -> list[Path]:
+    """Files in a folder and below it, but for hidden ones and those in hidden folders, sorted."""
+    found = (file for file in folder.rglob(pattern) if file.is_file())
+    return sorted(f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts))
 
 
 def choose(count: int, limit: int | None, seed: int, purpose: str) -> Indices:

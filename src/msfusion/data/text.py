@@ -33,7 +33,7 @@ def read_text(config: Data) -> Text:
             f"expected a text file or folder at data.path, got {config.path!r}, which does not exist: "
             "correct it"
         )
-    files = {file.stem: file for file in sorted(path.glob("*.txt"))}
+    files = {file.stem: file for file in sorted(path.glob("*.txt")) if not file.name.startswith(".")}
     if not files:
         raise UserError(f"expected .txt files in {config.path}, found none: name another folder or a file")
     if len(files) == 1:

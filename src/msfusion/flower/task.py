@@ -68,7 +68,7 @@ class Task:
 def settings_of(run_config: Mapping[str, Any]) -> Settings:
     """The settings of a run configuration, whose keys are dotted; UserError where they cannot work."""
     settings = filled(Settings, run_config)
-    check_exchange(settings)
+    check_exchange(settings, "under Flower")
     check_real(settings, "under Flower")
     return settings
 

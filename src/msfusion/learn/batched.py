@@ -126,7 +126,8 @@ def train_together(
 ) -> list[float]:
     """Train every sub-model of the stack in place on its own data; returns their mean losses.
 
-    seeds: one per participant, as for ``local.train``; batches are the same, dropout is not.
+    seeds: one per participant, as for ``local.train``; batches are the same, dropout is not, nor is what
+        datasets draw from generators that all share.
     rates: as for ``local.optimizer_of``.
     """
     assert stack.program is not None

@@ -1,7 +1,7 @@
 """What a sub-model costs the participant that trains it, counted on tensors that hold no memory."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,7 +95,8 @@ def _of_first_that_runs(
         ("cpu", True, True),
         ("cpu", False, True),  # layers that train mode leaves out by chance
     ]
-    with quiet(), _without_onednn():
+    recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+    with quiet(), _without_onednn() if recurrent else nullcontext():
         for device, training, compiling in attempts[:-1]:
             try:
                 return found(_Count(module, example, config, device, training, compiling))

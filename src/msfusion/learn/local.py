@@ -276,8 +276,8 @@ def estimate_batch_norm(
 
     Statistics of windows that moved say nothing about the full model, so they are never merged: the full
     model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Batch norm
-    that a model keeps in evaluation mode, whatever its mode, keeps its statistics, and no other buffer
-    changes. Does nothing for a model without batch norm.
+    that stays in evaluation mode while the model trains keeps its statistics, and no other buffer changes.
+    Does nothing for a model without batch norm.
     """
     device = next(module.parameters()).device
     before = module.training

@@ -28,8 +28,9 @@ class Together:
     """Trains participants at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and something that has no batched form is too: the contrastive
-    loss, or optimizers that are kept.
+    loss, optimizers that are kept, or buffers that training changes.
     compiled: what trains them is compiled.
+    changes_buffers: training changes buffers other than those of batch norm.
     why_not: why they train one by one where they were to train at once.
     """
 
@@ -38,6 +39,7 @@ class Together:
     contrast: Contrast | None = None
     keeps_optimizer: bool = False
     compiled: bool = False
+    changes_buffers: bool = False
     why_not: str | None = None
     _memory: Mapping[Any, int] = field(default_factory=dict)
 
@@ -50,6 +52,8 @@ class Together:
             self._refuse("the contrastive loss has no batched form")
         if wanted and self.keeps_optimizer:
             self._refuse("optimizers that are kept have no batched form")
+        if wanted and self.changes_buffers:
+            self._refuse("training changes buffers of the model")
 
     @property
     def tries(self) -> bool:

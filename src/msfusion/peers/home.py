@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import Selection
-from msfusion.core.merge import Contribution, Merge, take
+from msfusion.core.merge import Contribution, Merge, squares, take
 from msfusion.core.momentum import Momentum
 from msfusion.peers.agreement import Check, Decision, Offer, Version, following
 from msfusion.peers.course import Course
@@ -222,13 +222,13 @@ class Home:
     def _check(self, offer: Offer, shard: int, own: Contribution) -> Check:
         axes = self._layout.axes(shard)
         values = self._disk.shard(offer.version, shard)
-        squares = 0.0
+        total = 0.0
         for name, part in own.values.items():
             if not torch.isfinite(part).all():
                 return Check(offer.given.digest, 0.0, "values that are not finite")
             change = take(values[name], axes.tensors[name], own.selection) - part
-            squares += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
-        return Check(offer.given.digest, squares)
+            total += float(squares(change))
+        return Check(offer.given.digest, total)
 
 
 def _text(text: bytes) -> Strip:

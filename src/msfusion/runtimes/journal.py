@@ -28,15 +28,22 @@ class Journal:
     settings: the configuration as the records and the checkpoint state it.
     axes: the model's axis map; a checkpoint of a model with another one is refused.
     examples: number of examples of each participant; a checkpoint of other data is refused.
+    transient: tensors of the model that are in no state dict: an export leaves them out.
     """
 
     def __init__(
-        self, directory: Path | None, settings: Mapping[str, Any], axes: AxisMap, examples: Sequence[int]
+        self,
+        directory: Path | None,
+        settings: Mapping[str, Any],
+        axes: AxisMap,
+        examples: Sequence[int],
+        transient: Collection[str] = (),
     ) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.axes = axes
         self._directory = directory
         self._examples = list(examples)
+        self._transient = sorted(transient)
         self._fingerprint = checkpoint.fingerprint(axes.to_json())
         self._writer: records.Writer | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -90,7 +97,7 @@ class Journal:
 
     def _facts(self, done: int) -> dict[str, Any]:
         same = {"axes": self._fingerprint, "examples": self._examples}
-        return {"rounds_done": done, "settings": self.settings, **same}
+        return {"rounds_done": done, "settings": self.settings, "transient": self._transient, **same}
 
     @staticmethod
     def _checkpoint(

@@ -117,12 +117,12 @@ def check_real(run: Run, where: str) -> None:
             )
 
 
-def check_exchange(run: Run) -> None:
-    """Raise UserError for a method whose participants exchange nothing."""
+def check_exchange(run: Run, where: str) -> None:
+    """Raise UserError for a method whose participants exchange nothing; where: as for ``check_real``."""
     if get_method(run.method).evaluated == "own":
         raise UserError(
-            f"expected a method whose participants exchange something, got {run.method!r}: train on your own "
-            "without Flower"
+            f"expected a method whose participants exchange something {where}, got {run.method!r}: take "
+            "another, or train in a simulation"
         )
 
 

@@ -65,9 +65,16 @@ class Setup:
         self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
         at_once: Batched = "off" if alone else run.batched
         keeps = run.train.keep_optimizer
-        self.together = Together(self.submodels, at_once, self.contrast, keeps, compiled=run.compile)
+        changing = self._warned_of_buffers()
+        self.together = Together(
+            self.submodels,
+            at_once,
+            self.contrast,
+            keeps,
+            compiled=run.compile,
+            changes_buffers=bool(changing),
+        )
         self.passes = Scripts() if self._scripts() else None
-        self._warn_of_buffers()
         self._plans = self._plans_of(capacities or self._capacities())
         self.setting = Setting(
             captured.axes,
@@ -178,13 +185,15 @@ class Setup:
                 "that are to be trained"
             )
 
-    def _warn_of_buffers(self) -> None:
+    def _warned_of_buffers(self) -> list[str]:
+        """Buffers that training changes; the user is told of them."""
         if names := self.submodels.changing_buffers():
             warnings.warn(
                 f"training changes {', '.join(names)}, and participants hand over parameters alone: the full "
                 "model keeps these buffers as they began",
                 stacklevel=2,
             )
+        return names
 
     def _check_compiled(self) -> None:
         if self.run.compile and self.contrast:

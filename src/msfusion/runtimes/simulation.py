@@ -144,7 +144,9 @@ class Simulation:
         self._evaluation: Evaluation | None = None
         self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
-        self.journal = Journal(out, dict(settings or dataclasses.asdict(run)), captured.axes, examples)
+        transient = values.keys() - self.model.state_dict().keys()
+        said = dict(settings or dataclasses.asdict(run))
+        self.journal = Journal(out, said, captured.axes, examples, transient)
 
     def run(
         self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None
