@@ -23,6 +23,7 @@ from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Kind, Optimizer
 
 _FETCHED = 16_000_000  # bytes of inputs
+_SPARE: list[np.random.MT19937] = []  # generators for NumPy that nobody draws from just now
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,8 @@ def order(examples: int, size: int, steps: int, seed: int) -> Tensor:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Run the body with the default generators of torch, Python and NumPy seeded, from which datasets draw as
     well, and put them back afterwards."""
-    others = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.mtrand.get_bit_generator()
+    own = _SPARE.pop() if _SPARE else np.random.MT19937()
     generators = [torch.default_generator]
     if device.type == "cuda":
         generators.append(cuda_generator(device))
@@ -224,11 +226,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         for generator in generators:  # torch.manual_seed would note a stack trace for every kind of device
             generator.manual_seed(derive(seed, "torch"))
         random.seed(derive(seed, "python"))
+        np.random.mtrand.set_bit_generator(own)  # to get and set a state takes ten times as long
         np.random.seed(derive(seed, "numpy") % 2**32)
         yield
     finally:
-        random.setstate(others[0])
-        np.random.set_state(others[1])
+        random.setstate(python)
+        np.random.mtrand.set_bit_generator(numpy)
+        _SPARE.append(own)
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
 
