@@ -346,3 +346,20 @@ def test_a_model_that_is_never_the_same_is_refused(tmp_path: Path) -> None:
     sizes = iter((3, 4))
     with pytest.raises(UserError, match="the same parameters twice"):
         write_initial(lambda: nn.Linear(next(sizes), 2), tmp_path / "new", 0)
+
+
+class Named(nn.Module):
+    """Its values are set by a name of its own, after the parameter is registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = nn.Parameter(torch.empty(8, 4))
+        self.register_parameter("weight", weight)
+        nn.init.normal_(weight)
+
+
+def test_values_that_are_set_by_another_name_are_written(tmp_path: Path) -> None:
+    with seeded(3, torch.device("cpu")):
+        expected = Named().weight.detach().clone()
+    shards = write_initial(Named, tmp_path / "initial", 3)
+    assert torch.equal(shards["weight"], expected)

@@ -18,6 +18,7 @@ from msfusion.data import load as load_data
 from msfusion.learn.objective import Objective
 from msfusion.models import build, build_without_values
 from msfusion.peers.chronicle import Described
+from msfusion.peers.gather import check_replaceable
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, number_of
 from msfusion.peers.task import Progress, Task
@@ -44,7 +45,9 @@ def run(
     number = number_of(participant, config.peers.names, config.participants)
     zenoh()
     shower = Shower(participant)
-    with stoppable(out):
+    if export is not None:
+        check_replaceable(export)
+    with stoppable(out, "start it again with the same command, and it goes on"):
         Peer(
             task_of(config, number, own_data=own_data),
             config,

@@ -43,13 +43,16 @@ def simulation_of(
 
 
 @contextmanager
-def stoppable(out: Path | None) -> Iterator[None]:
-    """End the command with one line and exit code 130 on Ctrl-C."""
+def stoppable(out: Path | None, again: str | None = None) -> Iterator[None]:
+    """End the command with one line and exit code 130 on Ctrl-C.
+
+    again: how to go on; by default with ``--resume``, where a run is saved in ``out``.
+    """
     try:
         yield
     except KeyboardInterrupt:
         saved = out is not None and any(out.rglob(checkpoint.FILE_NAME))
-        how = f"continue with --out {out} --resume" if saved else "nothing is saved"
+        how = again or (f"continue with --out {out} --resume" if saved else "nothing is saved")
         print(f"stopped: {how}", file=sys.stderr)
         raise SystemExit(130) from None
 

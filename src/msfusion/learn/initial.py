@@ -53,8 +53,10 @@ def write_initial(
         if name is None or specs[name].dtype != parameter.dtype:
             return parameter
         shards.release()
-        place = shards[name].copy_(parameter.detach())
-        return nn.Parameter(place, parameter.requires_grad)
+        parameter.data = shards[name].copy_(
+            parameter.detach()
+        )  # the object itself: code may have it by a name
+        return parameter
 
     with seeded(seed, torch.device("cpu")), _Releasing(shards), registering(_once([], mapped)):
         model = build()

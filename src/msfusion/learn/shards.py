@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,6 +215,11 @@ def _divided(specs: Mapping[str, Spec], shard_bytes: int) -> list[dict[str, Spec
         shards[-1][name] = spec
         size += spec.bytes
     return shards
+
+
+def is_checkpoint_file(name: str) -> bool:
+    """Whether ``create`` may have given a file this name."""
+    return name in (SINGLE, INDEX) or re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name) is not None
 
 
 def _shard_name(number: int, shards: int) -> str:

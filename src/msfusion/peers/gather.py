@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from msfusion.learn.shards import Shards, Spec, create, sync
+from msfusion.errors import UserError
+from msfusion.learn.shards import Shards, Spec, create, is_checkpoint_file, sync
 from msfusion.peers.agreement import Version
 from msfusion.peers.disk import Disk
 from msfusion.peers.layout import Layout
@@ -15,6 +16,18 @@ from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.strip import Strip
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise UserError where ``gather`` would replace more than a model that was written there before."""
+    if folder.is_file():
+        raise UserError(f"expected a folder for the full model, got the file {folder}: name another one")
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    if other := next((file for file in files if not is_checkpoint_file(file.name)), None):
+        raise UserError(
+            "expected a folder that is empty, absent or holds a model alone, as it is replaced, got "
+            f"{folder} with {other.name} in it: name another one"
+        )
 
 
 def gather(
