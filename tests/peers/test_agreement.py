@@ -147,14 +147,25 @@ def test_the_lineage_is_that_of_the_values() -> None:
 def test_a_change_that_is_much_larger_than_the_others_is_left_out(
     norms: dict[int, float], good: list[int]
 ) -> None:
-    found = {n: [Check("d", norm**2 / 2), Check("d", norm**2 / 2)] for n, norm in norms.items()}
+    found = {n: [Check("d", norm**2 / 2, 50), Check("d", norm**2 / 2, 50)] for n, norm in norms.items()}
     kept, left = accepted(found, bound=10)
     assert kept == good
     assert [one.participant for one in left] == sorted(norms.keys() - set(good))
 
 
+def test_who_trains_more_of_the_model_is_not_taken_for_wrong() -> None:
+    """Changes of 0.1 everywhere, in sub-models of 10 and of 4,000 values, and of 2 in a small one."""
+    sizes = {0: 10, 1: 10, 2: 10, 3: 4000}
+    found = {n: [Check("d", size * 0.1**2, size)] for n, size in sizes.items()}
+    assert accepted(found, bound=10) == ([0, 1, 2, 3], [])
+    kept, left = accepted({**found, 0: [Check("d", 10 * 2.0**2, 10)]}, bound=10)
+    assert kept == [1, 2, 3]
+    assert left[0].reason == "change 20 times as large as the others'"
+
+
 def test_values_that_are_not_finite_are_left_out() -> None:
-    found = {0: [Check("d", 1.0), Check("d", 0.0, "values that are not finite")], 1: [Check("d", 1.0)]}
+    wrong = Check("d", 0.0, 0, "values that are not finite")
+    found = {0: [Check("d", 1.0, 1), wrong], 1: [Check("d", 1.0, 1)]}
     kept, left = accepted(found, bound=10)
     assert kept == [1]
     assert left[0].reason == "values that are not finite"
@@ -165,8 +176,8 @@ def test_a_home_that_looks_at_nothing_is_known() -> None:
     now = view(1, 0, (0, 1, 2))
     offered = {n: Offer(FIRST, Given(n, 10, 1.0, f"d{n}")) for n in (0, 1)}
     looked = {
-        0: {0: Check("d0", 1.0), 1: Check("d1", 1.0)},
-        1: {0: Check("d0", 1.0), 1: Check("older", 1.0)},
+        0: {0: Check("d0", 1.0, 1), 1: Check("d1", 1.0, 1)},
+        1: {0: Check("d0", 1.0, 1), 1: Check("older", 1.0, 1)},
         2: {},
     }
     here = states(

@@ -108,10 +108,12 @@ class Offer:
 
 @dataclass(frozen=True)
 class Check:
-    """What a home found in its part of a contribution: the squared norm of the change, or what is wrong."""
+    """What a home found in its part of a contribution: the squared norm of the change and of how many values
+    it is, or what is wrong."""
 
     digest: str
     squares: float
+    count: int
     wrong: str | None = None
 
 
@@ -324,23 +326,28 @@ def _check_of(view: View, at: Version, home: State, number: int, offer: Offer) -
 def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[int], list[Left]]:
     """Who is merged, and who is not and why.
 
-    The norm of a change must be at most ``bound`` times the median of the others' norms; with fewer than two
-    others there is nothing to compare with.
+    The root mean square of a change must be at most ``bound`` times the median of the others'; with fewer
+    than two others there is nothing to compare with. It is that of a value, as sub-models may differ in width.
     """
     wrong = {n: next((c.wrong for c in checks if c.wrong), None) for n, checks in found.items()}
-    norms = {n: sum(c.squares for c in found[n]) ** 0.5 for n in found if wrong[n] is None}
+    changes = {n: _root_mean_square(found[n]) for n in found if wrong[n] is None}
     good, left = [], []
     for n, reason in sorted(wrong.items()):
         if reason is None:
-            others = [norm for m, norm in norms.items() if m != n]
+            others = [change for m, change in changes.items() if m != n]
             median = statistics.median(others) if len(others) > 1 else 0.0
-            if median and norms[n] > bound * median:
-                reason = f"change {norms[n] / median:.0f} times as large as the others'"
+            if median and changes[n] > bound * median:
+                reason = f"change {changes[n] / median:.0f} times as large as the others'"
         if reason is None:
             good.append(n)
         else:
             left.append(Left(n, reason))
     return good, left
+
+
+def _root_mean_square(checks: Sequence[Check]) -> float:
+    count = sum(check.count for check in checks)
+    return float((sum(check.squares for check in checks) / count) ** 0.5) if count else 0.0
 
 
 def decided(view: View, at: Version, state: State) -> Decision | None:

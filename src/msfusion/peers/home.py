@@ -106,7 +106,8 @@ class Home:
         """What was found in all that these shards got of a contribution."""
         found = [self._checks[offer.given.digest, shard] for shard in sorted(shards)]
         wrong = next((check.wrong for check in found if check.wrong), None)
-        return Check(offer.given.digest, sum(check.squares for check in found), wrong)
+        squares, count = sum(check.squares for check in found), sum(check.count for check in found)
+        return Check(offer.given.digest, squares, count, wrong)
 
     def merge(
         self,
@@ -222,13 +223,13 @@ class Home:
     def _check(self, offer: Offer, shard: int, own: Contribution) -> Check:
         axes = self._layout.axes(shard)
         values = self._disk.shard(offer.version, shard)
-        total = 0.0
+        total, count = 0.0, 0
         for name, part in own.values.items():
             if not torch.isfinite(part).all():
-                return Check(offer.given.digest, 0.0, "values that are not finite")
+                return Check(offer.given.digest, 0.0, 0, "values that are not finite")
             change = take(values[name], axes.tensors[name], own.selection) - part
-            total += float(squares(change))
-        return Check(offer.given.digest, total)
+            total, count = total + float(squares(change)), count + change.numel()
+        return Check(offer.given.digest, total, count)
 
 
 def _text(text: bytes) -> Strip:

@@ -24,7 +24,7 @@ class Peers:
     settle: Annotated[float, Ge(0)] = 10.0  # seconds that a peer looks for others before it begins without
     start: Annotated[int, Ge(1)] | None = None  # peers that must be here before round 0; None: all
     wire: Kind = "float32"  # how values travel; bfloat16: half the bytes, rounded on the way
-    norm_bound: Annotated[float, Gt(1)] = 10.0  # largest change, as a multiple of the others' median
+    norm_bound: Annotated[float, Gt(1)] = 10.0  # largest change (RMS), as a multiple of the others' median
 
 
 @dataclass(frozen=True)
