@@ -3,12 +3,15 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from msfusion.peers.agreement import (
     Check,
+    Decision,
     Entry,
     Given,
     Held,
+    Left,
     Offer,
     State,
     Version,
@@ -23,6 +26,7 @@ from msfusion.peers.agreement import (
     newest,
     overruled,
     proposer,
+    sound,
 )
 from msfusion.peers.placing import place
 
@@ -187,3 +191,58 @@ def test_a_home_that_looks_at_nothing_is_known() -> None:
     assert idle(now, FIRST, here, {0}) == set()
     assert list(checked(now, FIRST, here, {0, 1})) == [0]
     assert not checked(now, FIRST, here, {0, 1, 2})
+
+
+LED = view(1, 0, (0, 1, 2))
+OFFERED = Offer(FIRST, Given(1, 10, 1.0, "d1"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"number": 3},
+        {"number": -1},
+        {"hears": frozenset({0, 3})},
+        {"checks": {3: Check("d", 1.0, 1)}},
+        {"holds": {ONE.text: Held("first", frozenset({4}))}},
+        {"holds": {ONE.text: Held("first", frozenset({0}), {-1: (0.0, 1.0)})}},
+        {"view": view(1, 0, (1, 2))},
+        {"view": view(1, 3, (1, 3))},
+        {"offer": Offer(FIRST, Given(3, 10, 1.0, "d"))},
+        {"decision": Decision((1, 0), FIRST, Entry((Given(3, 10, 1.0, "d"),), ()))},
+        {"decision": Decision((1, 0), FIRST, Entry((), (Left(3, "not here"),)))},
+    ],
+    ids=str,
+)
+def test_a_state_speaks_of_what_there_is(changes: dict[str, object]) -> None:
+    true = moved(peer(1, view=LED, one={0, 3}), offer=OFFERED, hears=frozenset({0, 2}))
+    assert sound(true, participants=3, shards=4)
+    assert not sound(moved(true, **changes), participants=3, shards=4)
+
+
+STATE: TypeAdapter[State] = TypeAdapter(State)
+
+
+def test_a_state_travels_as_it_is() -> None:
+    check = Check("d1", 2.0, 3)
+    decided = Decision((1, 0), FIRST, Entry((OFFERED.given,), (Left(2, "not here"),), 0.5, (1.0, 2.0)))
+    state = moved(
+        peer(1, view=LED, one={0, 3}),
+        offer=OFFERED,
+        checks={1: check},
+        decision=decided,
+        hears=frozenset({2}),
+    )
+    assert STATE.validate_json(STATE.dump_json(state)) == state
+
+
+@pytest.mark.parametrize("lineage", ["../../etc", "", "a/b", "*", "a b", "x\n"])
+def test_versions_are_names_of_files_and_of_nothing_else(lineage: str) -> None:
+    state = STATE.dump_json(moved(peer(1), at=Version(1, lineage)))
+    with pytest.raises(ValidationError):
+        STATE.validate_json(state)
+    held = STATE.dump_json(moved(peer(1), holds={f"000001-{lineage}": Held("first", frozenset())}))
+    with pytest.raises(ValidationError):
+        STATE.validate_json(held)
+    with pytest.raises(ValueError, match="version"):
+        Version.parse(f"000001-{lineage}")

@@ -130,3 +130,37 @@ def test_who_leaves_leaves_no_threads_behind() -> None:
     while not set(threading.enumerate()) <= before:
         assert time.monotonic() < limit, set(threading.enumerate()) - before
         time.sleep(0.05)
+
+
+def test_nobody_stops_a_peer_by_what_it_asks_or_says() -> None:
+    """Requests with wildcards, for nonsense, and states that cannot be true, more than there are threads."""
+    sessions = Sessions()
+    try:
+        sessions.open(lambda path: Strip([VALUES]) if path == ["values", "all"] else Version.parse(path[1]))  # type: ignore[arg-type, return-value]
+        asking, board = sessions.open(nothing)
+        assert board.wait(lambda: len(board.here()) == 2, 30)
+        session = asking._session
+        for path in ("**", "0/**", "*/values/x/0", "0/values/no-version/0", "0/values/0", "0/x", "0/a/x"):
+            for _ in range(4):
+                list(session.get(f"msfusion/test/run/ask/{path}", timeout=0.2))
+        got = torch.zeros(1000)
+        asking.fetch([Wanted(lambda: [0], "values/all", Strip([got]))], lambda: True)
+        assert torch.equal(got, VALUES)
+    finally:
+        for one in sessions.all:
+            one.close()
+
+
+def test_a_state_that_cannot_be_true_is_passed_over() -> None:
+    sessions = Sessions()
+    try:
+        _, board = sessions.open(nothing, sound=lambda state: state.examples < 100)
+        _, other = sessions.open(nothing)
+        assert board.wait(lambda: 1 in board.here(), 30)
+        other.update(examples=100)
+        other.update(examples=7, done=True)
+        assert board.wait(lambda: board.here()[1].done, 30)
+        assert board.here()[1].examples == 7
+    finally:
+        for one in sessions.all:
+            one.close()

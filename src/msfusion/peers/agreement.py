@@ -2,12 +2,23 @@
 
 import hashlib
 import json
+import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import chain
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from pydantic import StringConstraints
 
 from msfusion.peers.placing import place
+
+_WORD = "[0-9A-Za-z]+"  # what names files and requests comes from others: no separators, no wildcards
+_VERSION = rf"(\d+)-({_WORD})"
+Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
+Text = Annotated[str, StringConstraints(pattern=f"^{_VERSION}$")]
+"""Of a version."""
 
 
 @dataclass(frozen=True, order=True)
@@ -17,8 +28,8 @@ class Version:
     lineage: hash of the configuration and of everything that was merged so far.
     """
 
-    round: int
-    lineage: str
+    round: Annotated[int, Ge(0)]
+    lineage: Word
 
     @property
     def text(self) -> str:
@@ -26,8 +37,11 @@ class Version:
 
     @staticmethod
     def parse(text: str) -> "Version":
-        round, _, lineage = text.partition("-")
-        return Version(int(round), lineage)
+        """Raises ValueError for anything but the text of a version."""
+        found = re.fullmatch(_VERSION, text, re.ASCII)
+        if found is None:
+            raise ValueError(f"expected the text of a version, got {text!r}")
+        return Version(int(found[1]), found[2])
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,9 @@ class Given:
     """A contribution that was merged: who, how many examples, training loss, and a hash of its values."""
 
     participant: int
-    examples: int
+    examples: Annotated[int, Ge(0)]
     loss: float | None
-    digest: str
+    digest: Word | Literal[""]
 
 
 @dataclass(frozen=True)
@@ -138,10 +152,10 @@ class State:
 
     number: int
     session: str
-    examples: int
+    examples: Annotated[int, Ge(0)]
     committed: Version
     at: Version
-    holds: dict[str, Held] = field(default_factory=dict)
+    holds: dict[Text, Held] = field(default_factory=dict)
     view: View | None = None
     offer: Offer | None = None
     checks: dict[int, Check] = field(default_factory=dict)
@@ -152,6 +166,24 @@ class State:
 
 States = Mapping[int, State]
 """Number -> state of every peer that is here, one's own included."""
+
+
+def sound(state: State, participants: int, shards: int) -> bool:
+    """Whether a state that came from elsewhere speaks of participants and shards that there are, and of a
+    view whose lead is in it."""
+    view, entry = state.view, state.decision.entry if state.decision else Entry((), ())
+    numbers = chain(
+        (state.number, *state.hears, *state.checks),
+        view.members if view else (),
+        (given.participant for given in (*entry.given, *([state.offer.given] if state.offer else []))),
+        (left.participant for left in entry.left),
+    )
+    held = (shard for held in state.holds.values() for shard in (*held.shards, *held.shifts))
+    return (
+        all(0 <= n < participants for n in numbers)
+        and all(0 <= shard < shards for shard in held)
+        and (view is None or view.lead in view.members)
+    )
 
 
 def following(version: Version, entry: Entry) -> Version:
@@ -327,7 +359,7 @@ def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[i
     """Who is merged, and who is not and why.
 
     The root mean square of a change must be at most ``bound`` times the median of the others'; with fewer
-    than two others there is nothing to compare with. It is that of a value, as sub-models may differ in width.
+    than two others there is nothing to compare with. It is a mean as sub-models may differ in width.
     """
     wrong = {n: next((c.wrong for c in checks if c.wrong), None) for n, checks in found.items()}
     changes = {n: _root_mean_square(found[n]) for n in found if wrong[n] is None}

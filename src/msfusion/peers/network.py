@@ -39,6 +39,7 @@ class Network:
     config: of the Zenoh session, as ``transport.configuration`` writes it.
     group, run: name of the group, and hash of the configuration.
     serve: called for requests of others, from several threads.
+    sound: whether what another peer says of itself can be true; what cannot is passed over.
     stranger: called with the number of a peer that has another configuration.
     split: called with the numbers of those to whom there is no link, before the session is opened anew.
     wait: seconds without a link before that.
@@ -51,13 +52,14 @@ class Network:
         run: str,
         board: Board,
         serve: Serve,
+        sound: Callable[[State], bool] = lambda state: True,
         stranger: Callable[[int], None] = lambda number: None,
         split: Callable[[Sequence[int]], None] = lambda numbers: None,
         wait: float = 10.0,
     ) -> None:
         self._zenoh = zenoh()
         self._config, self._board, self._serve, self._run = config, board, serve, run
-        self._stranger, self._split = stranger, split
+        self._sound, self._stranger, self._split = sound, stranger, split
         self._splits = Splits(board.own.number, wait)
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
@@ -181,10 +183,11 @@ class Network:
             except self._zenoh.ZError:
                 return
             with query:
-                path = str(query.key_expr).split(f"/ask/{self._board.own.number}/", 1)[1].split("/")
+                _, asked, path = str(query.key_expr).partition(f"/ask/{self._board.own.number}/")
                 try:
-                    self._reply(query, path, sender)
-                except (Disturbed, ValueError, KeyError, OSError, self._zenoh.ZError):
+                    if asked:  # not by a wildcard
+                        self._reply(query, path.split("/"), sender)
+                except (Disturbed, ValueError, LookupError, OSError, self._zenoh.ZError):
                     continue  # gone since, or never there: no answer is the answer
 
     def _reply(self, query: Any, path: list[str], sender: Sender) -> None:
@@ -215,7 +218,7 @@ class Network:
             state = _STATE.validate_json(sample.payload.to_bytes())
         except ValidationError:
             return
-        if str(sample.key_expr).rpartition("/")[2] == str(state.number):
+        if str(sample.key_expr).rpartition("/")[2] == str(state.number) and self._sound(state):
             self._board.hear(state)
 
     def _on_live(self, sample: Any) -> None:

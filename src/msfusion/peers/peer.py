@@ -16,6 +16,7 @@ from msfusion.core.merge import Contribution, extract
 from msfusion.errors import Diverged, UserError
 from msfusion.learn.local import Evaluation
 from msfusion.learn.shards import Shards, Spec
+from msfusion.peers import agreement
 from msfusion.peers.agreement import Given, Offer, State, Version
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle, own_line
@@ -141,6 +142,7 @@ class Peer:
             self.task.fingerprint,
             self.board,
             self.home.serve,
+            self._sound,
             self._stranger,
             self._split,
             max(_UNLINKED, 2 * self.peers.lease),
@@ -262,7 +264,7 @@ class Peer:
         return dict(self._received)
 
     def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(str(self.number).encode())  # two may hand over the same values
         for value in contribution.values.values():
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
         own = digest.hexdigest()[:32]
@@ -281,6 +283,9 @@ class Peer:
         progress.here = [name_of(n, self.peers.names) for n in self.board.here()]
         progress.sent, progress.received = self.network.sent.total(), self.network.received.total()
         self._show(progress)
+
+    def _sound(self, state: State) -> bool:
+        return agreement.sound(state, len(self._everyone), len(self.layout))
 
     def _stranger(self, number: int) -> None:
         self._say(
