@@ -16,6 +16,8 @@ import pytest
 import torch
 from group import Group, Nursery, Replay
 
+from msfusion.commands.training import federation_of, simulation_of
+
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 POINTS = ("pull", "train", "push", "stage", "commit")
@@ -234,6 +236,26 @@ def test_a_slow_peer_is_left_out_and_counted(nursery: Nursery, tmp_path: Path, r
         history = assert_as_replayed(group, ALL, replay)
         assert history == [ALL] * ROUND + [[0, 1, 2]] + [ALL] * (ROUNDS - ROUND - 1)
         assert group.left(0)[ROUND] == {3: "contribution came after the deadline"}
+
+
+@pytest.mark.deployed
+def test_a_round_ends_though_who_is_drawn_hands_over_nothing(
+    nursery: Nursery, tmp_path: Path, replay: Replay
+) -> None:
+    """One of four is drawn in each round, and one never trains: its rounds merge nothing."""
+    settings = {"peers.deadline": 15.0, "sample": 0.25, "server_step": "constant"}
+    with Group(nursery, tmp_path, rounds=ROUNDS, **settings) as group:
+        attendance = simulation_of(group.config, federation_of(group.config), None).setup.attendance
+        drawn = [attendance.present(round, ALL) for round in range(ROUNDS)]
+        (hangs,) = drawn[ROUND]
+        group.hold(0, who=[hangs])
+        group.start_all()
+        group.wait(lambda: all(group.committed(n) == ROUNDS for n in ALL))
+        group.go_on()
+        group.finished()
+        assert assert_as_replayed(group, ALL, replay) == [[] if one == [hangs] else one for one in drawn]
+        late = {hangs: "contribution came after the deadline"}
+        assert group.left(0) == [late if one == [hangs] else {} for one in drawn]
 
 
 @pytest.mark.deployed

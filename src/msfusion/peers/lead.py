@@ -44,8 +44,9 @@ class Lead:
         self._away: dict[int, int] = {}
 
     def sits_out(self, number: int, at: Version) -> bool:
-        """Whether a peer that did not keep up is not taken in again yet."""
-        return self._away.get(number, -1) >= at.round
+        """Whether a peer that did not keep up is not taken in again yet. After the last round it is: there is
+        nothing left that it could hold up."""
+        return at.round < self._run.rounds and self._away.get(number, -1) >= at.round
 
     def renews(self, view: View, states: States) -> bool:
         """Whether another view is wanted though nobody left: to take someone in between two rounds, or to go
@@ -68,7 +69,7 @@ class Lead:
             target = agreement.following(own.at, decided.entry)
             duty = agreement.duties(holders, view.members)
             slow = {n for n in view.members if not duty[n] <= agreement.held(states[n], target)}
-            return self._without(slow - {own.number}, "wrote no shards", self._staging.passed(now))
+            return self._without(slow, "wrote no shards", self._staging.passed(now))
         ready = agreement.placed(view, own.at, states, holders)
         if len(ready) < len(view.members):
             return self._without(set(view.members) - ready, "was not ready", self._placing.passed(now))
@@ -77,7 +78,9 @@ class Lead:
         return self._decide(view, states, holders, self._opened.passed(now))
 
     def _without(self, slow: set[int], why: str, waited: float) -> Outcome:
-        if waited <= self._peers.deadline:
+        """Leave behind who is slow; not oneself, as the others would begin the round anew and wait again."""
+        slow = slow - {self._board.own.number}
+        if not slow or waited <= self._peers.deadline:
             return "waits"
         for n in slow:
             self._away[n] = self._board.own.at.round + 1
@@ -91,10 +94,13 @@ class Lead:
         failed = agreement.failures(view, own.at, states)
         awaited = [n for n in expected if n in view.members and n not in found and n not in failed]
         if awaited and not found and (offered := agreement.offers(view, own.at, states)):
-            slow = agreement.idle(view, own.at, states, homes) - {own.number}
             since = self._checking.passed((view.id, own.at, *offered))
-            return self._without(slow, "looked at no contributions", since) if slow else "waits"
-        if awaited and (waited <= self._peers.deadline or not found):
+            idle = agreement.idle(view, own.at, states, homes)
+            return self._without(idle, "looked at no contributions", since)
+        if awaited and waited <= self._peers.deadline:
+            return "waits"
+        if awaited and not found and view.members.keys() <= set(expected):
+            self._tell.nobody(own.at, self._peers.deadline)
             return "waits"
         found = {n: checks for n, checks in found.items() if n in expected}
         good, bad = agreement.accepted(found, self._peers.norm_bound)

@@ -28,6 +28,10 @@ class Teller:
         """A member is left behind."""
         self._tell(f"{self._name(number)} {why} within {seconds:g} s: going on without it")
 
+    def nobody(self, at: Version, seconds: float) -> None:
+        """All members are drawn, and none has contributed."""
+        self._tell(f"nobody has ended round {at.round} within {seconds:g} s: waiting for the first")
+
     def missing(self, base: Version, shards: Sequence[int]) -> None:
         """Nobody here has some shards."""
         last = self._board.last()
