@@ -44,20 +44,24 @@ class Run:
         self.past.open()
         self.chronicle = Chronicle(folder, setup, task.described, FIRST, self.past)
 
-    def record(self, entries: Sequence[Entry], own: dict[int, Own]) -> list[Round]:
-        """What is on file after these rounds were recorded."""
-        at, history = FIRST, History("", FIRST, ())
+    def record(
+        self, entries: Sequence[Entry], own: dict[int, Own], scores: dict[int, Evaluation] | None = None
+    ) -> list[Round]:
+        """What is on file after these rounds were recorded; what was seen and scored, by round."""
+        at, history = [FIRST], History("", FIRST, ())
         for one in entries:
-            history = self.past.going_on(at, history, one)
-            at = agreement.following(at, one)
-        self.chronicle.write(at, history, {0: 100}, {}, own)
+            history = self.past.going_on(at[-1], history, one)
+            at.append(agreement.following(at[-1], one))
+        scored = {at[round + 1]: score for round, score in (scores or {}).items()}
+        seen = {at[round]: line for round, line in own.items()}
+        self.chronicle.write(at[-1], history, {0: 100}, scored, seen)
         return list(read(self.folder).rounds)
 
 
 def entries(*rounds: tuple[int, ...]) -> list[Entry]:
     """Rounds with these contributors."""
     return [
-        Entry(tuple(Given(n, 100, 0.5, f"{round}-{n}") for n in numbers), ())
+        Entry(tuple(Given(n, 100, 0.5, f"{round}x{n}") for n in numbers), ())
         for round, numbers in enumerate(rounds)
     ]
 
@@ -102,6 +106,18 @@ def test_a_peer_that_starts_again_goes_on_behind_what_it_recorded(run: Callable[
     assert after[:4] == before
     assert all("own" in one for one in after)
     assert without_own(after) == run("anew").record(entries(*FIVE), {})
+
+
+SCORE = Evaluation(1.0, 0.75, 100)
+
+
+def test_the_last_round_is_scored_by_a_later_start(run: Callable[[str], Run]) -> None:
+    before = run("own").record(entries(*FIVE), seen(0, 1, 2, 3, 4), {1: SCORE})
+    after = run("own").record(entries(*FIVE), {}, {4: SCORE})
+    assert after[:4] == before[:4]
+    assert after[4] == {**before[4], "evaluation": {"accuracy": 0.75, "loss": 1.0, "examples": 100}}
+    again = run("own").record(entries(*FIVE), {}, {4: Evaluation(2.0, 0.5, 100)})
+    assert again == after
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3, 4])

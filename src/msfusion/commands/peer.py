@@ -156,7 +156,7 @@ class Shower:
         """Show where the peer is."""
         if self._terminal:
             print(f"\r\033[K{self._name}: {_line(progress)}", end="", file=sys.stderr, flush=True)
-        elif progress.stage == "push":
+        elif progress.stage in ("push", "done"):
             self.say(_line(progress))
 
 
@@ -166,8 +166,10 @@ def _line(progress: Progress) -> str:
         parts.append(f"loss {progress.loss:.3f}")
     if progress.score is not None and progress.score.accuracy is not None:
         parts.append(f"own accuracy {percent(progress.score.accuracy)}")
-    if progress.full is not None and progress.full.accuracy is not None:
-        parts.append(f"full model {percent(progress.full.accuracy)}")
+    if progress.full is not None:
+        score = progress.full
+        told = f"loss {score.loss:.3f}" if score.accuracy is None else percent(score.accuracy)
+        parts.append(f"full model {told}")
     parts.append(f"here {' '.join(progress.here)}")
     parts.append(f"sent {progress.sent / 1e6:.1f} MB, received {progress.received / 1e6:.1f} MB")
     return ", ".join(parts)

@@ -13,7 +13,7 @@ from msfusion.core.merge import Shift
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Trained
-from msfusion.peers.agreement import Entry, Version
+from msfusion.peers.agreement import Entry, Version, following
 from msfusion.peers.course import Coverages, known_as
 from msfusion.peers.past import History, Past
 from msfusion.runtimes.facts import run_facts
@@ -44,7 +44,8 @@ class Chronicle:
     def __init__(self, folder: Path, setup: Setup, described: Described, first: Version, past: Past) -> None:
         self._folder, self._setup, self._described, self._past = folder, setup, described, past
         self._writer: records.Writer | None = None
-        self._at, self._written = first, History("", first, ())
+        self._first = self._at = self._stand = first
+        self._written = History("", first, ())
         self._known: dict[int, int] = {}
         self._trained: set[int] = set()
         self._recorded = 0
@@ -56,27 +57,31 @@ class Chronicle:
         version: Version,
         history: History,
         examples: Mapping[int, int],
-        scores: Mapping[int, Evaluation],
-        own: Mapping[int, records.Own],
+        scores: Mapping[Version, Evaluation],
+        own: Mapping[Version, records.Own],
     ) -> None:
         """Record the rounds that led to a version and are not recorded yet.
 
         examples: of the participants that are known.
-        scores: round -> score of the full model after it, where this peer has one.
-        own: round -> what this peer saw of it.
+        scores: version -> score of the full model, where this peer has one; the last round is given one also
+            where it was recorded without.
+        own: version -> what this peer saw of the round that began there.
         """
         self._turn_to(history)
         for entry in self._past.entries(history, self._done):
             self._known |= {given.participant: given.examples for given in entry.given}
         self._known |= examples
         for round, entry in enumerate(self._past.entries(history, self._done), self._done):
-            line = self._line(round, entry, scores.get(round), own.get(round))
+            after = following(self._stand, entry)
+            line = self._line(round, entry, scores.get(after), own.get(self._stand))
             if self._writer is None:
                 self._writer = self._open()
             if round >= self._recorded:
                 self._writer.round(line)
-            self._done = round + 1
+            self._done, self._stand = round + 1, after
         self._at, self._written = version, history
+        if self._done <= self._recorded and (score := scores.get(version)):
+            self._complete(score)
 
     def close(self) -> None:
         """Close the file."""
@@ -90,9 +95,17 @@ class Chronicle:
                 self._close()
                 self._restart(keep=same)
 
+    def _complete(self, score: Evaluation) -> None:
+        """Give the last round its score, where an earlier start has recorded it without."""
+        *_, last = records.read(self._folder).rounds
+        if last["round"] == self._done - 1 and last["evaluation"] is None:
+            self._close()
+            self._writer = records.Writer.resume(self._folder, self._header(), self._done - 1)
+            self._writer.round({**last, "evaluation": as_record(score)})
+
     def _restart(self, keep: int) -> None:
         self._keep = keep
-        self._done, self._coverages = 0, Coverages(self._setup)
+        self._done, self._stand, self._coverages = 0, self._first, Coverages(self._setup)
         self._trained = set()
 
     def _close(self) -> None:

@@ -28,6 +28,7 @@ from msfusion.peers.home import Home
 from msfusion.peers.initial import buffers_in, make_initial
 from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
+from msfusion.peers.lead import Clock
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
@@ -38,13 +39,12 @@ from msfusion.peers.strip import Strip
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import configuration
 from msfusion.peers.wire import Wire
+from msfusion.peers.witness import Witness
 from msfusion.records import Own
 from msfusion.runtimes.run import Run, check_real
 from msfusion.runtimes.setup import Setup, device_of
 
 PREVIOUS = "previous"
-_REMEMBERED = 100  # rounds whose scores and own lines are kept: those that may be recorded anew
-_LINGER = 60.0  # seconds that a peer that is done waits for others
 _UNLINKED = 5.0  # seconds without a link to someone, at least, before this peer connects anew
 
 
@@ -108,6 +108,7 @@ class Peer:
             self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures, decay=decay
         )
         committed = self.disk.committed()
+        self._late = committed.round == run.rounds
         state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
         self._everyone = list(range(participants))
@@ -126,8 +127,7 @@ class Peer:
         self._link = link
         self.progress = Progress()
         self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past)
-        self._scores: dict[int, Evaluation] = {}
-        self._seen: dict[int, Own] = {}
+        self._witness = Witness(run, self.chronicle, self.board, self._score if evaluate else None, say)
         self._received: dict[str, Tensor] = {}
 
     def run(self) -> None:
@@ -150,11 +150,7 @@ class Peer:
         try:
             self.member.start(self.network)
             self._rounds()
-            last = self.board.own.committed
-            self._score(last)
-            self._record()
-            if self._export is not None:
-                self._gather(self._export, last)
+            self._finish(self.board.own.committed)
             self._linger()
         finally:
             self.member.stop()
@@ -169,8 +165,7 @@ class Peer:
         trained: Version | None = None
         while (version := self._next(trained)).round < self.run_settings.rounds:
             trained = version
-            self._score(version)
-            self._record()
+            self._witness.look(*self.course.stand)
             if self.number not in self._expected(version.round):
                 continue
             try:
@@ -219,7 +214,7 @@ class Peer:
             return
         contribution = _on_cpu(contribution)
         self.progress.loss = loss
-        self._see(version.round)
+        self._witness.saw(version, self._own_line())
         if memory is not None:
             self._kept.keep(version.round, memory)
         self._offer(version, self._travelling(contribution, values), loss)
@@ -300,48 +295,81 @@ class Peer:
             "not help, neither can reach the other: let one of them connect through a router (--outbound)"
         )
 
-    def _see(self, round: int) -> None:
+    def _own_line(self) -> Own:
         assert self.progress.score is not None
         sent, received = self.network.sent.total(), self.network.received.total()
-        self._seen[round] = own_line(
-            self.number, self.progress.score, sent, received, list(self.board.here())
-        )
+        return own_line(self.number, self.progress.score, sent, received, list(self.board.here()))
 
-    def _record(self) -> None:
-        """Write the rounds that are over into the records."""
-        examples = {n: state.examples for n, state in self.board.here().items()}
-        version, history = self.course.stand
-        self.chronicle.write(version, history, examples, self._scores, self._seen)
-        for kept in (self._scores, self._seen):
-            for round in [round for round in kept if round < version.round - _REMEMBERED]:
-                del kept[round]
-
-    def _score(self, version: Version) -> None:
-        """Score the full model, where this peer does that and it is time to."""
-        run, task = self.run_settings, self.task
-        due = version.round % run.evaluate_every == 0 or version.round == run.rounds
-        if not (self._evaluate and due and version.round):
-            return
+    def _score(self, version: Version) -> Evaluation:
+        """Score the full model; raises Disturbed where it cannot be had any more."""
         self._shown("evaluate")
-        try:
-            whole = self._gather(self.folder / "model", version)
-        except Disturbed:
-            return
+        task, whole = self.task, self._gather(self.folder / "model", version)
         score = score_full(task.model, whole, task.data, task.test, task.objective, task.seed)
-        self._scores[version.round - 1] = self.progress.full = score
+        self.progress.full = score
+        return score
 
     def _gather(self, folder: Path, version: Version) -> Shards:
-        def valid() -> bool:
-            return self.member.error is None and self.board.own.at == version
-
         return gather(
-            folder, version, self.layout, self.disk, buffers_in(self.folder), self.member, self.network, valid
+            folder,
+            version,
+            self.layout,
+            self.disk,
+            buffers_in(self.folder),
+            self.member,
+            self.network,
+            lambda: self._at_hand(version),
         )
 
+    def _at_hand(self, version: Version) -> bool:
+        """Whether peers still keep a version: that which they work on, or the one before."""
+        at, history = self.course.stand
+        before = at.round == version.round + 1 and history.parent == version.lineage
+        return self.member.error is None and (at == version or before)
+
+    def _finish(self, last: Version) -> None:
+        """Score, record and export what all rounds have led to; done anew where the group is disturbed."""
+        done = False
+        while not done:
+            self._join(last)
+            try:
+                done = self._witness.look(*self.course.stand)
+                if done and self._export is not None:
+                    self._gather(self._export, last)
+            except Disturbed:
+                done = False
+        self._shown("done")
+
+    def _join(self, last: Version) -> None:
+        """Wait until the group stands at the last version, as it does unless this peer was started again; no
+        longer than for others to come, where nothing is wanted of them."""
+        wanted = self._evaluate or self._export is not None
+
+        def there() -> bool:
+            own = self.board.own
+            return self.member.error is not None or (own.view is not None and own.at == last)
+
+        while not self.board.wait(there, 0.5) and (wanted or not self._settled()):
+            self._shown("waiting")
+        if self.member.error is not None:
+            raise self.member.error
+
+    def _settled(self) -> bool:
+        """Whether this peer has been here for as long as others need to be found."""
+        return time.monotonic() - self.board.started > self.peers.settle
+
     def _linger(self) -> None:
-        """Stay until everyone here has all that they need."""
+        """Stay until everyone here has all that they need, or nothing more is heard of what they do; where
+        all rounds were done when this peer was started, also as long as others need to be found."""
         self.board.update(done=True)
-        self.board.wait(lambda: all(s.done for s in self.board.here().values()), _LINGER)
+        clock = Clock()
+        while True:
+            here = self.board.here()
+            busy = {n: state for n, state in here.items() if not state.done}
+            finding = self._late and len(here) < len(self._everyone) and not self._settled()
+            asked = clock.passed((busy, self.network.sent.total()))
+            if not finding and (not busy or asked > self.peers.deadline):
+                break
+            self.board.pause(self.board.news, 0.5)
         time.sleep(0.6)
 
 
