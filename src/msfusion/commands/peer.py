@@ -19,11 +19,13 @@ from msfusion.learn.objective import Objective
 from msfusion.models import build, build_without_values
 from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_replaceable
+from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, number_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
+from msfusion.runtimes.sole import sole
 
 _OWN = ("device", "threads", "workers", "evaluate_every", "checkpoint_every")
 """Settings in which peers may differ."""
@@ -47,9 +49,14 @@ def run(
     shower = Shower(participant)
     if export is not None:
         check_replaceable(export)
-    with stoppable(out, "start it again with the same command, and it goes on"):
+    task = task_of(config, number, own_data=own_data)
+    with (
+        stoppable(out, "start it again with the same command, and it goes on"),
+        sole(out, "peer", "stop that one, or give another --out"),
+    ):
+        claim(out, Mark(task.fingerprint, participant, agreed(config)))
         Peer(
-            task_of(config, number, own_data=own_data),
+            task,
             config,
             config.peers,
             number,
@@ -134,10 +141,15 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
 def fingerprint(config: Config, axes: str, meaning: str) -> str:
     """Hash of all settings on which peers must agree, of the model's axes, and of what labels or tokens stand
     for: where each has data of its own, the same number might be another class or word."""
+    text = json_format.dumps([agreed(config), axes, meaning], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def agreed(config: Config) -> dict[str, Any]:
+    """The settings that must be the same at all peers."""
     table = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OWN}
     table["data"] = {key: value for key, value in table["data"].items() if key != "path"}
-    text = json_format.dumps([table, axes, meaning], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return table
 
 
 class Shower:

@@ -17,9 +17,10 @@ from msfusion.peers.layout import Layout
 from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
 
 INITIAL = "initial"
-_COMMITTED = "committed.json"
+COMMITTED = "committed.json"
+VERSIONS = "versions"
+BLOCKS = "blocks"
 _HISTORY = "history.json"
-_BLOCKS = "blocks"
 
 
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
@@ -40,9 +41,9 @@ class Disk:
 
     def __init__(self, folder: Path, layout: Layout, first: Version) -> None:
         self._folder, self._layout, self._first = folder, layout, first
-        self._versions = folder / "versions"
+        self._versions = folder / VERSIONS
         self._versions.mkdir(parents=True, exist_ok=True)
-        self.past = Past(folder / _BLOCKS)
+        self.past = Past(folder / BLOCKS)
         self.past.open()
         self._open: dict[tuple[Version, int], Shards] = {}
         self._initial: Shards | None = None
@@ -59,7 +60,7 @@ class Disk:
 
     def committed(self) -> Version:
         """The last version that was committed here."""
-        path = self._folder / _COMMITTED
+        path = self._folder / COMMITTED
         if not path.exists():
             return self._first
         try:
@@ -177,7 +178,7 @@ class Disk:
 
     def commit(self, version: Version) -> None:
         """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
-        replace_file(self._folder / _COMMITTED, _VERSION.dump_json(version))
+        replace_file(self._folder / COMMITTED, _VERSION.dump_json(version))
         history = self.history(version)
         parent = history.parent if history else ""
         for text in self._folders():
