@@ -6,7 +6,7 @@ import pytest
 from group import PRESET
 
 from msfusion.commands import peer as command
-from msfusion.commands.peer import agreed
+from msfusion.commands.peer import agreed, fingerprint
 from msfusion.config import load
 from msfusion.errors import UserError
 from msfusion.peers.mark import Mark, claim
@@ -63,6 +63,15 @@ def test_what_peers_may_have_of_their_own_is_no_matter_of_the_folder(tmp_path: P
     own = {"threads": 2, "evaluate_every": 3, "checkpoint_every": 3, "data.path": str(tmp_path)}
     assert agreed(load(str(preset), own)) == agreed(load(str(preset)))
     assert agreed(load(str(preset), {"rounds": 9})) != agreed(load(str(preset)))
+
+
+def test_another_version_of_msfusion_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = tmp_path / "small.toml"
+    preset.write_text(PRESET)
+    config = load(str(preset))
+    before = fingerprint(config, "axes", "meaning")
+    monkeypatch.setattr(command, "version", lambda name: "99.0")
+    assert fingerprint(config, "axes", "meaning") != before
 
 
 def test_the_command_refuses_a_folder_of_other_settings(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,11 @@ def fingerprint(config: Config, axes: str, meaning: str) -> str:
 
 
 def agreed(config: Config) -> dict[str, Any]:
-    """The settings that must be the same at all peers."""
+    """The settings that must be the same at all peers, and the version of msfusion: others may draw or merge
+    in another way."""
     table = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OWN}
     table["data"] = {key: value for key, value in table["data"].items() if key != "path"}
-    return table
+    return {**table, "msfusion": version("msfusion")}
 
 
 class Shower:

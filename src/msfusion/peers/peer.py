@@ -284,8 +284,9 @@ class Peer:
 
     def _stranger(self, number: int) -> None:
         self._say(
-            f"{name_of(number, self.peers.names)} has another configuration, model, list of classes or "
-            "vocabulary and cannot take part: give all the same; texts of their own need data.tokenizer=byte"
+            f"{name_of(number, self.peers.names)} has another version of msfusion, configuration, model, "
+            "list of classes or vocabulary and cannot take part: give all the same; texts of their own need "
+            "data.tokenizer=byte"
         )
 
     def _split(self, numbers: Sequence[int]) -> None:
