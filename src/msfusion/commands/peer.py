@@ -15,9 +15,11 @@ from typing import Any
 from msfusion.capture import capture
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
+from msfusion.core.seeds import derive
 from msfusion.data import load as load_data
+from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
-from msfusion.models import build, build_without_values
+from msfusion.models import build
 from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_replaceable
 from msfusion.peers.mark import Mark, claim
@@ -122,7 +124,9 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
     """
     data = load_data(config.data, 1 if own_data else config.participants, config.seed)
     spec, options = config.model.name, config.model.options
-    model, example = build_without_values(spec, data.inputs, options)
+    model, example, drawn = made_as_with_values(
+        lambda: build(spec, data.inputs, options), derive(config.seed, "model")
+    )
     captured = capture(model, example, overrides=config.model.axes or None)
     objective = Objective(language=data.task == "language")
     return Task(
@@ -132,17 +136,20 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         example,
         data.train[0 if own_data else number],
         objective,
-        fingerprint(config, captured.axes.to_json(), data.meaning),
+        fingerprint(config, captured.axes.to_json(), data.meaning, drawn),
         config.seed,
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
     )
 
 
-def fingerprint(config: Config, axes: str, meaning: str) -> str:
+def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "") -> str:
     """Hash of all settings on which peers must agree, of the model's axes, and of what labels or tokens stand
-    for: where each has data of its own, the same number might be another class or word."""
-    text = json_format.dumps([agreed(config), axes, meaning], sort_keys=True)
+    for: where each has data of its own, the same number might be another class or word.
+
+    drawn: hash of what the model draws at random beside its parameters.
+    """
+    text = json_format.dumps([agreed(config), axes, meaning, drawn], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
