@@ -1,5 +1,6 @@
 """Shards on a peer's disk: every version in a folder of its own, the last two committed ones kept."""
 
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ _HISTORY = "history.json"
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 _PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
 _SHIFT = ".shift.json"
+_NAMED = re.compile(r"\d{6,}-[0-9a-z]+")
+"""The folder of a version."""
 _NOTHING = Held("", frozenset())
 
 
@@ -229,11 +232,12 @@ class Disk:
             raise
 
     def _folders(self) -> Sequence[str]:
-        return sorted(path.name for path in self._versions.iterdir())
+        """The versions of which something lies here; what else is there (.DS_Store) is none."""
+        return sorted(path.name for path in self._versions.iterdir() if _NAMED.fullmatch(path.name))
 
     def _held(self, text: str) -> Held | None:
         folder = self._versions / text
-        shards = {int(path.stem) for path in folder.glob("*.safetensors")}
+        shards = {int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()}
         if not shards or not (folder / _HISTORY).exists():
             return None
         parent = read_history(folder / _HISTORY).parent
