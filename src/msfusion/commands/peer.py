@@ -24,7 +24,7 @@ from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_replaceable
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
-from msfusion.peers.settings import Link, number_of
+from msfusion.peers.settings import Link, check_group, number_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
@@ -47,6 +47,7 @@ def run(
 ) -> None:
     """Take part in a run until its last round."""
     config = load(preset, settings)
+    check_group(config.peers, config.participants)
     number = number_of(participant, config.peers.names, config.participants)
     zenoh()
     shower = Shower(participant)
@@ -77,6 +78,7 @@ def run(
 def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
     """Pass on what peers say to each other who can only connect outwards; no part in any run."""
     config = load(preset, settings)
+    check_group(config.peers, config.participants)
     engine = zenoh()
     text = configuration(link, ROUTER, config.peers.group, config.peers.lease, router=True)
     with engine.open(engine.Config.from_json5(text)):
