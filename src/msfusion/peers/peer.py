@@ -152,7 +152,7 @@ class Peer:
             self._score(last)
             self._record()
             if self._export is not None:
-                self._gather(self._export, last)
+                self._gather(self._export, last, self._stored())
             self._linger()
         finally:
             self.member.stop()
@@ -320,19 +320,22 @@ class Peer:
             return
         self._shown("evaluate")
         try:
-            whole = self._gather(self.folder / "model", version)
+            whole = self._gather(self.folder / "model", version, buffers_in(self.folder))
         except Disturbed:
             return
         score = score_full(task.model, whole, task.data, task.test, task.objective, task.seed)
         self._scores[version.round - 1] = self.progress.full = score
 
-    def _gather(self, folder: Path, version: Version) -> Shards:
+    def _stored(self) -> dict[str, Tensor]:
+        """The buffers that belong into a file of the model: the persistent ones."""
+        names = self.task.model.state_dict().keys()
+        return {name: value for name, value in buffers_in(self.folder).items() if name in names}
+
+    def _gather(self, folder: Path, version: Version, buffers: Mapping[str, Tensor]) -> Shards:
         def valid() -> bool:
             return self.member.error is None and self.board.own.at == version
 
-        return gather(
-            folder, version, self.layout, self.disk, buffers_in(self.folder), self.member, self.network, valid
-        )
+        return gather(folder, version, self.layout, self.disk, buffers, self.member, self.network, valid)
 
     def _linger(self) -> None:
         """Stay until everyone here has all that they need."""
