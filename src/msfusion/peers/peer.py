@@ -124,7 +124,7 @@ class Peer:
         )
         self._link = link
         self.progress = Progress()
-        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past)
+        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past, self.wire)
         self._scores: dict[int, Evaluation] = {}
         self._seen: dict[int, Own] = {}
         self._received: dict[str, Tensor] = {}
