@@ -369,6 +369,30 @@ def test_a_model_that_is_never_the_same_is_refused(tmp_path: Path) -> None:
         write_initial(lambda: nn.Linear(next(sizes), 2), tmp_path / "new", 0)
 
 
+class Looking(nn.Module):
+    """Looks at values while it is made, gives a parameter others through .data, and has complex ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        nn.init.constant_(self.second.bias, self.first.weight.abs().mean().item())
+        self.second.weight.data = torch.rand(4, 4)
+        self.turn = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+
+
+def test_initial_values_of_a_model_that_looks_at_values(tmp_path: Path) -> None:
+    with seeded(5, torch.device("cpu")):
+        want = values_of(Looking())
+    assert_same(dict(write_initial(Looking, tmp_path / "new", 5)), want)
+    assert_same(load_file(tmp_path / "new" / SINGLE), want)
+
+
+def test_a_type_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"got turn of torch\.complex128"):
+        create(tmp_path / "new", {"turn": Spec(torch.complex128, (2,))})
+
+
 class Named(nn.Module):
     """Its values are set by a name of its own, after the parameter is registered."""
 

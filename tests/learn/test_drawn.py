@@ -66,6 +66,22 @@ def test_nothing_is_drawn_beside_the_parameters_of_shipped_models(name: str) -> 
     assert all(map(torch.equal, module.buffers(), real.buffers()))
 
 
+class Reads(nn.Module):
+    """Looks at values of a parameter while it is made, and gives another one others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.scale = self.first.weight.abs().mean().item()
+        self.first.bias.data = torch.rand(4)
+
+
+def test_what_follows_from_values_is_as_with_values() -> None:
+    with seeded(3, torch.device("cpu")):
+        want = Reads()
+    assert made_as_with_values(lambda: (Reads(), None), 3)[0].scale == want.scale
+
+
 def counted(made: list[nn.Module]) -> Callable[[], tuple[nn.Module, Tensor]]:
     """Makes modules with a buffer that no seed decides."""
 

@@ -31,15 +31,17 @@ def made_as_with_values(make: Callable[[], tuple[nn.Module, T]], seed: int) -> t
     is made with values for a moment, in files without a name in the folder for temporary files. Seen are
     buffers, and tensors, arrays and numbers in attributes of modules, or in lists, tuples and dicts there.
     """
-    cpu = torch.device("cpu")
-    with seeded(derive(seed, "another"), cpu):
-        other, _ = made_without_values(make)
-    with seeded(seed, cpu):
-        module, example = made_without_values(make)
-    if (others := _digests(other)) == _digests(module):
+
+    def under(own: int) -> tuple[nn.Module, T]:
+        with seeded(own, torch.device("cpu")):
+            return make()
+
+    others = _digests(made_without_values(lambda: under(derive(seed, "another")))[0])
+    module, example = made_without_values(lambda: under(seed))
+    if others == _digests(module):
         return module, example, ""
-    with seeded(seed, cpu), registering(_into_a_file):
-        real, example = make()
+    with registering(_into_a_file):
+        real, example = under(seed)
     for part, whole in zip(module.modules(), real.modules(), strict=True):
         vars(part).update({name: value for name, value in _held(whole).items() if name in _held(part)})
     drawn = _digests(module) - others

@@ -38,6 +38,7 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -237,6 +238,10 @@ def create_file(path: Path, specs: Mapping[str, Spec]) -> None:
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize):
+        if spec.dtype not in _NAMES:
+            raise UserError(
+                f"expected tensors of a type that safetensors has, got {name} of {spec.dtype}: take another"
+            )
         offsets = [end, end + spec.bytes]
         table[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
         end += spec.bytes
