@@ -283,6 +283,12 @@ class Peer:
         self._show(progress)
 
     def _stranger(self, number: int) -> None:
+        if number == self.number:
+            name = name_of(number, self.peers.names)
+            self._say(
+                f"another peer that is participant {name} is here: stop one of the two, if neither ends"
+            )
+            return
         self._say(
             f"{name_of(number, self.peers.names)} has another version of msfusion, configuration, model, "
             "list of classes or vocabulary and cannot take part: give all the same; texts of their own need "
