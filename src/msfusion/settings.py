@@ -1,7 +1,7 @@
 """Checks settings against the types and bounds that their dataclass states beside each field."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -78,3 +78,22 @@ def flat(config: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             out[prefix + key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return out
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str], free: Collection[str] = ()) -> str:
+    """What differs between a run's settings and others, both by their dotted names, in words; empty where
+    nothing does.
+
+    free: names of settings that may differ.
+    """
+    keys = sorted((before.keys() | now.keys()) - set(free))
+    pairs = {key: (now.get(key), before.get(key)) for key in keys}
+    return ", ".join(
+        f"{key} = {_said(new)} where the run has {_said(old)}"
+        for key, (new, old) in pairs.items()
+        if new != old and {new, old} != {None, "{}"}  # of a table that is empty on one side, its keys tell
+    )
+
+
+def _said(value: str | None) -> str:
+    return "none" if value in (None, "null") else value

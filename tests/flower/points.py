@@ -77,6 +77,25 @@ def partly_frozen(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return net, example
 
 
+class Turned(nn.Module):
+    """Has complex parameters, looks at values while it is made, and gives a parameter others."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.turn = nn.Parameter(torch.randn(CLASSES, dtype=torch.complex64))
+        self.scale = self.turn.abs().mean().item()
+        self.turn.data = 1 + 0.1 * torch.randn(CLASSES, dtype=torch.complex64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.net(x).mean(-1, keepdim=True) * self.turn * self.scale).abs()
+
+
+def turned(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    net, example = model(settings)
+    return Turned(net), example
+
+
 def simulated(
     made: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]] = model, **config: Any
 ) -> Result:

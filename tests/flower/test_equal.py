@@ -8,12 +8,14 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from inline import honest, nodes_of, play
-from points import CONFIG, TASK, data, parameters, partly_frozen, rounds, same, simulated, stored
+from points import CONFIG, TASK, data, parameters, partly_frozen, rounds, same, simulated, stored, turned
 from safetensors.torch import load_file
 from torch.utils.data import TensorDataset
 
 from msfusion.flower import Task
 from msfusion.flower.wire import Answer, Order, unpacked
+from msfusion.learn.disk_store import last_commit
+from msfusion.learn.shards import Shards
 from msfusion.learn.submodels import widths_of
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -88,6 +90,17 @@ def test_frozen_parameters_stay_and_do_not_travel_back(tmp_path: Path) -> None:
     assert {name for name in end if torch.equal(end[name], initial[name])} == {"second.weight", "second.bias"}
     assert len(handed) == 9
     assert all(values.keys() == end.keys() - {"second.weight", "second.bias"} for values in handed)
+
+
+def test_complex_parameters_and_what_follows_from_values(tmp_path: Path) -> None:
+    task, config = Task(turned, data), {**CONFIG, "server_momentum": 0.5}
+    play(task, nodes_of(task, 3, tmp_path), {**config, "out": str(tmp_path / "run")})
+    path = last_commit(tmp_path / "run" / "model")
+    assert path is not None
+    end = Shards(path)
+    assert end["turn"].is_complex()
+    want = parameters(simulated(turned, **config))
+    assert all(torch.equal(end[name], value) for name, value in want.items())
 
 
 @pytest.mark.parametrize("more", [{}, {"twins": 0.5}])  # the narrowest decides how many kinds there are

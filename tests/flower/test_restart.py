@@ -11,8 +11,9 @@ from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
 from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.flower import home, server, server_app
-from msfusion.flower.home import Home, sole
+from msfusion.flower.home import Home
 from msfusion.learn.disk_store import DiskStore
+from msfusion.runtimes.sole import sole
 
 CONTRAST = {**CONFIG, "contrast.weight": 1.0}
 ALL = {**CONTRAST, "twins": 0.9, "server_momentum": 0.5}
@@ -77,7 +78,7 @@ def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
 def test_a_second_server_side_is_kept_from_a_run(tmp_path: Path) -> None:
     nodes = nodes_of(TASK, 3, tmp_path)
     context = Context(1, 1, {}, RecordDict(), {**CONFIG, "out": str(tmp_path / "run")})
-    with sole(tmp_path / "run"), pytest.raises(UserError, match="another ServerApp"):
+    with sole(tmp_path / "run", "", ""), pytest.raises(UserError, match="another ServerApp is"):
         server_app(TASK)(nodes.grid, context)
 
 

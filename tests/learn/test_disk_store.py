@@ -1,6 +1,8 @@
 """The store on disk: the same bits as the one in memory, and whole checkpoints whatever happens."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from msfusion.learn import disk_store
 from msfusion.learn.disk_store import DiskStore
 from msfusion.learn.initial import write_initial
 from msfusion.learn.local import seeded
-from msfusion.learn.shards import INDEX, Shards, Spec, create, loaded
+from msfusion.learn.shards import INDEX, SINGLE, Shards, Spec, create, loaded, scratch
 from msfusion.learn.store import MemoryStore
 from msfusion.models import build
 
@@ -288,6 +290,25 @@ def test_broken_files(cut: int, tmp_path: Path) -> None:
         Shards(tmp_path / "x.safetensors")
 
 
+def full(descriptor: int, start: int, size: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_files_take_their_disk_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    create(folder, {"a": Spec(torch.float32, (100_000,))})
+    assert (folder / SINGLE).stat().st_blocks * 512 >= 400_000
+
+
+def test_a_full_disk_is_said_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"room for 4\d\d bytes at .*, got 'No space .*' with \d+ bytes free"):
+        create(tmp_path / "new", {"a": Spec(torch.float32, (80,))})
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(UserError, match=f"room for 40 bytes at {tmp_path}, got"):
+        scratch(tmp_path, (10,), torch.float32)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a safetensors file"):
         Shards(tmp_path)
@@ -346,6 +367,30 @@ def test_a_model_that_is_never_the_same_is_refused(tmp_path: Path) -> None:
     sizes = iter((3, 4))
     with pytest.raises(UserError, match="the same parameters twice"):
         write_initial(lambda: nn.Linear(next(sizes), 2), tmp_path / "new", 0)
+
+
+class Looking(nn.Module):
+    """Looks at values while it is made, gives a parameter others through .data, and has complex ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        nn.init.constant_(self.second.bias, self.first.weight.abs().mean().item())
+        self.second.weight.data = torch.rand(4, 4)
+        self.turn = nn.Parameter(torch.randn(5, dtype=torch.complex64))
+
+
+def test_initial_values_of_a_model_that_looks_at_values(tmp_path: Path) -> None:
+    with seeded(5, torch.device("cpu")):
+        want = values_of(Looking())
+    assert_same(dict(write_initial(Looking, tmp_path / "new", 5)), want)
+    assert_same(load_file(tmp_path / "new" / SINGLE), want)
+
+
+def test_a_type_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"got turn of torch\.complex128"):
+        create(tmp_path / "new", {"turn": Spec(torch.complex128, (2,))})
 
 
 class Named(nn.Module):

@@ -16,15 +16,17 @@ from typing import Any
 
 import torch
 
-from msfusion.commands.peer import route, task_of
+from msfusion.commands.peer import agreed, route, task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
 from msfusion.core.merge import Contribution
 from msfusion.peers.agreement import Version
 from msfusion.peers.disturbed import Disturbed
+from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link
 from msfusion.peers.task import Progress, Task
+from msfusion.runtimes.sole import sole
 
 
 def main() -> None:
@@ -105,21 +107,24 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
     settings = load(sys.argv[1], order["settings"]) if order["settings"] else config
     export = Path(order["export"]) if order.get("export") else None
     Member.factor, Member.hold = order.get("factor", 1.0), Path(order["hold"])
+    folder, number = Path(order["folder"]), int(order["number"])
     try:
-        peer = Member(
-            task,
-            settings,
-            settings.peers,
-            order["number"],
-            settings.participants,
-            Path(order["folder"]),
-            Link(**link),
-            say,
-            show,
-            export=export,
-            evaluate=order.get("evaluate", False),
-        )
-        peer.run()
+        with sole(folder, "peer", "stop that one"):
+            claim(folder, Mark(task.fingerprint, str(number), agreed(settings)))
+            peer = Member(
+                task,
+                settings,
+                settings.peers,
+                number,
+                settings.participants,
+                folder,
+                Link(**link),
+                say,
+                show,
+                export=export,
+                evaluate=order.get("evaluate", False),
+            )
+            peer.run()
     except BaseException as error:
         say(f"ended: {type(error).__name__}: {error}")
         raise

@@ -17,6 +17,7 @@ from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.past import History, Past
 from msfusion.peers.task import Task
+from msfusion.peers.wire import Wire
 from msfusion.records import Own, Round, read
 from msfusion.runtimes.setup import Setup
 
@@ -37,12 +38,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Setup]:
 class Run:
     """A peer's folder with blocks of two rounds, and its chronicle."""
 
-    def __init__(self, folder: Path, made: tuple[Task, Setup]) -> None:
+    def __init__(self, folder: Path, made: tuple[Task, Setup], wire: Wire | None = None) -> None:
         self.folder, (task, setup) = folder, made
         self.past = Past(folder / "blocks")
         folder.mkdir(exist_ok=True)
         self.past.open()
-        self.chronicle = Chronicle(folder, setup, task.described, FIRST, self.past)
+        self.chronicle = Chronicle(folder, setup, task.described, FIRST, self.past, wire)
 
     def record(
         self, entries: Sequence[Entry], own: dict[int, Own], scores: dict[int, Evaluation] | None = None
@@ -129,6 +130,18 @@ def test_rounds_of_another_past_are_recorded_anew_and_those_before_it_stay(
     after = own.record(other, {})
     assert ["own" in one for one in after] == [round < turn for round in range(6)]
     assert without_own(after) == run("anew").record(other, {})
+
+
+def test_bytes_are_those_that_travel(tmp_path: Path, made: tuple[Task, Setup]) -> None:
+    counted = {}
+    for kind in ("float32", "bfloat16"):
+        run = Run(tmp_path / kind, made, Wire(kind))
+        (line,) = run.record(entries((0, 1)), {})
+        run.chronicle.close()
+        first = read(run.folder).header["participants"][0]
+        counted[kind] = (line["bytes"], first["bytes_per_round"])
+        assert line["bytes"] == 2 * first["bytes_per_round"]
+    assert [2 * value for value in counted["bfloat16"]] == list(counted["float32"])
 
 
 def without_own(rounds: list[Round]) -> list[dict[str, Any]]:

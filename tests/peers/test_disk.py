@@ -14,6 +14,7 @@ from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.gather import check_replaceable
+from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import History
 
@@ -70,6 +71,26 @@ def test_a_disk_that_fails_is_no_disturbance(disk: Disk) -> None:
     with pytest.raises(OSError, match="No space"):
         disk.write(NEXT, 0, HISTORY, full)
     assert NEXT.text not in disk.holds()
+
+
+def test_what_is_no_version_is_let_be(disk: Disk, tmp_path: Path) -> None:
+    disk.write(NEXT, 0, HISTORY, ones)
+    foreign = [
+        tmp_path / "versions" / ".DS_Store",
+        tmp_path / "versions" / "000002-copy of next",
+        tmp_path / "versions" / NEXT.text / "._00000.safetensors",
+        tmp_path / "blocks" / ".DS_Store",
+        tmp_path / "previous" / "._000001.safetensors",
+    ]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    again = Disk(tmp_path, disk._layout, FIRST)
+    assert again.holds() == disk.holds()
+    assert Kept(tmp_path / "previous", 0, torch.device("cpu")).before(3) is None
+    again.commit(NEXT)
+    again.discard_after(FIRST)
+    assert all(path.exists() for path in foreign if path.parent.name != NEXT.text)
 
 
 def test_a_history_is_read_once_and_gone_with_its_version(disk: Disk, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ class Sessions:
     """Peers without a training."""
 
     def __init__(self) -> None:
-        self._address = f"127.0.0.1:{free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.all: list[Network] = []
 
     def open(self, serve: Serve, **more: Any) -> tuple[Network, Board]:
         number = len(self.all)
         board = Board(State(number, f"s{number}", 1, FIRST, FIRST), patience=60)
-        link = Link([self._address] if number else [], [self._address if not number else "127.0.0.1:0"])
+        link = Link([self.address] if number else [], [self.address if not number else "127.0.0.1:0"])
         config = configuration(link, str(number), "test", 10.0)
         network = Network(config, "test", "run", board, serve, **more)
         self.all.append(network)
@@ -42,6 +42,22 @@ class Sessions:
 
 def nothing(path: Sequence[str]) -> None:
     return None
+
+
+def test_both_of_one_number_are_told() -> None:
+    sessions, told = Sessions(), [threading.Event(), threading.Event()]
+    try:
+        sessions.open(nothing, stranger=lambda number: told[number].set())
+        sessions.open(nothing)
+        board = Board(State(0, "again", 1, FIRST, FIRST), patience=60)
+        config = configuration(Link([sessions.address], ["127.0.0.1:0"]), "0", "test", 10.0)
+        sessions.all.append(
+            Network(config, "test", "run", board, nothing, stranger=lambda number: told[1 - number].set())
+        )
+        assert all(event.wait(30) for event in told)
+    finally:
+        for session in sessions.all:
+            session.close()
 
 
 def test_a_request_to_a_peer_that_goes_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

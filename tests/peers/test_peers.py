@@ -1,10 +1,12 @@
 """Peers end with the parameters of a simulation."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from group import PRESET, Group, Nursery, simulated
+from noisy import NOISY
 
 from msfusion.records import read
 from msfusion.report import write_report
@@ -71,6 +73,26 @@ def test_frozen_parameters_stay(tmp_path: Path, wire: str) -> None:
     if wire == "float32":
         assert all(torch.equal(end[name], value) for name, value in want.items())
     assert {name for name, v in start.items() if torch.equal(end[name], v)} == {"3.weight", "3.bias"}
+
+
+def test_what_a_model_draws_beside_its_parameters_is_alike_and_exported_if_it_is_stored(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "noisy.py").write_text(NOISY)
+    preset = tmp_path / "preset.toml"
+    preset.write_text(PRESET.replace('"cnn"', f'"{tmp_path}/noisy.py:Noisy"').replace("options = {", "# {"))
+    nursery = Nursery(preset)
+    try:
+        with Group(nursery, tmp_path / "peers", rounds=2).start_all() as group:
+            group.finished()
+            end = group.model(2)
+        want = simulated(nursery, rounds=2)
+    finally:
+        nursery.close()
+    assert all(torch.equal(end[name], value) for name, value in want.items())
+    made: dict[str, Any] = {}
+    exec(NOISY, made)
+    made["Noisy"]().load_state_dict(end, strict=True)
 
 
 def test_the_overlap_rate_follows_the_measured_shift(nursery: Nursery, tmp_path: Path) -> None:

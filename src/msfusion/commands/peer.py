@@ -8,22 +8,27 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from msfusion.capture import capture
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
+from msfusion.core.seeds import derive
 from msfusion.data import load as load_data
+from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
-from msfusion.models import build, build_without_values
+from msfusion.models import build
 from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_replaceable
+from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
-from msfusion.peers.settings import Link, number_of
+from msfusion.peers.settings import Link, check_group, number_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
+from msfusion.runtimes.sole import sole
 
 _OWN = ("device", "threads", "workers", "evaluate_every", "checkpoint_every")
 """Settings in which peers may differ."""
@@ -42,14 +47,20 @@ def run(
 ) -> None:
     """Take part in a run until its last round."""
     config = load(preset, settings)
+    check_group(config.peers, config.participants)
     number = number_of(participant, config.peers.names, config.participants)
     zenoh()
     shower = Shower(participant)
     if export is not None:
         check_replaceable(export)
-    with stoppable(out, "start it again with the same command, and it goes on"):
+    task = task_of(config, number, own_data=own_data)
+    with (
+        stoppable(out, "start it again with the same command, and it goes on"),
+        sole(out, "peer", "stop that one, or give another --out"),
+    ):
+        claim(out, Mark(task.fingerprint, participant, agreed(config)))
         Peer(
-            task_of(config, number, own_data=own_data),
+            task,
             config,
             config.peers,
             number,
@@ -67,6 +78,7 @@ def run(
 def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
     """Pass on what peers say to each other who can only connect outwards; no part in any run."""
     config = load(preset, settings)
+    check_group(config.peers, config.participants)
     engine = zenoh()
     text = configuration(link, ROUTER, config.peers.group, config.peers.lease, router=True)
     with engine.open(engine.Config.from_json5(text)):
@@ -114,7 +126,9 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
     """
     data = load_data(config.data, 1 if own_data else config.participants, config.seed)
     spec, options = config.model.name, config.model.options
-    model, example = build_without_values(spec, data.inputs, options)
+    model, example, drawn = made_as_with_values(
+        lambda: build(spec, data.inputs, options), derive(config.seed, "model")
+    )
     captured = capture(model, example, overrides=config.model.axes or None)
     objective = Objective(language=data.task == "language")
     return Task(
@@ -124,20 +138,29 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         example,
         data.train[0 if own_data else number],
         objective,
-        fingerprint(config, captured.axes.to_json(), data.meaning),
+        fingerprint(config, captured.axes.to_json(), data.meaning, drawn),
         config.seed,
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
     )
 
 
-def fingerprint(config: Config, axes: str, meaning: str) -> str:
+def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "") -> str:
     """Hash of all settings on which peers must agree, of the model's axes, and of what labels or tokens stand
-    for: where each has data of its own, the same number might be another class or word."""
+    for: where each has data of its own, the same number might be another class or word.
+
+    drawn: hash of what the model draws at random beside its parameters.
+    """
+    text = json_format.dumps([agreed(config), axes, meaning, drawn], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def agreed(config: Config) -> dict[str, Any]:
+    """The settings that must be the same at all peers, and the version of msfusion: others may draw or merge
+    in another way."""
     table = {key: value for key, value in dataclasses.asdict(config).items() if key not in _OWN}
     table["data"] = {key: value for key, value in table["data"].items() if key != "path"}
-    text = json_format.dumps([table, axes, meaning], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return {**table, "msfusion": version("msfusion")}
 
 
 class Shower:

@@ -13,8 +13,7 @@ from msfusion.capture import Capture, capture
 from msfusion.core.seeds import derive
 from msfusion.flower.task import Settings, Task, settings_of
 from msfusion.learn.capacity import Capacity
-from msfusion.learn.local import seeded
-from msfusion.models import made_without_values
+from msfusion.learn.drawn import made_as_with_values
 from msfusion.runtimes.checkpoint import fingerprint
 from msfusion.runtimes.setup import Setup
 
@@ -63,6 +62,5 @@ def _agree(task: Task, run_config: str, device: torch.device, capacities: tuple[
 @functools.lru_cache(maxsize=1)
 def _read(task: Task, run_config: str) -> tuple[Settings, nn.Module, tuple[Tensor, ...], Capture]:
     settings = settings_of(json.loads(run_config))
-    with seeded(derive(settings.seed, "model"), torch.device("cpu")):
-        model, example = made_without_values(lambda: task.model(settings))
+    model, example, _ = made_as_with_values(lambda: task.model(settings), derive(settings.seed, "model"))
     return settings, model, example, capture(model, example, overrides=task.axes or None)

@@ -1,12 +1,11 @@
 """The single home of all shards: the full model on disk, and beside it what a run must not lose."""
 
 import dataclasses
-import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,22 +27,6 @@ from msfusion.learn.initial import Copies, write_initial
 from msfusion.learn.steps import server_step
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.setup import Setup
-
-
-@contextmanager
-def sole(directory: Path) -> Iterator[None]:
-    """Keep other processes from the run in a directory; UserError where one has it already. The operating
-    system lets go of it when this process ends, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"expected nobody else at the run in {directory}, but another ServerApp is: stop that run "
-                "(flwr stop), or set out to another directory"
-            ) from None
-        yield
 
 
 class Home:

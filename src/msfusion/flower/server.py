@@ -19,7 +19,7 @@ from msfusion.core.merge import Contribution
 from msfusion.errors import UserError
 from msfusion.flower.agreed import agree
 from msfusion.flower.exchange import Job, ask, logger
-from msfusion.flower.home import Home, sole
+from msfusion.flower.home import Home
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
@@ -27,6 +27,7 @@ from msfusion.learn.learner import Participant
 from msfusion.learn.round import Trained
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe
+from msfusion.runtimes.sole import sole
 
 
 def server_app(task: Task) -> ServerApp:
@@ -35,7 +36,8 @@ def server_app(task: Task) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        with sole(Path(settings_of(context.run_config).out).absolute()):
+        out = Path(settings_of(context.run_config).out).absolute()
+        with sole(out, "ServerApp", "stop that run (flwr stop), or set out to another directory"):
             Hub(task, grid, context.run_config).run()
 
     return app

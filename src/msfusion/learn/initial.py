@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from msfusion.errors import UserError
 from msfusion.learn.local import seeded
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create
-from msfusion.models.meta import parameters_on_meta, registering
+from msfusion.models.meta import made_without_values, registering
 
 Copies: TypeAlias = Callable[[Mapping[str, Tensor]], None]
 """Makes the twins in some of a model's tensors copies of one another, in place."""
@@ -31,15 +31,21 @@ def write_initial(
 
     The module is built twice: once without values, to learn names and shapes, and once with every parameter
     moved into its place in the files as it is registered, where all that the model's code then does to it
-    happens. Memory: the largest parameter, and the buffers. ``UserError`` where ``build`` makes a different
-    module the second time. Parameters whose type is changed after they were made (``.half()`` on the whole
-    module) are copied at the end, and held in memory until then.
+    happens. Memory: the largest parameter, and the buffers; the whole model where its code looks at values of
+    its parameters while it makes them. ``UserError`` where ``build`` makes a different module the second
+    time. Parameters whose type is changed after they were made (``.half()`` on the whole module) are copied
+    at the end, and held in memory until then.
 
     copies: what makes twins alike.
     """
     made: list[nn.Parameter] = []
-    with seeded(seed, torch.device("cpu")), parameters_on_meta(), registering(_once(made, lambda i, p: p)):
-        model = build()
+
+    def first() -> nn.Module:
+        made.clear()
+        with seeded(seed, torch.device("cpu")), registering(_once(made, lambda i, p: p)):
+            return build()
+
+    model = made_without_values(first)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     specs = {name: Spec.of(tensor) for name, tensor in _stored(model).items()}
     shards = create(folder, specs, shard_bytes)

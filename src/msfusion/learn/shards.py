@@ -4,12 +4,15 @@ A checkpoint is one file, or a folder with ``model.safetensors`` or with shards 
 Face writes them.
 """
 
+import errno
 import json
 import math
 import mmap
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -35,6 +38,7 @@ _DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -116,7 +120,7 @@ class Shards(Mapping[str, Tensor]):
 
 def create(folder: Path, specs: Mapping[str, Spec], shard_bytes: int = SHARD_BYTES) -> Shards:
     """A checkpoint of zeros in a new folder, open for writing: one file, or shards of at most about
-    ``shard_bytes`` with an index. Takes no memory, and disk only as it is filled."""
+    ``shard_bytes`` with an index. Takes no memory, and its disk at once; ``UserError`` where that is full."""
     folder.mkdir(parents=True)
     shards = _divided(specs, shard_bytes)
     names = [SINGLE] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
@@ -131,12 +135,14 @@ def create(folder: Path, specs: Mapping[str, Spec], shard_bytes: int = SHARD_BYT
 
 
 def scratch(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, mmap.mmap | None]:
-    """A tensor of zeros in a file without a name, which vanishes with it, and the map behind it."""
+    """A tensor of zeros in a file without a name, which vanishes with it, and the map behind it;
+    ``UserError`` where the disk is full."""
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return torch.zeros(shape, dtype=dtype), None
     with TemporaryFile(dir=folder) as file:
-        file.truncate(size)
+        with room_for(size, folder):
+            _extend(file.fileno(), size)
         mapped = mmap.mmap(file.fileno(), size)
     return torch.frombuffer(mapped, dtype=dtype).view(shape), mapped
 
@@ -227,15 +233,50 @@ def _shard_name(number: int, shards: int) -> str:
 
 
 def create_file(path: Path, specs: Mapping[str, Spec]) -> None:
-    """Header and holes; the widest types come first, so that every tensor lies on a multiple of its own."""
+    """Header and zeros; the widest types come first, so that every tensor lies on a multiple of its own.
+    ``UserError``, and no file, where the disk is full."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in sorted(specs.items(), key=lambda item: -item[1].dtype.itemsize):
+        if spec.dtype not in _NAMES:
+            raise UserError(
+                f"expected tensors of a type that safetensors has, got {name} of {spec.dtype}: take another"
+            )
         offsets = [end, end + spec.bytes]
         table[name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": offsets}
         end += spec.bytes
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
-    with path.open("wb") as file:
+    size = 8 + len(header) + end
+    with path.open("wb") as file, room_for(size, path):
+        try:
+            _extend(file.fileno(), size)
+        except OSError:
+            path.unlink()
+            raise
         file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + end)
+
+
+@contextmanager
+def room_for(size: int, path: Path) -> Iterator[None]:
+    """Where the disk has no room for ``size`` bytes at a path, or no file may be as long, ``UserError`` says
+    how many are free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        raise UserError(
+            f"expected room for {size} bytes at {path}, got {error.strerror!r} with {free} bytes free: make "
+            "room, or name a folder on another disk"
+        ) from None
+
+
+def _extend(descriptor: int, size: int) -> None:
+    """Make a file so many bytes long, none of them a hole: where a map is written to and the disk has no room
+    for that, the system kills the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)

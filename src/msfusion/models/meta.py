@@ -21,6 +21,8 @@ _active: ContextVar[bool] = ContextVar("parameters_on_meta", default=False)
 
 Registered = Callable[[nn.Parameter], nn.Parameter]
 """A parameter that a module is given -> the one that it keeps."""
+_WANTS_VALUES = ("meta", "incompatible tensor type")
+"""What errors say where code does with tensors on the meta device what only works with values."""
 
 
 @contextmanager
@@ -37,12 +39,12 @@ def parameters_on_meta() -> Iterator[None]:
 
 def made_without_values(make: Callable[[], T]) -> T:
     """What ``make`` returns, with the parameters on the meta device; with values where the model's code looks
-    at those of its parameters while it makes them."""
+    at those of its parameters while it makes them, or gives them others through ``.data``."""
     try:
         with parameters_on_meta():
             return make()
     except (RuntimeError, NotImplementedError, UserError) as error:
-        if "meta" not in str(error.__cause__ or error):
+        if not any(sign in str(error.__cause__ or error) for sign in _WANTS_VALUES):
             raise
         return make()
 

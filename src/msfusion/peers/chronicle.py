@@ -16,6 +16,7 @@ from msfusion.learn.round import Trained
 from msfusion.peers.agreement import Entry, Version, following
 from msfusion.peers.course import Coverages, known_as
 from msfusion.peers.past import History, Past
+from msfusion.peers.wire import Wire
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe, as_record
 from msfusion.runtimes.setup import Setup
@@ -39,9 +40,19 @@ class Chronicle:
     """Writes ``records.jsonl`` in a peer's folder, from the history that all peers share.
 
     past: the rounds of that history that lie in blocks.
+    wire: how values travel.
     """
 
-    def __init__(self, folder: Path, setup: Setup, described: Described, first: Version, past: Past) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        setup: Setup,
+        described: Described,
+        first: Version,
+        past: Past,
+        wire: Wire | None = None,
+    ) -> None:
+        self._wire = wire or Wire("float32")
         self._folder, self._setup, self._described, self._past = folder, setup, described, past
         self._writer: records.Writer | None = None
         self._first = self._at = self._stand = first
@@ -159,7 +170,8 @@ class Chronicle:
         return line
 
     def _scribe(self, learner: Learner) -> Scribe:
-        return Scribe(learner, [self._participant(n) for n in sorted(self._known)], exchange=True)
+        known = [self._participant(n) for n in sorted(self._known)]
+        return Scribe(learner, known, exchange=True, travelling=self._wire.dtype)
 
     def _participant(self, number: int) -> Participant:
         return known_as(self._setup, number, self._known[number])

@@ -1,5 +1,6 @@
 """Shards on a peer's disk: every version in a folder of its own, the last two committed ones kept."""
 
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +18,17 @@ from msfusion.peers.layout import Layout
 from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
 
 INITIAL = "initial"
-_COMMITTED = "committed.json"
+COMMITTED = "committed.json"
+VERSIONS = "versions"
+BLOCKS = "blocks"
 _HISTORY = "history.json"
-_BLOCKS = "blocks"
 
 
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 _PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
 _SHIFT = ".shift.json"
+_NAMED = re.compile(r"\d{6,}-[0-9a-z]+")
+"""The folder of a version."""
 _NOTHING = Held("", frozenset())
 
 
@@ -40,9 +44,9 @@ class Disk:
 
     def __init__(self, folder: Path, layout: Layout, first: Version) -> None:
         self._folder, self._layout, self._first = folder, layout, first
-        self._versions = folder / "versions"
+        self._versions = folder / VERSIONS
         self._versions.mkdir(parents=True, exist_ok=True)
-        self.past = Past(folder / _BLOCKS)
+        self.past = Past(folder / BLOCKS)
         self.past.open()
         self._open: dict[tuple[Version, int], Shards] = {}
         self._initial: Shards | None = None
@@ -59,7 +63,7 @@ class Disk:
 
     def committed(self) -> Version:
         """The last version that was committed here."""
-        path = self._folder / _COMMITTED
+        path = self._folder / COMMITTED
         if not path.exists():
             return self._first
         try:
@@ -177,7 +181,7 @@ class Disk:
 
     def commit(self, version: Version) -> None:
         """Go on from ``version``; what is older than the version before it, or of another lineage, goes."""
-        replace_file(self._folder / _COMMITTED, _VERSION.dump_json(version))
+        replace_file(self._folder / COMMITTED, _VERSION.dump_json(version))
         history = self.history(version)
         parent = history.parent if history else ""
         for text in self._folders():
@@ -228,11 +232,12 @@ class Disk:
             raise
 
     def _folders(self) -> Sequence[str]:
-        return sorted(path.name for path in self._versions.iterdir())
+        """The versions of which something lies here; what else is there (.DS_Store) is none."""
+        return sorted(path.name for path in self._versions.iterdir() if _NAMED.fullmatch(path.name))
 
     def _held(self, text: str) -> Held | None:
         folder = self._versions / text
-        shards = {int(path.stem) for path in folder.glob("*.safetensors")}
+        shards = {int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()}
         if not shards or not (folder / _HISTORY).exists():
             return None
         parent = read_history(folder / _HISTORY).parent

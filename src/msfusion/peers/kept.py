@@ -29,4 +29,4 @@ class Kept:
             old.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("*.safetensors"))
+        return sorted(path for path in self._folder.glob("*.safetensors") if path.stem.isdigit())

@@ -40,7 +40,8 @@ class Network:
     group, run: name of the group, and hash of the configuration.
     serve: called for requests of others, from several threads.
     sound: whether what another peer says of itself can be true; what cannot is passed over.
-    stranger: called with the number of a peer that has another configuration.
+    stranger: called with the number of a peer that has another configuration, or is another one of this
+        number.
     split: called with the numbers of those to whom there is no link, before the session is opened anew.
     wait: seconds without a link before that.
     """
@@ -225,7 +226,9 @@ class Network:
         run, number, session = str(sample.key_expr).split("/")[-3:]
         if not number.isdigit():
             return
-        if run != self._run:
+        own = self._board.own
+        twice = int(number) == own.number and session != own.session
+        if run != self._run or (twice and sample.kind == self._zenoh.SampleKind.PUT):
             self._stranger(int(number))
         elif sample.kind == self._zenoh.SampleKind.PUT:
             self._board.arrived(int(number), session)

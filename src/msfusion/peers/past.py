@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.errors import UserError
-from msfusion.learn.shards import sync
+from msfusion.learn.shards import room_for, sync
 from msfusion.peers.agreement import Entry, Version, following
 
 BLOCK = 100
@@ -133,7 +133,8 @@ def unreadable(path: Path) -> UserError:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file as a whole; a crash at any moment leaves the old one or the new one."""
     draft = path.with_suffix(f".{threading.get_ident()}.draft")
-    draft.write_bytes(content)
-    sync(draft)
+    with room_for(len(content), path):
+        draft.write_bytes(content)
+        sync(draft)
     draft.replace(path)
     sync(path.parent)

@@ -126,7 +126,7 @@ class Peer:
         )
         self._link = link
         self.progress = Progress()
-        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past)
+        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past, self.wire)
         self._witness = Witness(run, self.chronicle, self.board, self._score if evaluate else None, say)
         self._received: dict[str, Tensor] = {}
 
@@ -283,9 +283,16 @@ class Peer:
         return agreement.sound(state, len(self._everyone), len(self.layout))
 
     def _stranger(self, number: int) -> None:
+        if number == self.number:
+            name = name_of(number, self.peers.names)
+            self._say(
+                f"another peer that is participant {name} is here: stop one of the two, if neither ends"
+            )
+            return
         self._say(
-            f"{name_of(number, self.peers.names)} has another configuration, model, list of classes or "
-            "vocabulary and cannot take part: give all the same; texts of their own need data.tokenizer=byte"
+            f"{name_of(number, self.peers.names)} has another version of msfusion, configuration, model, "
+            "list of classes or vocabulary and cannot take part: give all the same; texts of their own need "
+            "data.tokenizer=byte"
         )
 
     def _split(self, numbers: Sequence[int]) -> None:
@@ -303,18 +310,24 @@ class Peer:
     def _score(self, version: Version) -> Evaluation:
         """Score the full model; raises Disturbed where it cannot be had any more."""
         self._shown("evaluate")
-        task, whole = self.task, self._gather(self.folder / "model", version)
+        task = self.task
+        whole = self._gather(self.folder / "model", version, buffers_in(self.folder))
         score = score_full(task.model, whole, task.data, task.test, task.objective, task.seed)
         self.progress.full = score
         return score
 
-    def _gather(self, folder: Path, version: Version) -> Shards:
+    def _stored(self) -> dict[str, Tensor]:
+        """The buffers that belong into a file of the model: the persistent ones."""
+        names = self.task.model.state_dict().keys()
+        return {name: value for name, value in buffers_in(self.folder).items() if name in names}
+
+    def _gather(self, folder: Path, version: Version, buffers: Mapping[str, Tensor]) -> Shards:
         return gather(
             folder,
             version,
             self.layout,
             self.disk,
-            buffers_in(self.folder),
+            buffers,
             self.member,
             self.network,
             lambda: self._at_hand(version),
@@ -334,7 +347,7 @@ class Peer:
             try:
                 done = self._witness.look(*self.course.stand)
                 if done and self._export is not None:
-                    self._gather(self._export, last)
+                    self._gather(self._export, last, self._stored())
             except Disturbed:
                 done = False
         self._shown("done")

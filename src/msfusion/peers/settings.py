@@ -11,6 +11,9 @@ from annotated_types import Ge, Gt
 from msfusion.errors import UserError
 from msfusion.peers.wire import Kind
 
+_SIGNS = "/*?#$"
+"""What has a meaning of its own in the keys that peers meet at."""
+
 
 @dataclass(frozen=True)
 class Peers:
@@ -56,6 +59,28 @@ class Link:
                 )
         if self.outbound and not self.connect:
             raise UserError("expected the address of a router (--connect HOST:PORT) for --outbound, got none")
+
+
+def check_group(peers: Peers, participants: int) -> None:
+    """Raise UserError for names that cannot be told apart or cannot be part of a key or of a file's name, and
+    for a start that nobody can wait for."""
+    _check_name("a peers.group", peers.group)
+    for name in peers.names:
+        _check_name("names in peers.names", name)
+        if peers.names.count(name) > 1:
+            raise UserError(f"expected each name in peers.names once, got {name!r} twice: rename one of them")
+    if peers.start is not None and peers.start > participants:
+        raise UserError(
+            f"expected a peers.start of at most {participants}, the number of participants, got "
+            f"{peers.start}: lower it, or leave it out to wait for all"
+        )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name or any(sign in name for sign in _SIGNS):
+        raise UserError(
+            f"expected {what} with letters and none of {' '.join(_SIGNS)}, got {name!r}: rename it"
+        )
 
 
 def number_of(name: str, names: Sequence[str], participants: int) -> int:

@@ -13,7 +13,7 @@ from msfusion import records
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
-from msfusion.settings import flat
+from msfusion.settings import differences, flat
 
 _FREE = {"workers"}
 """Settings that change nothing of what comes of a run: a resumed one may have others."""
@@ -139,7 +139,7 @@ class Journal:
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
                 "use the run's own model or another directory"
             )
-        if differ := _differences(flat(facts["settings"]), flat(self.settings), free):
+        if differ := differences(flat(facts["settings"]), flat(self.settings), {*free, *_FREE}):
             raise UserError(
                 f"expected the settings of the run in {self._directory}, got {differ}; "
                 "resume with the same settings or use another directory"
@@ -151,18 +151,3 @@ class Journal:
                 "resume with the same data or use another directory"
             )
         return int(facts["rounds_done"]), tensors
-
-
-def _differences(before: Mapping[str, str], now: Mapping[str, str], free: Collection[str]) -> str:
-    """What differs between settings by their dotted names, in words; empty where nothing does."""
-    keys = sorted((before.keys() | now.keys()) - set(free) - _FREE)
-    pairs = {key: (now.get(key), before.get(key)) for key in keys}
-    return ", ".join(
-        f"{key} = {_said(new)} where the run has {_said(old)}"
-        for key, (new, old) in pairs.items()
-        if new != old and {new, old} != {None, "{}"}  # of a table that is empty on one side, its keys tell
-    )
-
-
-def _said(value: str | None) -> str:
-    return "none" if value in (None, "null") else value

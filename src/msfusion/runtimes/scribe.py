@@ -1,10 +1,13 @@
 """What the records say of a run: who trains what at which cost, and what happened in a round."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
+import torch
+from torch import nn
+
 from msfusion import records
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import AxisMap, Widths
 from msfusion.learn.cost import Cost
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.local import Evaluation
@@ -26,10 +29,18 @@ class Scribe:
     """Puts a run into records.
 
     exchange: whether participants exchange anything; otherwise no bytes are counted.
+    travelling: type of values -> the one in which they travel, where that is another.
     """
 
-    def __init__(self, learner: Learner, participants: Sequence[Participant], *, exchange: bool) -> None:
-        self._learner = learner
+    def __init__(
+        self,
+        learner: Learner,
+        participants: Sequence[Participant],
+        *,
+        exchange: bool,
+        travelling: Callable[[torch.dtype], torch.dtype] | None = None,
+    ) -> None:
+        self._learner, self._travelling = learner, travelling
         self._participants = participants
         self._exchange = exchange
         axes = learner.submodels.axes.axes
@@ -66,8 +77,10 @@ class Scribe:
 
         dropped: who did not finish it, beside those whose fate says so.
         """
+        plans = [widths_of(one.windows) for one in trained]
         costs = [
-            self._learner.cost(one.participant, widths_of(one.windows), first=one.first) for one in trained
+            self._learner.cost(one.participant, plan, first=one.first)
+            for one, plan in zip(trained, plans, strict=True)
         ]
         arrived = [one for one in trained if one.fate == "on time"]
         examples = sum(one.participant.examples for one in trained)
@@ -80,7 +93,7 @@ class Scribe:
             if trained
             else None,
             "flops": sum(cost.flops_per_step for cost in costs) * self._learner.config.steps,
-            "bytes": sum(self._bytes(cost) for cost in costs),
+            "bytes": sum(map(self._bytes, costs, plans)),
             "coverage": coverage,
             "overlap": overlap,
             "shift": shift,
@@ -101,11 +114,16 @@ class Scribe:
             "parameters": cost.parameters,
             "flops_per_step": cost.flops_per_step,
             "memory_bytes": cost.memory_bytes,
-            "bytes_per_round": self._bytes(cost),
+            "bytes_per_round": self._bytes(cost, participant.widths),
         }
 
-    def _bytes(self, cost: Cost) -> int:
-        return cost.bytes_per_round if self._exchange else 0
+    def _bytes(self, cost: Cost, widths: Widths) -> int:
+        if not self._exchange or self._travelling is None:
+            return cost.bytes_per_round if self._exchange else 0
+        submodels = self._learner.submodels
+        received = [value for value in submodels.shapes(widths).values() if isinstance(value, nn.Parameter)]
+        sent = [*received, *submodels.trained(widths).values()]
+        return sum(value.numel() * self._travelling(value.dtype).itemsize for value in sent)
 
     def _windows(self, trained: Sequence[Trained]) -> dict[str, dict[str, records.Ranges]]:
         return {

@@ -1,0 +1,97 @@
+"""What a model draws at random beside its parameters is the same with and without values."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from msfusion.learn.drawn import made_as_with_values
+from msfusion.learn.local import seeded
+from msfusion.models import MODELS, build
+
+
+class Noisy(nn.Module):
+    """Draws buffers, tensors, arrays and numbers, before and behind parameters of all kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = torch.randn(3)
+        self.layer = nn.Linear(7, 9)
+        self.recurrent = nn.LSTM(4, 3)
+        nn.init.orthogonal_(self.layer.weight)
+        nn.init.trunc_normal_(self.layer.weight[:, :5])
+        self.own = nn.Parameter(torch.empty(5, 3).t())
+        nn.init.normal_(self.own)
+        with torch.no_grad():
+            self.own.copy_(torch.randn_like(self.own)).bernoulli_(0.3)
+        self.register_buffer("stored", torch.randn(40))
+        self.register_buffer("hidden", torch.randn(17), persistent=False)
+        self.plain = {"tables": [torch.rand(4, 4)], "mask": torch.rand(6) > 0.5}
+        self.order = np.random.permutation(8)
+        self.factor = float(torch.rand(()))
+
+
+def drawn_by(module: Any) -> list[Any]:
+    return [
+        module.before,
+        module.stored,
+        module.hidden,
+        module.plain["tables"][0],
+        module.plain["mask"],
+        torch.from_numpy(module.order),
+        torch.tensor(module.factor),
+    ]
+
+
+def test_all_that_a_model_draws_beside_parameters_is_as_with_values() -> None:
+    with seeded(3, torch.device("cpu")):
+        want = drawn_by(Noisy())
+    module, _, digest = made_as_with_values(lambda: (Noisy(), None), 3)
+    assert all(p.is_meta for p in module.parameters())
+    assert all(map(torch.equal, drawn_by(module), want))
+    assert digest != made_as_with_values(lambda: (Noisy(), None), 4)[2]
+    assert digest == made_as_with_values(lambda: (Noisy(), None), 3)[2]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_is_drawn_beside_the_parameters_of_shipped_models(name: str) -> None:
+    module, example, digest = made_as_with_values(lambda: build(name, None), 0)
+    real, same = build(name, None)
+    assert digest == ""
+    assert all(p.is_meta for p in module.parameters())
+    assert torch.equal(example[0], same[0])
+    assert all(map(torch.equal, module.buffers(), real.buffers()))
+
+
+class Reads(nn.Module):
+    """Looks at values of a parameter while it is made, and gives another one others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.scale = self.first.weight.abs().mean().item()
+        self.first.bias.data = torch.rand(4)
+
+
+def test_what_follows_from_values_is_as_with_values() -> None:
+    with seeded(3, torch.device("cpu")):
+        want = Reads()
+    assert made_as_with_values(lambda: (Reads(), None), 3)[0].scale == want.scale
+
+
+def counted(made: list[nn.Module]) -> Callable[[], tuple[nn.Module, Tensor]]:
+    """Makes modules with a buffer that no seed decides."""
+
+    def make() -> tuple[nn.Module, Tensor]:
+        made.append(nn.Linear(2, 2))
+        made[-1].register_buffer("count", torch.tensor(len(made)), persistent=False)
+        return made[-1], torch.zeros(1)
+
+    return make
+
+
+def test_what_no_seed_decides_is_in_the_hash() -> None:
+    assert made_as_with_values(counted([]), 0)[2] != made_as_with_values(counted([nn.Identity()]), 0)[2]

@@ -1,0 +1,44 @@
+"""Settings of a group that cannot work are refused in one sentence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from group import PRESET
+
+from msfusion.commands import peer as command
+from msfusion.errors import UserError
+from msfusion.peers.settings import Link, Peers, check_group
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"names": ["anna", "ben", "anna"]}, "each name in peers.names once, got 'anna' twice"),
+        *(({"names": ["anna", f"b{sign}n"]}, "expected names in peers.names with") for sign in "/*?#$"),
+        ({"names": ["anna", ""]}, "got ''"),
+        *(({"group": f"a{sign}b"}, "expected a peers.group with") for sign in "/*?#$"),
+        ({"group": ""}, "got ''"),
+        ({"start": 4}, "expected a peers.start of at most 3, .* got 4"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_group(Peers(**settings), 3)
+
+
+def test_what_can_work_is_not() -> None:
+    check_group(Peers(), 1)
+    check_group(Peers(group="Klinik-Nord 2", names=["anna", "Jörg", "c.d_e"], start=3), 3)
+
+
+def test_the_command_refuses_them(tmp_path: Path) -> None:
+    preset = tmp_path / "small.toml"
+    preset.write_text(PRESET)
+    with pytest.raises(UserError, match=r"got 'a/\*\*'"):
+        command.route(str(preset), {"peers.group": "a/**"}, Link())
+    own = {"link": Link(), "own_data": False, "out": tmp_path / "run", "evaluate": False, "export": None}
+    with pytest.raises(UserError, match=r"got 'a/\*\*'"):
+        command.run(str(preset), {"peers.group": "a/**"}, participant="0", **own)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

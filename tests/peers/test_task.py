@@ -1,0 +1,42 @@
+"""What a peer trains is what a simulation trains."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from group import PRESET
+from noisy import NOISY
+
+from msfusion.commands.peer import task_of
+from msfusion.commands.training import federation_of, simulation_of
+from msfusion.config import Config, load
+from msfusion.learn.submodels import materialised
+
+
+def noisy(folder: Path, **settings: Any) -> Config:
+    (folder / "noisy.py").write_text(NOISY)
+    preset = folder / "noisy.toml"
+    preset.write_text(PRESET.replace('"cnn"', f'"{folder}/noisy.py:Noisy"').replace("options = {", "# {"))
+    return load(str(preset), settings)
+
+
+def test_buffers_and_plain_tensors_are_those_of_a_simulation(tmp_path: Path) -> None:
+    config = noisy(tmp_path, twins=None)  # they would change the simulation's buffers at once
+    data = federation_of(config)
+    x = data.test[0][0][None]
+    model = simulation_of(config, data, None).model.eval()
+    for number in (0, 3):
+        task = task_of(config, number, own_data=False)
+        buffers = dict(task.model.named_buffers())
+        assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+        module = materialised(task.captured.narrow({}), torch.device("cpu")).eval()
+        module.load_state_dict(model.state_dict())
+        assert torch.equal(module(x), model(x))
+
+
+def test_peers_with_other_draws_are_told_apart(tmp_path: Path) -> None:
+    before = task_of(noisy(tmp_path), 0, own_data=False).fingerprint
+    assert task_of(noisy(tmp_path), 1, own_data=False).fingerprint == before
+    (tmp_path / "noisy.py").write_text(NOISY.replace("torch.randn(64)", "torch.randn(64) + 1e-6"))
+    config = load(str(tmp_path / "noisy.toml"))
+    assert task_of(config, 0, own_data=False).fingerprint != before
