@@ -15,6 +15,7 @@ from torch import Tensor
 
 from msfusion.errors import UserError
 from msfusion.flower import client_app
+from msfusion.flower.client import number_of
 from msfusion.flower.wire import packed, unpacked
 
 BRIEF = {"waiting.deadline": 8.0}
@@ -130,6 +131,12 @@ def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
     assert [one["participant"] for one in dropped] == [1]
     assert "a second SuperNode" in dropped[0]["reason"]
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
+
+
+@pytest.mark.parametrize("number", [True, False, -1, 1.0, 0.5, "1", None])
+def test_what_is_no_number_of_a_participant_is_refused(number: object) -> None:
+    with pytest.raises(UserError, match=rf"expected the participant's number, 0 to 2, .*got {number!r}"):
+        number_of({"partition-id": number}, 3)
 
 
 def lies(message: Message, context: Context, app: ClientApp) -> list[Message]:

@@ -49,7 +49,7 @@ def _answered(message: Message, context: Context, answer: Callable[[], RecordDic
         content = answer()
     except UserError as error:
         number = context.node_config.get("partition-id")
-        content = refusal(error, number if isinstance(number, int) else None)
+        content = refusal(error, number if type(number) is int else None)
     return Message(content, reply_to=message)
 
 
@@ -90,7 +90,7 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
 def number_of(node: Mapping[str, Any], participants: int) -> int:
     """Which participant a SuperNode is."""
     number = node.get("partition-id")
-    if not isinstance(number, int) or not 0 <= number < participants:
+    if type(number) is not int or not 0 <= number < participants:  # nor a bool
         raise UserError(
             f"expected the participant's number, 0 to {participants - 1}, as partition-id in the node "
             f"configuration, got {number!r}: start the SuperNode with --node-config 'partition-id=0'"

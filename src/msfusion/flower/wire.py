@@ -159,7 +159,7 @@ def _table(content: RecordDict, name: str) -> dict[str, Any]:
 
 def _whole(table: Mapping[str, Any], name: str, least: int) -> int:
     value = table.get(name)
-    if not isinstance(value, int) or value < least:
+    if type(value) is not int or value < least:  # nor a bool
         raise UserError(f"expected {name} of at least {least} in the answer, got {value!r}")
     return value
 
