@@ -16,6 +16,7 @@ from torch import Tensor
 from msfusion.errors import UserError
 from msfusion.flower import client_app
 from msfusion.flower.client import number_of
+from msfusion.flower.task import Waiting
 from msfusion.flower.wire import packed, unpacked
 
 BRIEF = {"waiting.deadline": 8.0}
@@ -131,6 +132,13 @@ def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
     assert [one["participant"] for one in dropped] == [1]
     assert "a second SuperNode" in dropped[0]["reason"]
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
+
+
+@pytest.mark.parametrize(
+    ("share", "participants", "least"), [(0.5, 5, 3), (0.7, 10, 7), (0.01, 3, 1), (1, 4, 4), (0.51, 100, 51)]
+)
+def test_a_quorum_is_no_less_than_its_share(share: float, participants: int, least: int) -> None:
+    assert Waiting(quorum=share).least(participants) == least
 
 
 @pytest.mark.parametrize("number", [True, False, -1, 1.0, 0.5, "1", None])

@@ -66,7 +66,7 @@ class Roll:
         return told
 
     def _await(self, *, first: bool) -> dict[int, Member]:
-        quorum = max(1, round(self._waiting.quorum * self._participants))
+        quorum = self._waiting.least(self._participants)
         start = reminded = time.monotonic()
         while True:
             self._look()
