@@ -10,11 +10,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from inline import Behaviour, Node, Nodes, honest, nodes_of, play
-from points import CONFIG, TASK, alone, rounds, same, stored
+from points import CONFIG, TASK, alone, data, model, points, rounds, same, stored
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from msfusion.errors import UserError
-from msfusion.flower import client_app
+from msfusion.flower import Settings, Task, client_app
 from msfusion.flower.client import number_of
 from msfusion.flower.roll import Roll
 from msfusion.flower.task import Waiting
@@ -114,6 +115,19 @@ def test_the_round_goes_on_without_the_faulty_answer(fault: str, tmp_path: Path)
     assert [one["participant"] for one in second["dropped"]] == [FAULTY]
     assert reason in second["dropped"][0]["reason"]
     assert same(stored(tmp_path / "run"), alone(ALL, OTHERS, ALL))
+
+
+def test_a_participant_with_one_example_is_left_out_where_there_is_batch_norm(tmp_path: Path) -> None:
+    def few(settings: Settings, participant: int, node: Any) -> TensorDataset:
+        return points(1, 0) if participant == FAULTY else data(settings, participant, node)
+
+    task = Task(model, few)
+    play(task, nodes_of(task, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
+    for found in rounds(tmp_path / "run"):
+        assert found["participants"] == [0, 2]
+        (dropped,) = found["dropped"]
+        assert "expected batches of at least 2 examples" in dropped["reason"]
+    assert same(stored(tmp_path / "run"), alone(OTHERS, OTHERS, OTHERS))
 
 
 def test_the_second_of_two_answers_is_refused(tmp_path: Path) -> None:
