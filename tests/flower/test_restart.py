@@ -1,5 +1,7 @@
 """A server side that is started again goes on, wherever it was ended, and ends with the same parameters."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,24 @@ def test_a_second_server_side_is_kept_from_a_run(tmp_path: Path) -> None:
     context = Context(1, 1, {}, RecordDict(), {**CONFIG, "out": str(tmp_path / "run")})
     with sole(tmp_path / "run"), pytest.raises(UserError, match="another ServerApp"):
         server_app(TASK)(nodes.grid, context)
+
+
+def test_state_of_runs_that_are_over_is_removed(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    days = {"a" * 32: 31, "b" * 32: 29, "c" * 32: 31, "notes": 31}
+    for name, age in days.items():
+        folder = state / name / "participant-1"
+        folder.mkdir(parents=True)
+        for number in (1, 2):
+            (folder / f"{number:06d}.safetensors").touch()
+            when = time.time() - 86400 * (age if number == 1 else age - 0.5)
+            os.utime(folder / f"{number:06d}.safetensors", (when, when))
+    (state / ("c" * 32) / "participant-1" / "mine.txt").touch()
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**CONTRAST, "out": str(tmp_path / "run")})
+    left = {str(p.relative_to(state)) for p in state.rglob("*") if p.is_file() and p.parts[-3] in days}
+    kept = [f"{name}/participant-1/{i:06d}.safetensors" for name in ("b" * 32, "notes") for i in (1, 2)]
+    assert left == {*kept, f"{'c' * 32}/participant-1/mine.txt"}
+    assert not (state / ("a" * 32)).exists()
 
 
 def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 Flower starts a new process for every message, so what it keeps between rounds lies on disk.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from msfusion.runtimes.setup import device_of
 from msfusion.runtimes.simulation import torch_threads
 
 _KEPT = 2  # rounds: the server side may have to do the last one again
+_OVER = 30 * 86400.0  # seconds without a round after which a run counts as over
 
 
 def client_app(task: Task) -> ClientApp:
@@ -58,6 +62,7 @@ def _hello(task: Task, context: Context) -> RecordDict:
     number = number_of(context.node_config, settings.participants)
     data = task.data(settings, number, context.node_config)
     check_participants([data])
+    remove_old(state_folder(context.node_config))
     capacity = capacity_of(context.node_config)
     return Hello(number, len(data), capacity).record()  # type: ignore[arg-type]
 
@@ -110,6 +115,22 @@ def state_folder(node: Mapping[str, Any]) -> Path:
     """Where a SuperNode keeps what lasts from one message to the next."""
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     return Path(str(node.get("state") or home / "msfusion"))
+
+
+def remove_old(state: Path) -> None:
+    """Remove what participants remember of runs in which none of them has trained for 30 days: files and
+    folders with the names that ``Kept`` gives them, and no others."""
+    for run in state.glob("[0-9a-f]" * 32):
+        files = [*run.glob("participant-*/[0-9]*.safetensors"), *run.glob("participant-*/[0-9]*.draft")]
+        with suppress(FileNotFoundError):  # another SuperNode of this machine is at it as well
+            if max((file.stat().st_mtime for file in files), default=math.inf) > time.time() - _OVER:
+                continue
+            for file in files:
+                file.unlink()
+        with suppress(OSError):  # something else is in it
+            for folder in {file.parent for file in files}:
+                folder.rmdir()
+            run.rmdir()
 
 
 class Kept:
