@@ -8,11 +8,25 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from inline import honest, nodes_of, play
-from points import CONFIG, TASK, data, parameters, partly_frozen, rounds, same, simulated, stored
+from points import (
+    CONFIG,
+    FEATURES,
+    TASK,
+    Net,
+    data,
+    parameters,
+    partly_frozen,
+    rounds,
+    same,
+    simulated,
+    stored,
+)
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from msfusion.flower import Task
+from msfusion.errors import UserError
+from msfusion.flower import Settings, Task
 from msfusion.flower.wire import Answer, Order, unpacked
 from msfusion.learn.submodels import widths_of
 
@@ -88,6 +102,17 @@ def test_frozen_parameters_stay_and_do_not_travel_back(tmp_path: Path) -> None:
     assert {name for name in end if torch.equal(end[name], initial[name])} == {"second.weight", "second.bias"}
     assert len(handed) == 9
     assert all(values.keys() == end.keys() - {"second.weight", "second.bias"} for values in handed)
+
+
+def test_complex_tensors_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    def twisted(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        net = Net()
+        net.turn = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        return net, (torch.zeros(2, FEATURES),)
+
+    task = Task(twisted, data)
+    with pytest.raises(UserError, match=r"got turn of type torch\.complex64: .*train in a simulation"):
+        play(task, nodes_of(task, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
 
 
 @pytest.mark.parametrize("more", [{}, {"twins": 0.5}])  # the narrowest decides how many kinds there are

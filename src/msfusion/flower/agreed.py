@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from msfusion.capture import Capture, capture
 from msfusion.core.seeds import derive
+from msfusion.errors import UserError
 from msfusion.flower.task import Settings, Task, settings_of
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.local import seeded
@@ -60,9 +61,20 @@ def _agree(task: Task, run_config: str, device: torch.device, capacities: tuple[
     return Agreed(settings, setup, dict(model.named_buffers()), key)
 
 
+def _check_real(model: nn.Module) -> None:
+    """UserError for tensors that no checkpoint can hold."""
+    for name, tensor in {**model.state_dict(), **dict(model.named_parameters())}.items():
+        if isinstance(tensor, Tensor) and tensor.is_complex():
+            raise UserError(
+                f"expected real parameters and persistent buffers under Flower, got {name} of type "
+                f"{tensor.dtype}: hold its real and imaginary parts apart, or train in a simulation"
+            )
+
+
 @functools.lru_cache(maxsize=1)
 def _read(task: Task, run_config: str) -> tuple[Settings, nn.Module, tuple[Tensor, ...], Capture]:
     settings = settings_of(json.loads(run_config))
     with seeded(derive(settings.seed, "model"), torch.device("cpu")):
         model, example = made_without_values(lambda: task.model(settings))
+    _check_real(model)
     return settings, model, example, capture(model, example, overrides=task.axes or None)
