@@ -104,6 +104,32 @@ def test_frozen_parameters_stay_and_do_not_travel_back(tmp_path: Path) -> None:
     assert all(values.keys() == end.keys() - {"second.weight", "second.bias"} for values in handed)
 
 
+class Noisy(Net):
+    """Adds what it has drawn when it was made, once into a buffer that is stored and once into others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stored", torch.randn(FEATURES))
+        self.register_buffer("drawn", torch.randn(FEATURES), persistent=False)
+        self.register_buffer("of_units", torch.rand(12), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x + self.stored + self.drawn)) * self.of_units)
+        return self.head(torch.relu(self.second(self.dropout(x))))
+
+
+@pytest.mark.parametrize("more", [{}, {"twins": 0.5}])
+def test_buffers_that_are_drawn_are_those_of_the_simulation(more: dict[str, Any], tmp_path: Path) -> None:
+    def noisy(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return Noisy(), (torch.zeros(2, FEATURES),)
+
+    task = Task(noisy, data)
+    config = {**CONFIG, **more, "out": str(tmp_path / "run")}
+    play(task, nodes_of(task, 3, tmp_path), {**config, "rounds": 2})
+    play(task, nodes_of(task, 3, tmp_path), config)
+    assert same(stored(tmp_path / "run"), parameters(simulated(noisy, **more)))
+
+
 def test_complex_tensors_are_refused_in_a_sentence(tmp_path: Path) -> None:
     def twisted(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
         net = Net()

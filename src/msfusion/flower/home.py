@@ -11,7 +11,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from msfusion import records
 from msfusion.core.axes import Selection
@@ -26,8 +27,18 @@ from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import DiskStore
 from msfusion.learn.initial import Copies, write_initial
 from msfusion.learn.steps import server_step
+from msfusion.runtimes import checkpoint
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.setup import Setup
+
+_BUFFERS = "buffers.safetensors"
+
+
+def _transient(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that are in no state dict. Their values are those of a model that is made with values: where
+    they are drawn, a model without values, which draws less, has others."""
+    stored = model.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in stored}
 
 
 @contextmanager
@@ -120,6 +131,8 @@ class Home:
     def _opened(self, begun: Setup | None) -> DiskStore:
         """The store; what twins there are, is known once it is known who trains what."""
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        if (self._source / _BUFFERS).exists():
+            buffers |= load_file(self._source / _BUFFERS)
         if begun and begun.copies:
             begun.copies(buffers)
         return DiskStore(
@@ -137,8 +150,15 @@ class Home:
         draft = self._source.with_name("initial.draft")
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
-        seed = derive(self._settings.seed, "model")
-        write_initial(lambda: self._task.model(self._settings)[0], draft, seed, copies=copies)
+        made: list[nn.Module] = []
+
+        def build() -> nn.Module:
+            made[:] = [self._task.model(self._settings)[0]]
+            return made[0]
+
+        write_initial(build, draft, derive(self._settings.seed, "model"), copies=copies)
+        if transient := _transient(made[0]):
+            checkpoint.write(draft / _BUFFERS, transient, {})
         self._save(draft)
         shutil.rmtree(self._source, ignore_errors=True)
         draft.rename(self._source)
