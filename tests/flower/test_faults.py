@@ -149,6 +149,19 @@ def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
 
 
+def test_a_participant_with_other_classes_is_not_let_in(tmp_path: Path) -> None:
+    def classes(settings: Settings, participant: int, node: Any) -> str:
+        return "dog cat bird" if participant == 2 else "cat dog bird"
+
+    nodes = nodes_of(Task(model, data, meaning=classes), 3, tmp_path, {2: slow})
+    config = {**CONFIG, "waiting.patience": 1.0, "rounds": 2, "out": str(tmp_path / "run")}
+    play(Task(model, data, meaning=classes), nodes, config)
+    for found in rounds(tmp_path / "run"):
+        assert found["participants"] == [0, 1]
+        (dropped,) = found["dropped"]
+        assert "expected labels or tokens that stand for what they do at participant" in dropped["reason"]
+
+
 @pytest.mark.parametrize("number", [True, False, -1, 1.0, 0.5, "1", None])
 def test_what_is_no_number_of_a_participant_is_refused(number: object) -> None:
     with pytest.raises(UserError, match=rf"expected the participant's number, 0 to 2, .*got {number!r}"):

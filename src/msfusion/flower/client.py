@@ -64,7 +64,9 @@ def _hello(task: Task, context: Context) -> RecordDict:
     check_participants([data])
     remove_old(state_folder(context.node_config))
     capacity = capacity_of(context.node_config)
-    return Hello(number, len(data), capacity).record()  # type: ignore[arg-type]
+    meaning = task.meaning(settings, number, context.node_config) if task.meaning else None
+    known = None if meaning is None else checkpoint.fingerprint(meaning)
+    return Hello(number, len(data), capacity, known).record()  # type: ignore[arg-type]
 
 
 def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:

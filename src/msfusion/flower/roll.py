@@ -24,11 +24,13 @@ class Member:
     """A participant that is connected.
 
     capacity: what it can afford; None where it does not say.
+    meaning: hash of what its labels or tokens stand for; None where it does not say.
     """
 
     examples: int
     connection: Connection
     capacity: Capacity | None
+    meaning: str | None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ class Roll:
                     f"expected the capacity that the run began with, {self.capacities[number]}, "
                     f"got {hello.capacity}"
                 )
+            self._check_meaning(hello)
         except UserError as error:
             if self._why.get(node) != (number, str(error)):
                 logger.warning("SuperNode %d cannot take part: %s", node, error)
@@ -172,5 +175,15 @@ class Roll:
             self._doubles.append({"participant": number, "reason": reason})
             self._places[node] = number
             return
-        self._members[number] = Member(hello.examples, self._asked[node].connection, hello.capacity)
+        self._members[number] = Member(
+            hello.examples, self._asked[node].connection, hello.capacity, hello.meaning
+        )
         logger.info("participant %d is here, with %d examples", number, hello.examples)
+
+    def _check_meaning(self, hello: Hello) -> None:
+        for number, member in self._members.items():
+            if number != hello.number and member.meaning != hello.meaning:
+                raise UserError(
+                    f"expected labels or tokens that stand for what they do at participant {number}, got "
+                    "others: see to it that both have the same classes, or the same vocabulary"
+                )

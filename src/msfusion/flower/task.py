@@ -62,6 +62,8 @@ class Task:
     objective: the loss; by default cross-entropy of logits (..., classes).
     name: of the model, in the records.
     axes: dims declared by hand, pattern over parameter names -> a dim per dimension.
+    meaning: as ``data``, -> what labels or tokens stand for there, such as the names of the classes. Only a
+    hash of it leaves the participant, which is not let in where others have another.
     """
 
     model: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]]
@@ -69,6 +71,7 @@ class Task:
     objective: Objective = field(default_factory=Objective)
     name: str = "model"
     axes: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
+    meaning: Callable[[Settings, int, Mapping[str, Any]], str] | None = None
 
 
 def settings_of(run_config: Mapping[str, Any]) -> Settings:

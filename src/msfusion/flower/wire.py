@@ -43,22 +43,35 @@ class Hello:
 
     number: which participant it is.
     capacity: what it can afford, if it says so.
+    meaning: hash of what its labels or tokens stand for, where the app knows that.
     """
 
     number: int
     examples: int
     capacity: Capacity | None = None
+    meaning: str | None = None
 
     def record(self) -> RecordDict:
         stated = asdict(self.capacity) if self.capacity else {}
-        facts = {"participant": self.number, "examples": self.examples, **stated}
+        facts = {
+            "participant": self.number,
+            "examples": self.examples,
+            "meaning": self.meaning,
+            **stated,
+        }
         return RecordDict({"hello": ConfigRecord({k: v for k, v in facts.items() if v is not None})})
 
     @staticmethod
     def read(content: RecordDict) -> "Hello":
         """UserError where the answer is not a hello, or a refusal."""
         table = _table(content, "hello")
-        return Hello(_whole(table, "participant", 0), _whole(table, "examples", 1), capacity_of(table))
+        meaning = table.get("meaning")
+        return Hello(
+            _whole(table, "participant", 0),
+            _whole(table, "examples", 1),
+            capacity_of(table),
+            None if meaning is None else str(meaning),
+        )
 
 
 @dataclass(frozen=True)
