@@ -1,5 +1,6 @@
 """Whatever a participant does, the round goes on with the others, and the record says who and why."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +96,10 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "garbage": (changed(garbage), "cannot read them"),
     "another format": (changed(pickled), "found none"),
     "nothing": (changed(lambda content: content.clear()), "expected 'answer' in the answer, got nothing"),
+    "no loss": (
+        changed(lambda content: content["metrics"].update({"train_loss": math.nan})),
+        "expected a finite training loss in the answer, got nan",
+    ),
     "no examples": (
         changed(lambda content: content["metrics"].update({"num-examples": 0})),
         "expected num-examples of at least 1 in the answer, got 0",

@@ -5,6 +5,7 @@ hundred objects with a request each. Nothing is unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -138,8 +139,8 @@ class Answer:
         """The answer and its values as they came; UserError where it is none, or a refusal."""
         table, metrics = _table(content, "answer"), _table(content, "metrics")
         loss = metrics.get("train_loss")
-        if not isinstance(loss, float):
-            raise UserError(f"expected a training loss in the answer, got {loss!r}")
+        if not isinstance(loss, float) or not math.isfinite(loss):
+            raise UserError(f"expected a finite training loss in the answer, got {loss!r}")
         answer = Answer(
             _whole(metrics, "num-examples", 1), loss, bool(table.get("first")), _runs(table.get("seen"))
         )
