@@ -65,6 +65,21 @@ def test_a_run_that_was_killed_goes_on(moment: str, tmp_path: Path, monkeypatch:
     assert len([p for p in (tmp_path / "run" / "model").iterdir() if p.is_dir()]) == 1
 
 
+def test_what_a_node_can_afford_may_change_before_the_first_round_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**CONFIG, "twins": 0.9, "rounds": 1, "out": str(tmp_path / "run")}
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "ask", killed)
+        with pytest.raises(Killed):
+            play(TASK, nodes_of(TASK, 3, tmp_path), config)
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[1].config["width"] = 0.25
+    play(TASK, nodes, config)
+    expected = simulated(twins=0.9, rounds=1, width=(0.5, 0.25, 0.5))
+    assert same(stored(tmp_path / "run"), parameters(expected))
+
+
 def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
     config = {**CONTRAST, "out": str(tmp_path / "run")}
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})

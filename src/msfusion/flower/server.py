@@ -59,7 +59,8 @@ class Hub:
         agreed = agree(task, run_config, torch.device("cpu"))
         self.settings, self.setup, self._key = agreed.settings, agreed.setup, agreed.key
         self.home = Home(task, agreed)
-        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, self.home.capacities)
+        fixed = self.home.capacities if self.home.done else ()
+        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, fixed)
         self._inbox = self.home.out / "answers"
 
     def run(self) -> None:
