@@ -8,4 +8,8 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """Training led to values that are not finite."""
+    """Training led to values that are not finite, or to none."""
+
+
+class TooFew(Diverged):
+    """A participant has too few examples for batch norm: others train without it."""

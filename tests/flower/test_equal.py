@@ -8,11 +8,25 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from inline import honest, nodes_of, play
-from points import CONFIG, TASK, data, parameters, partly_frozen, rounds, same, simulated, stored, turned
+from points import (
+    CONFIG,
+    FEATURES,
+    TASK,
+    Net,
+    data,
+    parameters,
+    partly_frozen,
+    rounds,
+    same,
+    simulated,
+    stored,
+    turned,
+)
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from msfusion.flower import Task
+from msfusion.flower import Settings, Task
 from msfusion.flower.wire import Answer, Order, unpacked
 from msfusion.learn.disk_store import last_commit
 from msfusion.learn.shards import Shards
@@ -101,6 +115,32 @@ def test_complex_parameters_and_what_follows_from_values(tmp_path: Path) -> None
     assert end["turn"].is_complex()
     want = parameters(simulated(turned, **config))
     assert all(torch.equal(end[name], value) for name, value in want.items())
+
+
+class Noisy(Net):
+    """Adds what it has drawn when it was made, once into a buffer that is stored and once into others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("stored", torch.randn(FEATURES))
+        self.register_buffer("drawn", torch.randn(FEATURES), persistent=False)
+        self.register_buffer("of_units", torch.rand(12), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(x + self.stored + self.drawn)) * self.of_units)
+        return self.head(torch.relu(self.second(self.dropout(x))))
+
+
+@pytest.mark.parametrize("more", [{}, {"twins": 0.5}])
+def test_buffers_that_are_drawn_are_those_of_the_simulation(more: dict[str, Any], tmp_path: Path) -> None:
+    def noisy(settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        return Noisy(), (torch.zeros(2, FEATURES),)
+
+    task = Task(noisy, data)
+    config = {**CONFIG, **more, "out": str(tmp_path / "run")}
+    play(task, nodes_of(task, 3, tmp_path), {**config, "rounds": 2})
+    play(task, nodes_of(task, 3, tmp_path), config)
+    assert same(stored(tmp_path / "run"), parameters(simulated(noisy, **more)))
 
 
 @pytest.mark.parametrize("more", [{}, {"twins": 0.5}])  # the narrowest decides how many kinds there are

@@ -1,5 +1,6 @@
 """Whatever a participant does, the round goes on with the others, and the record says who and why."""
 
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,15 @@ import torch
 from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from inline import Behaviour, Node, Nodes, honest, nodes_of, play
-from points import CONFIG, TASK, alone, rounds, same, stored
+from points import CONFIG, TASK, alone, data, model, points, rounds, same, stored
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from msfusion.errors import UserError
-from msfusion.flower import client_app
+from msfusion.flower import Settings, Task, client_app
+from msfusion.flower.client import number_of
+from msfusion.flower.roll import Roll
+from msfusion.flower.task import Waiting
 from msfusion.flower.wire import packed, unpacked
 
 BRIEF = {"waiting.deadline": 8.0}
@@ -91,6 +96,10 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "garbage": (changed(garbage), "cannot read them"),
     "another format": (changed(pickled), "found none"),
     "nothing": (changed(lambda content: content.clear()), "expected 'answer' in the answer, got nothing"),
+    "no loss": (
+        changed(lambda content: content["metrics"].update({"train_loss": math.nan})),
+        "expected a finite training loss in the answer, got nan",
+    ),
     "no examples": (
         changed(lambda content: content["metrics"].update({"num-examples": 0})),
         "expected num-examples of at least 1 in the answer, got 0",
@@ -113,6 +122,19 @@ def test_the_round_goes_on_without_the_faulty_answer(fault: str, tmp_path: Path)
     assert same(stored(tmp_path / "run"), alone(ALL, OTHERS, ALL))
 
 
+def test_a_participant_with_one_example_is_left_out_where_there_is_batch_norm(tmp_path: Path) -> None:
+    def few(settings: Settings, participant: int, node: Any) -> TensorDataset:
+        return points(1, 0) if participant == FAULTY else data(settings, participant, node)
+
+    task = Task(model, few)
+    play(task, nodes_of(task, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
+    for found in rounds(tmp_path / "run"):
+        assert found["participants"] == [0, 2]
+        (dropped,) = found["dropped"]
+        assert "expected batches of at least 2 examples" in dropped["reason"]
+    assert same(stored(tmp_path / "run"), alone(OTHERS, OTHERS, OTHERS))
+
+
 def test_the_second_of_two_answers_is_refused(tmp_path: Path) -> None:
     def twice(message: Message, context: Context, app: ClientApp) -> list[Message]:
         return [reply for _ in range(2) for reply in honest(message, context, app)]
@@ -132,6 +154,25 @@ def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
 
 
+def test_a_participant_with_other_classes_is_not_let_in(tmp_path: Path) -> None:
+    def classes(settings: Settings, participant: int, node: Any) -> str:
+        return "dog cat bird" if participant == 2 else "cat dog bird"
+
+    nodes = nodes_of(Task(model, data, meaning=classes), 3, tmp_path, {2: slow})
+    config = {**CONFIG, "waiting.patience": 1.0, "rounds": 2, "out": str(tmp_path / "run")}
+    play(Task(model, data, meaning=classes), nodes, config)
+    for found in rounds(tmp_path / "run"):
+        assert found["participants"] == [0, 1]
+        (dropped,) = found["dropped"]
+        assert "expected labels or tokens that stand for what they do at participant" in dropped["reason"]
+
+
+@pytest.mark.parametrize("number", [True, False, -1, 1.0, 0.5, "1", None])
+def test_what_is_no_number_of_a_participant_is_refused(number: object) -> None:
+    with pytest.raises(UserError, match=rf"expected the participant's number, 0 to 2, .*got {number!r}"):
+        number_of({"partition-id": number}, 3)
+
+
 def lies(message: Message, context: Context, app: ClientApp) -> list[Message]:
     replies = honest(message, context, app)
     replies[0].content["hello"]["participant"] = 3  # type: ignore[index]
@@ -139,14 +180,14 @@ def lies(message: Message, context: Context, app: ClientApp) -> list[Message]:
 
 
 @pytest.mark.parametrize(
-    ("node", "reason"),
+    ("node", "reason", "absent"),
     [
-        (Node({"partition-id": 3}), "expected the participant's number, 0 to 2, as partition-id"),
-        (Node({}), "expected the participant's number, 0 to 2, as partition-id"),
-        (Node({"partition-id": 2}, lies), "expected a partition-id below 3, got 3"),
+        (Node({"partition-id": 3}), "expected the participant's number, 0 to 2", "not connected"),
+        (Node({}), "expected the participant's number, 0 to 2", "not connected, or SuperNode"),
+        (Node({"partition-id": 2}, lies), "expected a partition-id below 3, got 3", "not connected"),
     ],
 )
-def test_strangers_take_no_part(node: Node, reason: str, tmp_path: Path, caplog: Any) -> None:
+def test_strangers_take_no_part(node: Node, reason: str, absent: str, tmp_path: Path, caplog: Any) -> None:
     nodes = [Node({"partition-id": 0}), Node({"partition-id": 1}), node]
     play(
         TASK,
@@ -155,7 +196,78 @@ def test_strangers_take_no_part(node: Node, reason: str, tmp_path: Path, caplog:
     )
     assert reason in caplog.text
     assert all(r["participants"] == [0, 1] for r in rounds(tmp_path / "run"))
-    assert rounds(tmp_path / "run")[0]["dropped"] == [{"participant": 2, "reason": "not connected"}]
+    (dropped,) = rounds(tmp_path / "run")[0]["dropped"]
+    assert dropped["participant"] == 2
+    assert dropped["reason"].partition(absent)[0] == ""
+    assert (reason in dropped["reason"]) is (absent != "not connected")
+
+
+def unready(until: Callable[[], bool]) -> Behaviour:
+    """Fails when it is asked who it is, until something is true."""
+
+    def broken(*_: Any) -> Message:
+        raise ZeroDivisionError("not ready")
+
+    def behave(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        fails = message.metadata.message_type == "query" and not until()
+        return honest(message, context, broken if fails else app)  # type: ignore[arg-type]
+
+    return behave
+
+
+def test_a_node_that_is_not_ready_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfusion.flower.roll._AGAIN", 0.1)
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[FAULTY].behaviour = unready(lambda: len(nodes.nodes[FAULTY].asked) > 2)
+    play(TASK, nodes, {**CONFIG, "out": str(tmp_path / "run")})
+    assert not any(r["dropped"] for r in rounds(tmp_path / "run"))
+    assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
+
+
+def test_a_node_that_was_not_ready_joins_a_later_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msfusion.flower.roll._AGAIN", 0.0)
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[FAULTY].behaviour = unready(lambda: len(nodes.nodes[0].asked) > 1)
+    config = {**CONFIG, "waiting.patience": 1.0, "rounds": 4}
+    play(TASK, nodes, {**config, "out": str(tmp_path / "run")})
+    first, *_, last = rounds(tmp_path / "run")
+    (dropped,) = first["dropped"]
+    assert dropped["participant"] == FAULTY
+    assert "which does not say who it is: <class 'ZeroDivisionError'>:<'not ready'>" in dropped["reason"]
+    assert last["participants"] == [0, 1, 2]
+
+
+def slow(message: Message, context: Context, app: ClientApp) -> list[Message]:
+    threading.Event().wait(0.3)
+    return honest(message, context, app)
+
+
+def test_a_node_that_is_asked_twice_is_not_a_second_one(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    roll = Roll(nodes.grid, 3, Waiting(patience=0.0, quorum=0.3))
+    for node in nodes.nodes[1:]:
+        nodes.down(node)
+    nodes.run_config = dict(CONFIG)
+    with nodes.answering():
+        assert list(roll.first()) == [0]
+        nodes.nodes[1].behaviour = slow
+        nodes.up(nodes.nodes[1])
+        roll._look()  # asks the one, while
+        nodes.down(nodes.nodes[0])  # another goes
+        roll._look()
+        assert list(roll.present()) == [1]
+        threading.Event().wait(0.5)
+        assert list(roll.present()) == [1]
+    assert roll.doubles() == []
+
+
+@pytest.mark.parametrize(
+    ("share", "participants", "least"), [(0.5, 5, 3), (0.7, 10, 7), (0.01, 3, 1), (1, 4, 4), (0.51, 100, 51)]
+)
+def test_a_quorum_is_no_less_than_its_share(share: float, participants: int, least: int) -> None:
+    assert Waiting(quorum=share).least(participants) == least
 
 
 def test_other_settings_at_a_participant_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -93,6 +94,34 @@ def test_an_app_around_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.M
     folder = last_commit(tmp_path / "run" / "model")
     assert folder is not None
     assert same(trained(folder / "model.safetensors", expected), expected)
+
+
+def test_a_folder_of_hugging_face_is_named_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("hf:model", "hf:model#GPT2LMHeadModel"):
+        monkeypatch.setattr(sys, "argv", ["msfusion", "flower", "new", "app", f'--set=model.name="{name}"'])
+        with pytest.raises(SystemExit):
+            cli.main()
+        text = (tmp_path / "app" / "app" / "task.py").read_text()
+        assert f'build("{name.replace("hf:", f"hf:{tmp_path}/")}", inputs' in text
+        shutil.rmtree(tmp_path / "app")
+
+
+@pytest.mark.parametrize("line", ["from layers import Block", "import layers.more as m", "import layers"])
+@pytest.mark.parametrize("beside", ["layers.py", "layers/__init__.py"])
+def test_a_model_that_imports_a_file_beside_its_own_is_refused(
+    line: str, beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / beside).parent.mkdir(exist_ok=True)
+    (tmp_path / beside).write_text("")
+    (tmp_path / "mine.py").write_text(line + OWN_MODEL)
+    name = json.dumps(f"{tmp_path / 'mine.py'}:net")
+    command = ["msfusion", "flower", "new", str(tmp_path / "app"), f"--set=model.name={name}"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "mine.py imports layers: put all into one file" in capsys.readouterr().err
+    assert not (tmp_path / "app").exists()
 
 
 def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

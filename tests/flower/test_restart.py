@@ -1,5 +1,7 @@
 """A server side that is started again goes on, wherever it was ended, and ends with the same parameters."""
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ def test_a_run_that_was_killed_goes_on(moment: str, tmp_path: Path, monkeypatch:
     assert len([p for p in (tmp_path / "run" / "model").iterdir() if p.is_dir()]) == 1
 
 
+def test_what_a_node_can_afford_may_change_before_the_first_round_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {**CONFIG, "twins": 0.9, "rounds": 1, "out": str(tmp_path / "run")}
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "ask", killed)
+        with pytest.raises(Killed):
+            play(TASK, nodes_of(TASK, 3, tmp_path), config)
+    nodes = nodes_of(TASK, 3, tmp_path)
+    nodes.nodes[1].config["width"] = 0.25
+    play(TASK, nodes, config)
+    expected = simulated(twins=0.9, rounds=1, width=(0.5, 0.25, 0.5))
+    assert same(stored(tmp_path / "run"), parameters(expected))
+
+
 def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
     config = {**CONTRAST, "out": str(tmp_path / "run")}
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
@@ -80,6 +97,24 @@ def test_a_second_server_side_is_kept_from_a_run(tmp_path: Path) -> None:
     context = Context(1, 1, {}, RecordDict(), {**CONFIG, "out": str(tmp_path / "run")})
     with sole(tmp_path / "run", "", ""), pytest.raises(UserError, match="another ServerApp is"):
         server_app(TASK)(nodes.grid, context)
+
+
+def test_state_of_runs_that_are_over_is_removed(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    days = {"a" * 32: 31, "b" * 32: 29, "c" * 32: 31, "notes": 31}
+    for name, age in days.items():
+        folder = state / name / "participant-1"
+        folder.mkdir(parents=True)
+        for number in (1, 2):
+            (folder / f"{number:06d}.safetensors").touch()
+            when = time.time() - 86400 * (age if number == 1 else age - 0.5)
+            os.utime(folder / f"{number:06d}.safetensors", (when, when))
+    (state / ("c" * 32) / "participant-1" / "mine.txt").touch()
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**CONTRAST, "out": str(tmp_path / "run")})
+    left = {str(p.relative_to(state)) for p in state.rglob("*") if p.is_file() and p.parts[-3] in days}
+    kept = [f"{name}/participant-1/{i:06d}.safetensors" for name in ("b" * 32, "notes") for i in (1, 2)]
+    assert left == {*kept, f"{'c' * 32}/participant-1/mine.txt"}
+    assert not (state / ("a" * 32)).exists()
 
 
 def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> None:

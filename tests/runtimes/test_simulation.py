@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 import msfusion
 from msfusion import Run, UserError
+from msfusion.commands.training import note
 from msfusion.learn import learner as learner_module
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
@@ -589,13 +590,40 @@ def test_a_participant_with_one_example(method: str) -> None:
     assert math.isfinite(result.evaluation.loss)
 
 
-@pytest.mark.parametrize(("sizes", "batch"), [((30, 1), 16), ((30, 30), 1)])
+@pytest.mark.parametrize(("sizes", "batch"), [((1, 1), 16), ((30, 30), 1)])
 def test_batches_of_one_do_not_go_with_batch_norm(sizes: tuple[int, ...], batch: int) -> None:
-    number = sizes.index(1) if 1 in sizes else 0
-    with pytest.raises(
-        UserError, match=rf"participant {number}: expected batches of at least 2.*train\.batch"
-    ):
+    with pytest.raises(UserError, match=r"expected (batches|train\.batch) of at least 2.*batch norm"):
         msfusion.simulate(net(), participants(sizes), TEST, settings(train={"batch": batch}))
+
+
+@pytest.mark.parametrize("method", ["msfusion", "fedavg-small", "standalone"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_participant_with_one_example_is_left_out_where_there_is_batch_norm(
+    method: str, workers: int, tmp_path: Path
+) -> None:
+    run = settings(method=method, workers=workers, sample=0.7, rounds=4)
+    result = msfusion.simulate(net(), participants((30, 1, 30)), TEST, run, out=tmp_path)
+    assert math.isfinite(result.evaluation.loss)
+    left = [one for r in result.history for one in r["dropped"]]
+    assert {one["participant"] for one in left} == {1}
+    assert all("expected batches of at least 2 examples" in one["reason"] for one in left)
+    assert not any(1 in r["participants"] for r in result.history)
+    one, two = (dict(read(tmp_path).header["participants"][i]) for i in (1, 0))
+    assert one["flops_per_step"] * 16 == two["flops_per_step"] * 2
+
+
+def test_a_round_may_pass_in_which_all_are_left_out() -> None:
+    run = settings(sample=0.4, rounds=6)
+    result = msfusion.simulate(net(), participants((30, 1)), TEST, run)
+    assert [r["participants"] for r in result.history if r["train_loss"] is None]
+    assert all(note(r) for r in result.history)
+
+
+def test_batches_of_one_do_where_a_channel_has_several_values() -> None:
+    images = TensorDataset(torch.randn(1, 2, 4, 4), torch.zeros(1, dtype=torch.int64))
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    result = msfusion.simulate(model, [images, images], images, settings(rounds=1))
+    assert result.history[0]["participants"] == [0, 1]
 
 
 def test_other_errors_of_a_model_are_not_hidden() -> None:

@@ -1,5 +1,6 @@
 """``msfusion flower new``: a Flower app around a model and data."""
 
+import ast
 import dataclasses
 import json as json_format
 import re
@@ -15,6 +16,7 @@ from msfusion.commands.training import federation_of
 from msfusion.config import Config, load
 from msfusion.data import Data
 from msfusion.errors import UserError
+from msfusion.models.hugging_face import PREFIX
 from msfusion.runtimes.run import check_exchange, check_real
 
 _FILES = ("server_app.py", "client_app.py", "task.py")
@@ -27,6 +29,9 @@ def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -
     config = load(preset, settings)
     check_exchange(config, "under Flower")
     check_real(config, "under Flower")
+    own = _own_file(config)
+    if own:
+        _check_alone(own)
     name = _name(folder)
     facts = {
         "name": name,
@@ -40,7 +45,7 @@ def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -
     (package / "__init__.py").write_text("")
     for file in _FILES:
         (package / file).write_text(_filled(file, facts))
-    if own := _own_file(config):
+    if own:
         shutil.copyfile(own, package / "model.py")
     start = f"flwr run {folder} --federation-config 'num-supernodes={config.participants}' --stream"
     emit({"app": str(folder), "start": start}, f"app: {folder}; simulate it with: {start}", json=json)
@@ -96,7 +101,7 @@ def _task(config: Config) -> dict[str, str]:
         "path": "from pathlib import Path\n" if own else "",
         "model": f'str(Path(__file__).with_name("model.py")) + ":{function}"'
         if own
-        else _literal(config.model.name),
+        else _literal(_found_anywhere(config.model.name)),
         "options": repr(config.model.options),
         "data": f"Data({', '.join(_changed(config.data))})",
         "objective": "language=True" if federation.task == "language" else "",
@@ -117,6 +122,31 @@ def _changed(data: Data) -> Iterator[str]:
 def _literal(value: object) -> str:
     """Python for a setting's value."""
     return json_format.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _found_anywhere(model: str) -> str:
+    """A model's name, whatever the working directory: processes of an app have others."""
+    if not model.startswith(PREFIX):
+        return model
+    found = re.fullmatch("(.+?)(#[^#]*)?", model.removeprefix(PREFIX))
+    return f"{PREFIX}{Path(found[1]).resolve()}{found[2] or ''}" if found else model
+
+
+def _check_alone(file: Path) -> None:
+    """UserError where a model's file imports others that lie beside it: it is copied into the app alone."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes(), str(file))))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"expected a Python file that makes the model, cannot read {file}: {error}") from None
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
+    for name in (name.partition(".")[0] for name in names):
+        beside = file.parent / name
+        if beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file():
+            raise UserError(
+                f"expected a model whose file imports nothing beside it, as it is copied into the app alone, "
+                f"but {file} imports {name}: put all into one file, or install {name} as a package"
+            )
 
 
 def _own_file(config: Config) -> Path | None:

@@ -60,7 +60,8 @@ def stoppable(out: Path | None, again: str | None = None) -> Iterator[None]:
 def note(record: records.Round) -> str:
     """The line behind a progress bar."""
     score = record["evaluation"]
-    parts = [f"loss {record['train_loss']:.3f}", f"coverage {record['coverage']:.0%}"]
+    loss = record["train_loss"]
+    parts = ["nobody trained" if loss is None else f"loss {loss:.3f}", f"coverage {record['coverage']:.0%}"]
     if score and score["accuracy"] is not None:
         parts.append(f"accuracy {score['accuracy']:.1%}")
     return ", ".join(parts)

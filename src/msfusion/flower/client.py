@@ -3,8 +3,11 @@
 Flower starts a new process for every message, so what it keeps between rounds lies on disk.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from msfusion.runtimes.setup import device_of
 from msfusion.runtimes.simulation import torch_threads
 
 _KEPT = 2  # rounds: the server side may have to do the last one again
+_OVER = 30 * 86400.0  # seconds without a round after which a run counts as over
 
 
 def client_app(task: Task) -> ClientApp:
@@ -49,7 +53,7 @@ def _answered(message: Message, context: Context, answer: Callable[[], RecordDic
         content = answer()
     except UserError as error:
         number = context.node_config.get("partition-id")
-        content = refusal(error, number if isinstance(number, int) else None)
+        content = refusal(error, number if type(number) is int else None)
     return Message(content, reply_to=message)
 
 
@@ -58,8 +62,11 @@ def _hello(task: Task, context: Context) -> RecordDict:
     number = number_of(context.node_config, settings.participants)
     data = task.data(settings, number, context.node_config)
     check_participants([data])
+    remove_old(state_folder(context.node_config))
     capacity = capacity_of(context.node_config)
-    return Hello(number, len(data), capacity).record()  # type: ignore[arg-type]
+    meaning = task.meaning(settings, number, context.node_config) if task.meaning else None
+    known = None if meaning is None else checkpoint.fingerprint(meaning)
+    return Hello(number, len(data), capacity, known).record()  # type: ignore[arg-type]
 
 
 def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
@@ -90,7 +97,7 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
 def number_of(node: Mapping[str, Any], participants: int) -> int:
     """Which participant a SuperNode is."""
     number = node.get("partition-id")
-    if not isinstance(number, int) or not 0 <= number < participants:
+    if type(number) is not int or not 0 <= number < participants:  # nor a bool
         raise UserError(
             f"expected the participant's number, 0 to {participants - 1}, as partition-id in the node "
             f"configuration, got {number!r}: start the SuperNode with --node-config 'partition-id=0'"
@@ -110,6 +117,22 @@ def state_folder(node: Mapping[str, Any]) -> Path:
     """Where a SuperNode keeps what lasts from one message to the next."""
     home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     return Path(str(node.get("state") or home / "msfusion"))
+
+
+def remove_old(state: Path) -> None:
+    """Remove what participants remember of runs in which none of them has trained for 30 days: files and
+    folders with the names that ``Kept`` gives them, and no others."""
+    for run in state.glob("[0-9a-f]" * 32):
+        files = [*run.glob("participant-*/[0-9]*.safetensors"), *run.glob("participant-*/[0-9]*.draft")]
+        with suppress(FileNotFoundError):  # another SuperNode of this machine is at it as well
+            if max((file.stat().st_mtime for file in files), default=math.inf) > time.time() - _OVER:
+                continue
+            for file in files:
+                file.unlink()
+        with suppress(OSError):  # something else is in it
+            for folder in {file.parent for file in files}:
+                folder.rmdir()
+            run.rmdir()
 
 
 class Kept:

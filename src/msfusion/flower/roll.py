@@ -14,7 +14,8 @@ from msfusion.flower.task import Waiting
 from msfusion.flower.wire import Hello, refused_by
 from msfusion.learn.capacity import Capacity
 
-_SECONDS = 60.0  # for an answer to the question who a SuperNode is
+_SECONDS = 60.0  # at least, for an answer to the question who a SuperNode is
+_AGAIN = 30.0  # seconds after which one that could not say is asked again
 _REMIND = 30.0  # seconds between lines that say how many are here
 
 
@@ -23,11 +24,26 @@ class Member:
     """A participant that is connected.
 
     capacity: what it can afford; None where it does not say.
+    meaning: hash of what its labels or tokens stand for; None where it does not say.
     """
 
     examples: int
     connection: Connection
     capacity: Capacity | None
+    meaning: str | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A SuperNode that was asked who it is.
+
+    at: when, on the clock time.monotonic.
+    again: not for the first time since it came up; no round waits for what it says.
+    """
+
+    connection: Connection
+    at: float
+    again: bool
 
 
 class Roll:
@@ -42,10 +58,12 @@ class Roll:
     ) -> None:
         self._grid, self._participants, self._waiting = grid, participants, waiting
         self.capacities = capacities
+        self._seconds = max(_SECONDS, waiting.deadline)  # it may be read only when a round has ended
+        self._hellos = Sent(grid, MessageType.QUERY, self._seconds)
         self._members: dict[int, Member] = {}  # by participant
-        self._asked: dict[int, tuple[Connection, float]] = {}  # node -> when it came up, when it was asked
-        self._hellos = Sent(grid, MessageType.QUERY, _SECONDS)
-        self._why: dict[int, str] = {}  # participant -> why it could not be let in
+        self._asked: dict[int, _Asked] = {}  # by node
+        self._why: dict[int, tuple[int | None, str]] = {}  # node -> participant, why it is not let in
+        self._places: dict[int, int] = {}  # node -> the participant that another node is already
         self._doubles: list[records.Dropped] = []
 
     def first(self) -> dict[int, Member]:
@@ -58,7 +76,13 @@ class Roll:
 
     def absent(self, number: int) -> records.Dropped:
         """Why a participant is not there."""
-        return {"participant": number, "reason": self._why.get(number, "not connected")}
+        stated = [reason for other, reason in self._why.values() if other == number]
+        unknown = [
+            f"not connected, or SuperNode {node}, which does not say who it is: {reason}"
+            for node, (other, reason) in self._why.items()
+            if other is None
+        ]
+        return {"participant": number, "reason": [*stated, *unknown, "not connected"][0]}
 
     def doubles(self) -> list[records.Dropped]:
         """Second SuperNodes of one participant, which were left out; each is told once."""
@@ -66,12 +90,12 @@ class Roll:
         return told
 
     def _await(self, *, first: bool) -> dict[int, Member]:
-        quorum = max(1, round(self._waiting.quorum * self._participants))
+        quorum = self._waiting.least(self._participants)
         start = reminded = time.monotonic()
         while True:
             self._look()
             here = len(self._members)
-            settled = not (first or self._hellos.waiting)
+            settled = not (first or self._expects_news())
             patient = time.monotonic() < start + self._waiting.patience
             if here == self._participants or (here >= quorum and (settled or not patient)):
                 return dict(sorted(self._members.items()))
@@ -80,30 +104,48 @@ class Roll:
                 logger.info("%d of %d participants are here", here, self._participants)
             time.sleep(POLL)
 
+    def _expects_news(self) -> bool:
+        """Whether somebody who has just come up has not yet said who it is."""
+        asked = [self._asked[node] for node in self._hellos.waiting]
+        since = time.monotonic() - self._waiting.patience
+        return any(one.at > since and not one.again for one in asked)
+
     def _look(self) -> None:
-        up = connected(self._grid)
-        for node, (connection, asked) in list(self._asked.items()):
-            unheard = node in self._hellos.waiting and time.monotonic() > asked + _SECONDS
-            if unheard or up.get(node) != connection:
-                self._forget(node)
-        for node, connection in up.items():
-            if node not in self._asked:
-                self._asked[node] = (connection, time.monotonic())
-                self._hellos.send(node, node, RecordDict())
         for node, message in self._hellos.answers():
-            if node in self._asked:
-                self._welcome(node, message)
+            self._welcome(node, message)
+        up = connected(self._grid)
+        for node, asked in list(self._asked.items()):
+            if up.get(node) != asked.connection:
+                self._forget(node)
+        for connection in up.values():
+            if self._due(connection.node):
+                self._ask(connection)
+
+    def _due(self, node: int) -> bool:
+        """Whether it is time to ask a SuperNode who it is."""
+        if node not in self._asked:
+            return True
+        known = {*self._places, *(member.connection.node for member in self._members.values())}
+        pause = self._seconds if node in self._hellos.waiting else _AGAIN
+        return node not in known and time.monotonic() > self._asked[node].at + pause
+
+    def _ask(self, connection: Connection) -> None:
+        node = connection.node
+        self._hellos.forget(node)
+        self._asked[node] = _Asked(connection, time.monotonic(), again=node in self._asked)
+        self._hellos.send(node, node, RecordDict())
 
     def _forget(self, node: int) -> None:
-        del self._asked[node]
+        self._asked.pop(node, None)
         self._hellos.forget(node)
+        self._why.pop(node, None)
+        self._places.pop(node, None)
         left = [number for number, member in self._members.items() if member.connection.node == node]
         for number in left:
             logger.info("participant %d is gone", number)
             del self._members[number]
-        if left:  # a second SuperNode may now take the place
-            members = {member.connection.node for member in self._members.values()}
-            self._asked = {node: asked for node, asked in self._asked.items() if node in members}
+            for other in [other for other, place in self._places.items() if place == number]:
+                self._forget(other)  # asked anew, it takes the place
 
     def _welcome(self, node: int, message: Message) -> None:
         number = None
@@ -120,16 +162,28 @@ class Roll:
                     f"expected the capacity that the run began with, {self.capacities[number]}, "
                     f"got {hello.capacity}"
                 )
+            self._check_meaning(hello)
         except UserError as error:
-            logger.warning("SuperNode %d cannot take part: %s", node, error)
-            if number is not None:
-                self._why[number] = str(error)
+            if self._why.get(node) != (number, str(error)):
+                logger.warning("SuperNode %d cannot take part: %s", node, error)
+            self._why[node] = number, str(error)
             return
+        self._why.pop(node, None)
         if number in self._members:
             reason = f"a second SuperNode, {node}, says that it is participant {number}"
             logger.warning("%s: left out", reason)
             self._doubles.append({"participant": number, "reason": reason})
+            self._places[node] = number
             return
-        self._members[number] = Member(hello.examples, self._asked[node][0], hello.capacity)
-        self._why.pop(number, None)
+        self._members[number] = Member(
+            hello.examples, self._asked[node].connection, hello.capacity, hello.meaning
+        )
         logger.info("participant %d is here, with %d examples", number, hello.examples)
+
+    def _check_meaning(self, hello: Hello) -> None:
+        for number, member in self._members.items():
+            if number != hello.number and member.meaning != hello.meaning:
+                raise UserError(
+                    f"expected labels or tokens that stand for what they do at participant {number}, got "
+                    "others: see to it that both have the same classes, or the same vocabulary"
+                )

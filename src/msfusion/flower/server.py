@@ -61,7 +61,8 @@ class Hub:
         agreed = agree(task, run_config, torch.device("cpu"))
         self.settings, self.setup, self._key = agreed.settings, agreed.setup, agreed.key
         self.home = Home(task, agreed)
-        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, self.home.capacities)
+        fixed = self.home.capacities if self.home.done else ()
+        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, fixed)
         self._inbox = self.home.out / "answers"
 
     def run(self) -> None:
@@ -101,7 +102,12 @@ class Hub:
         called = self.setup.attendance.present(round, range(self.settings.participants))
         dropped = [*self.roll.doubles(), *(self.roll.absent(n) for n in called if n not in members)]
         there = {number: members[number] for number in called if number in members}
-        windows = {n: learner.windows(round, self._participant(n, m.examples)) for n, m in there.items()}
+        participants = {n: self._participant(n, member.examples) for n, member in there.items()}
+        for n, participant in participants.items():
+            if reason := learner.left_out(participant):
+                dropped.append({"participant": n, "reason": reason})
+                del there[n]
+        windows = {n: learner.windows(round, participants[n]) for n in there}
         answers = self._answers(round, windows, there, dropped)
         trained = self._push(windows, answers, dropped)
         record = self._scribe(members).round(

@@ -1,8 +1,10 @@
 """What a Flower app is made from: the user's model and data, and the settings of its run configuration."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
@@ -23,6 +25,10 @@ class Waiting:
     patience: Annotated[float, Ge(0)] = 60.0  # seconds: for all of them, before the first round
     quorum: Annotated[float, Gt(0), Le(1)] = 0.5  # share of them without which no round begins
     deadline: Annotated[float, Gt(0)] = 600.0  # seconds: for the answers in a round
+
+    def least(self, participants: int) -> int:
+        """Participants without whom no round begins."""
+        return math.ceil(Fraction(str(self.quorum)) * participants)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Task:
     objective: the loss; by default cross-entropy of logits (..., classes).
     name: of the model, in the records.
     axes: dims declared by hand, pattern over parameter names -> a dim per dimension.
+    meaning: as ``data``, -> what labels or tokens stand for there, such as the names of the classes. Only a
+    hash of it leaves the participant, which is not let in where others have another.
     """
 
     model: Callable[[Settings], tuple[nn.Module, tuple[Tensor, ...]]]
@@ -63,6 +71,7 @@ class Task:
     objective: Objective = field(default_factory=Objective)
     name: str = "model"
     axes: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
+    meaning: Callable[[Settings, int, Mapping[str, Any]], str] | None = None
 
 
 def settings_of(run_config: Mapping[str, Any]) -> Settings:

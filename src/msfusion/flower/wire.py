@@ -5,6 +5,7 @@ hundred objects with a request each. Nothing is unpickled.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -43,22 +44,35 @@ class Hello:
 
     number: which participant it is.
     capacity: what it can afford, if it says so.
+    meaning: hash of what its labels or tokens stand for, where the app knows that.
     """
 
     number: int
     examples: int
     capacity: Capacity | None = None
+    meaning: str | None = None
 
     def record(self) -> RecordDict:
         stated = asdict(self.capacity) if self.capacity else {}
-        facts = {"participant": self.number, "examples": self.examples, **stated}
+        facts = {
+            "participant": self.number,
+            "examples": self.examples,
+            "meaning": self.meaning,
+            **stated,
+        }
         return RecordDict({"hello": ConfigRecord({k: v for k, v in facts.items() if v is not None})})
 
     @staticmethod
     def read(content: RecordDict) -> "Hello":
         """UserError where the answer is not a hello, or a refusal."""
         table = _table(content, "hello")
-        return Hello(_whole(table, "participant", 0), _whole(table, "examples", 1), capacity_of(table))
+        meaning = table.get("meaning")
+        return Hello(
+            _whole(table, "participant", 0),
+            _whole(table, "examples", 1),
+            capacity_of(table),
+            None if meaning is None else str(meaning),
+        )
 
 
 @dataclass(frozen=True)
@@ -125,8 +139,8 @@ class Answer:
         """The answer and its values as they came; UserError where it is none, or a refusal."""
         table, metrics = _table(content, "answer"), _table(content, "metrics")
         loss = metrics.get("train_loss")
-        if not isinstance(loss, float):
-            raise UserError(f"expected a training loss in the answer, got {loss!r}")
+        if not isinstance(loss, float) or not math.isfinite(loss):
+            raise UserError(f"expected a finite training loss in the answer, got {loss!r}")
         answer = Answer(
             _whole(metrics, "num-examples", 1), loss, bool(table.get("first")), _runs(table.get("seen"))
         )
@@ -159,7 +173,7 @@ def _table(content: RecordDict, name: str) -> dict[str, Any]:
 
 def _whole(table: Mapping[str, Any], name: str, least: int) -> int:
     value = table.get(name)
-    if not isinstance(value, int) or value < least:
+    if type(value) is not int or value < least:  # nor a bool
         raise UserError(f"expected {name} of at least {least} in the answer, got {value!r}")
     return value
 

@@ -17,7 +17,7 @@ from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.known import layout_for
 from msfusion.learn.live import LiveBytes
-from msfusion.learn.local import Train, make_optimizer, state_like, update
+from msfusion.learn.local import Train, make_optimizer, one_value, state_like, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
 
@@ -83,6 +83,18 @@ def changing_buffers(module: nn.Module, example: tuple[Tensor, ...]) -> list[str
         return []
     changed = _of_first_that_runs(module, example, Train(batch=2), _Count.changed_buffers)
     return [name for name in others if name in changed]
+
+
+def least_batch(module: nn.Module, example: tuple[Tensor, ...]) -> int:
+    """How many examples a batch must have in train mode: 2 where a norm would see a single value per channel
+    in one example, else 1."""
+    try:
+        _of_first_that_runs(module, example, Train(batch=1), _Count.run)
+    except ValueError as error:
+        if not one_value(error):
+            raise
+        return 2
+    return 1
 
 
 def _of_first_that_runs(
@@ -160,11 +172,15 @@ class _Count:
             memory += sum(t.nbytes for t in state_like(self._config, moving).values())
         return Cost(sum(p.numel() for p in parameters), flops, memory, received + trained)
 
+    def run(self) -> None:
+        """A forward pass."""
+        with self._mode:
+            self._module(self._inputs)
+
     def changed_buffers(self) -> set[str]:
         """Those written to, or replaced, by a forward pass."""
         before = {name: (buffer, buffer._version) for name, buffer in self._module.named_buffers()}
-        with self._mode:
-            self._module(self._inputs)
+        self.run()
         return {
             name
             for name, buffer in self._module.named_buffers()

@@ -1,8 +1,8 @@
 """Local training: what all participants agree on, and what one makes of the values of its windows."""
 
 import math
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from msfusion.core.seeds import derive
 from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule
 from msfusion.data import fetch
-from msfusion.errors import Diverged, UserError
+from msfusion.errors import Diverged, TooFew
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, seeded, state_like, train
@@ -105,8 +105,21 @@ class Learner:
         first: in the first round that it trains, without a previous model to turn away from.
         """
         own = replace(self.config, batch=min(self.config.batch, participant.examples))
-        with self._batch_norm_explained(participant):
-            return self.submodels.cost(widths, own, None if first else self.contrast)
+        return self.submodels.cost(widths, own, None if first else self.contrast)
+
+    def left_out(self, participant: Participant) -> str | None:
+        """Why a participant takes part in no round, whatever the runtime; None where it does.
+
+        A norm that sees a single value per channel has nothing to divide by: torch refuses that. A step with
+        its running statistics would be of another model, as they are not merged.
+        """
+        enough = min(self.config.batch, participant.examples) > 1
+        if enough or self.submodels.least_batch(participant.widths) == 1:
+            return None
+        return (
+            "expected batches of at least 2 examples, as the model has batch norm, got a single one; give it "
+            "more (data.min_examples), or take a model without batch norm"
+        )
 
     def train(
         self,
@@ -124,19 +137,20 @@ class Learner:
         previous: what it remembers from when it last trained. Where that is nothing, there is nothing to
         turn away from: the contrastive loss would be log 1 for any model, and is left out.
         lend: the contribution's values are the module's own, and hold until the next one trains.
-        Raises Diverged where the loss is not finite.
+        Raises Diverged where the loss is not finite, and TooFew where the participant is left out.
         """
+        if reason := self.left_out(participant):
+            raise TooFew(f"participant {participant.number}: {reason}")
         offsets = participant.offsets
         module = self.submodels.load(windows, _offset(values, offsets))
         compared = self._compared(windows, values, previous, offsets)
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
         optimizer = self._optimizer(module, lr, windows, previous)
-        with self._batch_norm_explained(participant):
-            if compared is not None:
-                self._check(compared, module, participant)
-            own = module, participant.data, self.objective, self.config
-            loss = train(*own, lr, seed, compared, self.passes, optimizer)
+        if compared is not None:
+            self._check(compared, module, participant)
+        own = module, participant.data, self.objective, self.config
+        loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
         trained = _offset(self.submodels.unload(windows, module, lend=lend), offsets, -1.0)
         memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
@@ -182,8 +196,7 @@ class Learner:
             lr=learning_rate(self.config, round, self.rounds),
             seeds=[self._seed(round, one.participant) for one in group],
         )
-        with self._batch_norm_explained(group[0].participant):
-            trained = self.together.train(work)
+        trained = self.together.train(work)
         return None if trained is None else self._handed_over(round, group, trained)
 
     def _handed_over(
@@ -253,20 +266,6 @@ class Learner:
             inputs, _ = fetch(participant.data, torch.arange(examples), None)
             compared.check(module, inputs.to(device))
         self.submodels.compared.add(module)
-
-    @contextmanager
-    def _batch_norm_explained(self, participant: Participant) -> Iterator[None]:
-        try:
-            yield
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # torch's refusal has no class of its own
-                raise
-            raise UserError(
-                f"participant {participant.number}: expected batches of at least 2 examples, as the model "
-                f"has batch norm, got {participant.examples} example{'s' * (participant.examples > 1)} in "
-                f"batches of {min(self.config.batch, participant.examples)}; raise train.batch or "
-                "data.min_examples, or take a model without batch norm"
-            ) from None
 
 
 def _offset(

@@ -281,6 +281,7 @@ def estimate_batch_norm(
     Statistics of windows that moved say nothing about the full model, so they are never merged: the full
     model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Batch norm
     that stays in evaluation mode while the model trains keeps its statistics, and no other buffer changes.
+    A batch with a single value per channel says nothing of how they spread, and is passed over.
     Does nothing for a model without batch norm.
     """
     device = next(module.parameters()).device
@@ -291,8 +292,24 @@ def estimate_batch_norm(
             for participant, own in enumerate(data):
                 if len(own):  # type: ignore[arg-type]
                     for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
-                        module(x.to(device))
+                        with _single_values_passed_over():
+                            module(x.to(device))
     module.train(before)
+
+
+def one_value(error: ValueError) -> bool:
+    """Whether a norm refuses a batch because every channel has a single value in it; torch's error has no
+    class of its own."""
+    return "more than 1 value per channel" in str(error)
+
+
+@contextmanager
+def _single_values_passed_over() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if not one_value(error):
+            raise
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from msfusion.capture import Capture
 from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.cost import Cost, changing_buffers, cost
+from msfusion.learn.cost import Cost, changing_buffers, cost, least_batch
 from msfusion.learn.local import Train
 
 BACKEND: Any = "inductor"
@@ -52,6 +52,7 @@ class SubModels:
         self._modules: dict[Plan, _Held] = {}
         self._factors: dict[Plan, dict[str, scale.Factor]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
+        self._least: dict[Plan, int] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def room(self, selection: Selection) -> Mapping[str, Tensor]:
@@ -111,11 +112,21 @@ class SubModels:
         return self._captured.axes
 
     def cost(self, widths: Widths, config: Train, contrast: Contrast | None = None) -> Cost:
-        """What training a sub-model of these widths costs."""
+        """What training a sub-model of these widths costs; where it cannot train on single examples, that of
+        batches of two."""
+        if config.batch == 1:
+            config = replace(config, batch=self.least_batch(widths))
         key = (plan_of(widths), config, contrast)
         if key not in self._costs:
             self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
         return self._costs[key]
+
+    def least_batch(self, widths: Widths) -> int:
+        """How many examples a batch must have to train a sub-model of these widths."""
+        key = plan_of(widths)
+        if key not in self._least:
+            self._least[key] = least_batch(self._unset(widths), self._example)
+        return self._least[key]
 
     @property
     def example_bytes(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
-from msfusion.errors import Diverged, UserError
+from msfusion.errors import Diverged, TooFew, UserError
 from msfusion.learn.local import Evaluation
 from msfusion.learn.shards import Shards, Spec
 from msfusion.peers import agreement
@@ -210,7 +210,8 @@ class Peer:
             contribution, loss, memory = learner.train(version.round, self.own, windows, values, previous)
         except Diverged as error:
             self._say(str(error))
-            self._answer(Offer(version, Given(self.number, self.own.examples, None, ""), failed="diverged"))
+            why = "too few examples for batch norm" if isinstance(error, TooFew) else "diverged"
+            self._answer(Offer(version, Given(self.number, self.own.examples, None, ""), failed=why))
             return
         contribution = _on_cpu(contribution)
         self.progress.loss = loss

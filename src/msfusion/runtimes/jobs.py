@@ -5,9 +5,9 @@ import traceback
 from dataclasses import asdict, dataclass
 
 from msfusion.core.axes import Selection
-from msfusion.errors import Diverged, UserError
+from msfusion.errors import Diverged, TooFew, UserError
 
-_SENTENCES = {kind.__name__: kind for kind in (UserError, Diverged)}
+_SENTENCES = {kind.__name__: kind for kind in (UserError, Diverged, TooFew)}
 
 
 @dataclass(frozen=True)

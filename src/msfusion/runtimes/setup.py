@@ -76,6 +76,7 @@ class Setup:
         )
         self.passes = Scripts() if self._scripts() else None
         self._plans = self._plans_of(capacities or self._capacities())
+        self._check_batch()
         self.setting = Setting(
             captured.axes,
             narrowest(self._plans, captured.axes),
@@ -199,6 +200,13 @@ class Setup:
         if self.run.compile and self.contrast:
             raise UserError(
                 "expected compile to be off beside the contrastive loss, which has no compiled form; drop one"
+            )
+
+    def _check_batch(self) -> None:
+        if self.run.train.batch == 1 and any(self.submodels.least_batch(plan) > 1 for plan in self._plans):
+            raise UserError(
+                "expected train.batch of at least 2, as the model has batch norm, got 1; raise it, or take a "
+                "model without batch norm"
             )
 
     def _check_optimizer(self) -> None:

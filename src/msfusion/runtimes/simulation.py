@@ -21,6 +21,7 @@ from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
+from msfusion.learn.learner import Participant
 from msfusion.learn.local import Evaluation
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import in_turn, play
@@ -121,6 +122,7 @@ class Simulation:
         )
         self.participants = [setup.participant(i, data) for i, data in enumerate(problem.train)]
         self._set_overlap(setup.first_overlap())
+        self._check_somebody_trains()
         self.carried = Carried()
         values, trained = values_of(self.model), frozenset(captured.trained)
         self.momentum = Momentum(setup.decay) if setup.decay else None
@@ -196,10 +198,13 @@ class Simulation:
         start = time.perf_counter()
         config = self.config
         step = server_step(config.server_step, round, config.rounds)
+        called = self.setup.attendance.present(round, self.participants)
+        dropped = self._left_out(called)
+        left_out = {one["participant"] for one in dropped}
         try:
             played = play(
                 round,
-                self.setup.attendance.present(round, self.participants),
+                [one for one in called if one.number not in left_out],
                 self.learner,
                 self.store,
                 step,
@@ -227,7 +232,17 @@ class Simulation:
             one_by_one=played.one_by_one,
             evaluation=self._evaluation,
             seconds=time.perf_counter() - start,
+            dropped=dropped,
         )
+
+    def _left_out(self, participants: Sequence[Participant]) -> list[records.Dropped]:
+        reasons = [(one.number, self.learner.left_out(one)) for one in participants]
+        return [{"participant": number, "reason": reason} for number, reason in reasons if reason]
+
+    def _check_somebody_trains(self) -> None:
+        left_out = self._left_out(self.participants)
+        if len(left_out) == len(self.participants):
+            raise UserError(f"participant 0, as all others: {left_out[0]['reason']}")
 
     def _set_overlap(self, overlap: State) -> None:
         self.overlap = overlap
