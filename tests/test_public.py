@@ -148,3 +148,34 @@ def test_a_users_optimizer_state_is_no_matter_of_the_model() -> None:
     assert model[0].weight is weight
     assert weight.requires_grad
     assert not torch.equal(before, weight)
+
+
+def test_likely_mistakes_are_a_sentence(tmp_path: Path) -> None:
+    data = [TensorDataset(torch.randn(8, 4), torch.zeros(8, dtype=torch.long)) for _ in range(2)]
+    empty = TensorDataset(torch.randn(0, 4), torch.zeros(0, dtype=torch.long))
+
+    def simulate(participants: Any = data, test: Any = data[0], **more: Any) -> msfusion.Result:
+        net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        return msfusion.simulate(
+            net, participants, test, more.pop("run", msfusion.Run(share=0.5, rounds=1)), **more
+        )
+
+    asked: list[int] = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        asked.append(len(target))
+        return nn.functional.cross_entropy(output, target)
+
+    for test, what in ((empty, "at least one example in the test set"), (None, "NoneType for the test set")):
+        with pytest.raises(msfusion.UserError, match=what):
+            simulate(test=test, loss=loss)
+    assert not asked
+    with pytest.raises(msfusion.UserError, match="a list of datasets, one per participant"):
+        simulate(data[0])
+    with pytest.raises(msfusion.UserError, match=r"msfusion\.Run"):
+        simulate(run={"width": 0.5})
+    simulate(one for one in data)
+    simulate(example=torch.randn(2, 4), out=str(tmp_path / "run"))
+    with pytest.raises(msfusion.UserError, match="a list of run directories"):
+        msfusion.write_report(str(tmp_path / "run"), tmp_path / "x.html")  # type: ignore[arg-type]
+    msfusion.write_report([str(tmp_path / "run")], str(tmp_path / "x.html"))

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from msfusion.errors import UserError
 
+typer.core.HAS_RICH = False  # or typer 0.20 puts backslashes before the brackets of plain help
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,

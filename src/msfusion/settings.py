@@ -1,8 +1,9 @@
 """Checks settings against the types and bounds that their dataclass states beside each field."""
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import is_dataclass
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -16,9 +17,25 @@ T = TypeVar("T")
 def validated(owner: type[T], table: Mapping[str, Any]) -> T:
     """An ``owner`` made from ``table``; UserError names the first setting that is out of its range."""
     try:
-        return TypeAdapter(owner).validate_python(table)
+        made = TypeAdapter(owner).validate_python(table)
     except ValidationError as error:
         raise UserError(_sentence(owner, error)) from None
+    for name, value in _numbers(made):
+        if not math.isfinite(value):
+            raise UserError(f"setting {name}: expected a finite number, got {value}")
+    return made
+
+
+def _numbers(made: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The settings that are numbers, by their dotted names."""
+    for field in fields(made) if is_dataclass(made) else ():
+        value = getattr(made, field.name)
+        if isinstance(value, float):
+            yield prefix + field.name, value
+        elif isinstance(value, list | tuple):
+            yield from ((prefix + field.name, one) for one in value if isinstance(one, float))
+        else:
+            yield from _numbers(value, f"{prefix}{field.name}.")
 
 
 def _sentence(owner: type, error: ValidationError) -> str:

@@ -601,6 +601,65 @@ def test_a_comparison_says_which_run_failed(
     refused(said, "fedavg with seed ", "round 0", "train.lr")
 
 
+def test_a_comparison_goes_on_where_a_run_diverges(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = ("--methods", "msfusion,msfusion:no-contrast", "--rounds", 4, "--set", "contrast.weight=1e30")
+    code, out, err = run("compare", preset, *flags, "--out", tmp_path / "c", "--json")
+    assert code == 0
+    assert "warning: msfusion with seed 0: " in err
+    lost, kept = json.loads(out)["methods"]
+    assert (lost["scores"], lost["diverged"]) == ([], 1)
+    assert (len(kept["scores"]), kept["diverged"]) == (1, 0)
+    assert len(read(tmp_path / "c" / "msfusion" / "seed-0").rounds) < 4
+    code, out, _ = run("compare", preset, *flags, "--out", tmp_path / "c", "--resume")
+    assert code == 0
+    assert "1 of 1 diverged" in out
+
+
+@pytest.mark.parametrize("file", ["checkpoint.safetensors", "records.jsonl"])
+def test_what_a_run_left_is_not_replaced(
+    file: str, run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "run"
+    run("simulate", preset, "--out", own)
+    before = contents(own)
+    if file == "records.jsonl":
+        refused(run("report", own, "--out", own / file), "is absent or an HTML page", file)
+    else:
+        refused(run("export", own, own / file), "is absent or a model", file)
+    assert contents(own) == before
+    for _ in range(2):  # what was written before is
+        one_object(run("export", own, tmp_path / "x.safetensors", "--json"))
+        assert run("report", own, "--out", tmp_path / "x.html")[0] == 0
+
+
+def test_a_model_is_a_safetensors_file(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
+    run("simulate", preset, "--out", tmp_path / "run")
+    refused(run("export", tmp_path / "run", tmp_path / "x.pt"), "ends in .safetensors", "x.pt")
+
+
+def test_help_is_plain(run: Callable[..., Answer]) -> None:
+    _, out, _ = run("compare", "--help")
+    assert "[required]" in out
+    assert "\\" not in out
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("adapt.target=inf", "setting adapt.target: expected a finite number, got inf"),
+        ("train.momentum=inf", "setting train.momentum"),
+        ("logit_adjustment=inf", "setting logit_adjustment"),
+        (f"threads={10**23}", "setting threads"),
+        (f"train.batch={10**23}", "setting train.batch"),
+        (f"data.image={10**23}", "setting data.image"),
+    ],
+)
+def test_numbers_without_end(setting: str, says: str, run: Callable[..., Answer], preset: Path) -> None:
+    refused(run("simulate", preset, "--set", setting), says)
+
+
 def test_a_label_outside_the_classes(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
     """A user's model with 8 outputs on ten digits."""
     source = tmp_path / "mine.py"

@@ -1,10 +1,13 @@
 """``msfusion compare``: several methods over several seeds."""
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from json import dumps as json_text
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -70,7 +73,11 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
             for seed in range(comparison.seeds)
             for method in comparison.methods
         ]
-        _train(tasks, jobs)
+        diverged = _train(tasks, jobs)
+        if len(diverged) == len(tasks):
+            raise UserError(diverged[0])
+        for said in diverged:
+            print(f"warning: {said}", file=sys.stderr)
         rows = [{**_row(method, own), "tuned": tuned[method]} for method, own in folders.items()]
         if out is not None:
             write_report([folder for own in folders.values() for folder in own], out / "report.html")
@@ -85,7 +92,7 @@ def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[st
     if grid is None:
         return {method: {} for method in comparison.methods}
     tasks = [
-        Task(comparison.config(method, seed, {grid.key: value}), folder, resume, may_diverge=True)
+        Task(comparison.config(method, seed, {grid.key: value}), folder, resume)
         for method in comparison.methods
         for value, folder in zip(grid.values, grid.folders(_tuning(out, method)), strict=True)
     ]
@@ -111,7 +118,8 @@ def _tuning(out: Path, method: str) -> Path:
     return out / "tuning" / folder_name(method)
 
 
-def _train(tasks: Sequence[Task], jobs: int) -> None:
+def _train(tasks: Sequence[Task], jobs: int) -> list[str]:
+    """What runs that diverged say."""
     with progress() as display:
         bars = [
             display.add_task(f"{config.method}, seed {config.seed}", total=config.rounds, note="")
@@ -121,7 +129,7 @@ def _train(tasks: Sequence[Task], jobs: int) -> None:
         def report(number: int, record: records.Round) -> None:
             display.update(bars[number], completed=record["round"] + 1, note=note(record))
 
-        run_all(tasks, jobs, report)
+        return run_all(tasks, jobs, report)
 
 
 def _folder(out: Path, method: str, seed: int) -> Path:
@@ -138,8 +146,9 @@ def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
     runs = [records.read(folder) for folder in folders]
     header = runs[0].header
     metric = header["metric"]
-    finals = [run.rounds[-1] for run in runs]
-    scores = [final["evaluation"][metric] for final in finals if final["evaluation"]]
+    finals = [run.rounds[-1] for run in runs if run.rounds]
+    scores = [tuning.score(folder, header["config"]["rounds"]) for folder in folders]
+    ended = [score for score in scores if not math.isnan(score)]
     costs = header["participants"]
     return {
         "method": method,
@@ -148,9 +157,15 @@ def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
         "flops_per_step": max(p["flops_per_step"] for p in costs),
         "bytes_per_round": max(p["bytes_per_round"] for p in costs),
         "memory_bytes": max(p["memory_bytes"] for p in costs),
-        "coverage": sum(final["coverage"] for final in finals) / len(finals),
-        "scores": scores,
+        "coverage": fmean(final["coverage"] for final in finals) if finals else None,
+        "scores": ended,
+        "diverged": len(scores) - len(ended),
     }
+
+
+def _score(row: Mapping[str, Any]) -> str:
+    text, lost = spread(row["scores"], row["metric"]), row["diverged"]
+    return f"{text}, {lost} of {lost + len(row['scores'])} diverged" if lost else text
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> object:
@@ -165,7 +180,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> object:
             si(row["bytes_per_round"], "B"),
             percent(row["coverage"]),
             *map(str, row["tuned"].values()),
-            spread(row["scores"], metric),
+            _score(row),
         )
         for row in rows
     ]

@@ -18,7 +18,7 @@ from msfusion.runtimes import checkpoint
 def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
     """Write the parameters and persistent buffers of the last checkpoint, tied tensors once.
 
-    out: a file, or for a model of Hugging Face also a folder (a name without a suffix).
+    out: a file FILE.safetensors, or for a model of Hugging Face also a folder.
     shard: largest size of one file in a folder.
     """
     model, facts = _saved(source)
@@ -27,7 +27,8 @@ def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
         raise UserError(
             f"expected a run that trains the full model, got one of {method}, which trains {evaluated} models"
         )
-    if out.suffix:
+    if out.suffix == ".safetensors":
+        _check_replaceable(out)
         checkpoint.write(out, model, {"format": "pt"})
     else:
         _write_folder(model, facts["settings"], out, shard)
@@ -44,12 +45,19 @@ def _saved(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor for name, tensor in own.items() if name not in facts.get("transient", ())}, facts
 
 
+def _check_replaceable(out: Path) -> None:
+    if out.exists() and not (out.is_file() and checkpoint.is_model(out)):
+        raise UserError(
+            f"expected a file that is absent or a model in safetensors, got {out}: name another one"
+        )
+
+
 def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], out: Path, shard: str) -> None:
     model = settings.get("model", {"name": "a module of your own", "options": {}})
     if not model["name"].startswith(PREFIX):
         raise UserError(
-            f"expected a file such as {out}.safetensors for {model['name']}, got the folder {out}: only "
-            f"models named as {PREFIX}PATH are written as folders"
+            f"expected a file that ends in .safetensors for {model['name']}, got {out}: only models named as "
+            f"{PREFIX}PATH are written as folders"
         )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"expected a folder that is empty or absent, got {out}: name another one")

@@ -6,9 +6,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
@@ -36,26 +36,24 @@ class Task:
     """One run: a configuration and its directory.
 
     resume: continue it where it has been started.
-    may_diverge: a run whose values are no longer finite is no error; its last rounds are missing.
     """
 
     config: Config
     out: Path
     resume: bool
-    may_diverge: bool = False
 
 
-def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> None:
-    """Run all tasks, ``jobs`` at a time; the first error, or Ctrl-C, ends all of them."""
+def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> list[str]:
+    """Run all tasks, ``jobs`` at a time; the first error, or Ctrl-C, ends all of them. A run that diverges
+    ends alone, without its last rounds; returned is what such runs say, in the order of the tasks."""
     if min(jobs, len(tasks)) == 1:
-        for number, task in enumerate(tasks):
-            _run(number, task, report)
-        return
+        return _said(_run(number, task, report) for number, task in enumerate(tasks))
     context = multiprocessing.get_context("spawn")
     queue: Reports = context.SimpleQueue()
     stop = context.Event()
     with ProcessPoolExecutor(min(jobs, len(tasks)), context, _start, (queue, stop)) as pool:
-        pending: set[Future[None]] = {pool.submit(_work, i, task) for i, task in enumerate(tasks)}
+        futures = [pool.submit(_work, i, task) for i, task in enumerate(tasks)]
+        pending = set(futures)
         try:
             while pending:
                 done, pending = wait(pending, timeout=0.2, return_when="FIRST_COMPLETED")
@@ -69,6 +67,11 @@ def run_all(tasks: Sequence[Task], jobs: int, report: Report) -> None:
                 _pass_on(queue, report)  # a worker waits for room in the queue before it looks at ``stop``
                 time.sleep(0.1)
             raise
+    return _said(future.result() for future in futures)
+
+
+def _said(ends: Iterable[str | None]) -> list[str]:
+    return [end for end in ends if end is not None]
 
 
 def _pass_on(queue: Reports, report: Report) -> None:
@@ -94,7 +97,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(number: int, task: Task) -> None:
+def _work(number: int, task: Task) -> str | None:
     assert _channel is not None
     queue, stop = _channel
 
@@ -103,12 +106,14 @@ def _work(number: int, task: Task) -> None:
         if stop.is_set():
             interrupt()  # a terminal sends Ctrl-C to this process as well
 
-    if not stop.is_set():
-        alone = replace(task.config, workers=1)  # the other cores are those of other runs
-        _run(number, replace(task, config=alone), report)
+    if stop.is_set():
+        return None
+    alone = replace(task.config, workers=1)  # the other cores are those of other runs
+    return _run(number, replace(task, config=alone), report)
 
 
-def _run(number: int, task: Task, report: Report) -> None:
+def _run(number: int, task: Task, report: Report) -> str | None:
+    """Why training diverged, where it did."""
     config = task.config
     data = _federation(config.data, config.participants, config.seed)
     model = f"{config.model} {config.data}"
@@ -117,9 +122,12 @@ def _run(number: int, task: Task, report: Report) -> None:
     simulation = simulation_of(config, data, task.out, _captured.get(model))
     _captured[model] = simulation.setup.captured
     resume = task.resume and begun(task.out)
-    allowed = suppress(Diverged) if task.may_diverge else nullcontext()
-    with allowed, _named(config):
-        simulation.run(resume=resume, watch=lambda record: report(number, record))
+    try:
+        with _named(config):
+            simulation.run(resume=resume, watch=lambda record: report(number, record))
+    except Diverged as error:
+        return str(error)
+    return None
 
 
 @contextmanager

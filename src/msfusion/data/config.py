@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 Partition = Literal["iid", "dirichlet", "pathological", "blocks"]
 
@@ -21,7 +21,7 @@ class Data:
     min_examples: Annotated[int, Ge(0)] = 1  # that every participant must have; a run needs 1
     limit: Annotated[int, Gt(0)] | None = None  # most to train on, drawn by the seed; text: the first blocks
     test_limit: Annotated[int, Gt(0)] | None = None  # most to test on, drawn alike
-    image: Annotated[int, Gt(0)] | None = None  # side that images are resized to, antialiased
+    image: Annotated[int, Gt(0), Le(8192)] | None = None  # side that images are resized to, antialiased
     augment: bool = False  # images: random crop after padding by an eighth, and random flip, in training
     block: Annotated[int, Gt(0)] = 64  # text: length of an example
     tokenizer: Literal["character", "byte", "bpe"] = "character"  # text: what a token is

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
@@ -37,7 +37,7 @@ class Train:
     lr_fan_in: Annotated[int, Gt(0)] | None = None
     momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
-    batch: Annotated[int, Gt(0)] = 32  # per step; fewer where a participant has fewer
+    batch: Annotated[int, Gt(0), Le(1_000_000)] = 32  # per step; fewer where a participant has fewer
     steps: Annotated[int, Gt(0)] = 10  # of the optimizer, per participant and round
     clip: Annotated[float, Gt(0)] | None = None  # largest norm of the gradient
     lr_schedule: Literal["constant", "cosine"] = "constant"  # over the rounds; cosine ends at a tenth

@@ -67,13 +67,17 @@ class Section:
     dropouts: int
 
 
-def write_report(runs: Sequence[Path], out: Path) -> None:
+def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
     """Writes one self-contained HTML page about the runs to `out`; the same runs give the same bytes.
 
     runs: run directories, or directories above them. UserError where there is no run, where two runs have
-    the same method, configuration and seed, and without matplotlib.
+    the same method, configuration and seed, where ``out`` is there and no HTML page, and without matplotlib.
     """
-    found = find(runs)
+    if isinstance(runs, str | Path):
+        raise UserError(f"expected a list of run directories, got {runs!r} alone: give [{str(runs)!r}]")
+    out = Path(out)
+    _check_replaceable(out)
+    found = find([Path(run) for run in runs])
     compared = tasks(found)
     looks = styles(sorted({group.label for task in compared for group in task.groups}, key=rank))
     sections = [_section(task, looks, number) for number, task in enumerate(compared)]
@@ -83,6 +87,16 @@ def write_report(runs: Sequence[Path], out: Path) -> None:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"expected to write {out}, but: {error.strerror}; give another file") from error
+
+
+def _check_replaceable(out: Path) -> None:
+    if out.is_file() and out.stat().st_size and not _is_page(out):
+        raise UserError(f"expected a file that is absent or an HTML page, got {out}: name another one")
+
+
+def _is_page(file: Path) -> bool:
+    with file.open("rb") as page:
+        return page.read(15).lower().startswith(b"<!doctype html")
 
 
 def _render(sections: Sequence[Section], looks: dict[str, Style], counted: str) -> str:

@@ -65,6 +65,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         os.close(descriptor)
 
 
+def is_model(path: Path) -> bool:
+    """Whether a file is a safetensors file and no checkpoint."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "facts" not in (file.metadata() or {})
+    except SafetensorError:
+        return False
+
+
 def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of the checkpoint in ``directory``; raises UserError where there is none, or where it
     is not as it was written."""

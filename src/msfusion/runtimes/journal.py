@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from msfusion import records
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.sole import sole
 from msfusion.settings import differences, flat
 
 _FREE = {"workers"}
@@ -48,6 +49,12 @@ class Journal:
         self._writer: records.Writer | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._pending: list[Future[None]] = []
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other processes from the run directory; UserError where one is at it."""
+        if self._directory is None:
+            return nullcontext()
+        return sole(self._directory, "process", "wait for its end, or take another directory")
 
     @contextmanager
     def writing(self, header: records.Header, rounds_done: int | None) -> Iterator[None]:

@@ -59,7 +59,7 @@ class Run:
     # Train as for labels that are equally frequent with every participant; 1: fully
     logit_adjustment: Annotated[float, Ge(0)] = 0.0
     device: str = "cpu"  # or cuda, cuda:1: where to compute
-    threads: Annotated[int, Ge(1)] = 1  # of torch's operations; one is fastest for sub-models on a CPU
+    threads: Annotated[int, Ge(1), Le(4096)] = 1  # of torch's operations; one is fastest on a CPU
     workers: Workers = "auto"  # processes that train: one per core, or so many
     batched: Batched = "auto"  # participants train at once: on, off, or where that is faster: on a GPU
     script: bool = True  # known models on a CPU run without Python after 1000 steps, to the same bits
@@ -106,6 +106,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         check_participants(self.train)
+        check_test(self.test)
 
 
 def check_real(run: Run, where: str) -> None:
@@ -136,13 +137,24 @@ def check_participants(datasets: Sequence[Dataset[Any]]) -> None:
     if not datasets:
         raise UserError("expected at least one participant, got no training data")
     for number, data in enumerate(datasets):
-        if not hasattr(data, "__len__"):
-            raise UserError(
-                f"expected datasets with a length and an index, got {type(data).__name__} for participant "
-                f"{number}; read its examples into such a dataset first"
-            )
-        if not len(data):
+        _check_indexed(data, f"participant {number}")
+        if not len(data):  # type: ignore[arg-type]
             raise UserError(
                 f"expected data for every participant, got none for participant {number} of "
                 f"{len(datasets)}; lower the number of participants or split more evenly"
             )
+
+
+def check_test(data: Dataset[Any]) -> None:
+    """Raise UserError unless there is something to score on."""
+    _check_indexed(data, "the test set")
+    if not len(data):  # type: ignore[arg-type]
+        raise UserError("expected at least one example in the test set, got none")
+
+
+def _check_indexed(data: Dataset[Any], whose: str) -> None:
+    if not hasattr(data, "__len__"):
+        raise UserError(
+            f"expected datasets with a length and an index, got {type(data).__name__} for {whose}; read its "
+            "examples into such a dataset first"
+        )

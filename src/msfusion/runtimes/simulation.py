@@ -33,7 +33,7 @@ from msfusion.runtimes.cores import Crew, crew
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
-from msfusion.runtimes.run import Problem, Run, check_participants
+from msfusion.runtimes.run import Problem, Run, as_tuple, check_participants
 from msfusion.runtimes.scoring import Scores, check_finite
 from msfusion.runtimes.scribe import Scribe
 from msfusion.runtimes.setup import Setup, device_of
@@ -82,11 +82,20 @@ def simulate(
     out: run directory for records and checkpoints; None keeps nothing on disk.
     Raises UserError for settings or data that cannot work.
     """
+    if isinstance(participants, Dataset):
+        raise UserError(
+            f"expected a list of datasets, one per participant, got one {type(participants).__name__}: split "
+            "it, or give [dataset] for a single participant"
+        )
+    if run is not None and not isinstance(run, Run):
+        raise UserError(f"expected run as msfusion.Run(width=0.5, ...), got {type(run).__name__}")
+    participants = list(participants)
     check_participants(participants)
-    example = example or (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
-    problem = Problem(model, example, participants, test, Objective(loss), type(model).__name__)
+    if example is None:
+        example = (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
+    problem = Problem(model, as_tuple(example), participants, test, Objective(loss), type(model).__name__)
     settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
-    return Simulation(problem, settings, out=Path(out) if out else None).run(resume=resume)
+    return Simulation(problem, settings, out=None if out is None else Path(out)).run(resume=resume)
 
 
 class Simulation:
@@ -159,7 +168,7 @@ class Simulation:
         round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint. A loss
         that is not finite ends it with UserError; what is saved is the last round that was merged.
         """
-        with torch_threads(self.config.threads):
+        with self.journal.alone(), torch_threads(self.config.threads):
             done = self._resume() if resume else 0
             with self._trainers(), self.journal.writing(self._header(), done if resume else None):
                 if not resume:

@@ -1,9 +1,12 @@
 """One process at a time in a run directory."""
 
 import fcntl
+import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from msfusion.errors import UserError
 
@@ -11,7 +14,7 @@ from msfusion.errors import UserError
 @contextmanager
 def sole(directory: Path, kind: str, instead: str) -> Iterator[None]:
     """Keep other processes from the run in a directory; UserError where one has it already. The operating
-    system lets go of it when this process ends, however it ends.
+    system lets go of it when this process ends, however it ends; processes forked from it hold nothing.
 
     kind: what has the run, such as "ServerApp".
     instead: what to do where another one is there.
@@ -24,4 +27,11 @@ def sole(directory: Path, kind: str, instead: str) -> Iterator[None]:
             raise UserError(
                 f"expected nobody else at the run in {directory}, but another {kind} is: {instead}"
             ) from None
+        held = weakref.ref(file)
+        os.register_at_fork(after_in_child=lambda: _let_go(held()))
         yield
+
+
+def _let_go(file: IO[str] | None) -> None:
+    if file is not None:
+        file.close()

@@ -184,7 +184,7 @@ class Workers:
             other.close()
         _pin(core)
         pipe.send_bytes(_problem().encode())
-        with suppress(EOFError, BrokenPipeError):
+        with suppress(EOFError, ConnectionError):
             while True:
                 pipe.send_bytes(self._outcome(Job.from_bytes(pipe.recv_bytes())).to_bytes())
 
