@@ -114,7 +114,13 @@ class Group:
             self.signal(number, signal.SIGKILL)
 
     def start(
-        self, number: int, stop_at: str | None = None, *, factor: float | None = None, **link: Any
+        self,
+        number: int,
+        stop_at: str | None = None,
+        *,
+        factor: float | None = None,
+        evaluate: bool = False,
+        **link: Any,
     ) -> None:
         """Start a peer, or start it anew. The first listens where all the others connect.
 
@@ -132,6 +138,7 @@ class Group:
                 "environment": {VARIABLE: stop_at} if stop_at else {},
                 "export": str(self.folder / f"full-{number}"),
                 "hold": str(self._hold),
+                "evaluate": evaluate,
                 **({} if factor is None else {"factor": factor}),
             }
         )

@@ -122,7 +122,7 @@ def play(config: Any, task: Task, order: dict[str, Any]) -> int:
                 say,
                 show,
                 export=export,
-                evaluate=order.get("evaluate", False),
+                evaluate=order["evaluate"],
             )
             peer.run()
     except BaseException as error:

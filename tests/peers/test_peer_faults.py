@@ -6,6 +6,7 @@ depends on how fast anything happens: where somebody has to be back in time, the
 """
 
 import re
+import shutil
 import signal
 from collections.abc import Iterable
 from itertools import product
@@ -17,6 +18,7 @@ import torch
 from group import Group, Nursery, Replay
 
 from msfusion.commands.training import federation_of, simulation_of
+from msfusion.records import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -156,7 +158,8 @@ def test_two_peers_and_some_shards_with_them(
 ) -> None:
     """Where a home and its replica are gone, training stops, says what is missing, and goes on when one of
     the two is back."""
-    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind)) as group:
+    patient = {"peers.deadline": 600.0}  # those who come back are awaited, however long they were away
+    with Group(nursery, tmp_path, rounds=ROUNDS, **silence(kind), **patient) as group:
         before = strike(group, [1, 2], point, kind, LATER)
         assert_stopped(group, 0)
         complete = ROUND + (point == "commit")
@@ -256,6 +259,31 @@ def test_a_round_ends_though_who_is_drawn_hands_over_nothing(
         assert assert_as_replayed(group, ALL, replay) == [[] if one == [hangs] else one for one in drawn]
         late = {hangs: "contribution came after the deadline"}
         assert group.left(0) == [late if one == [hangs] else {} for one in drawn]
+
+
+@pytest.mark.deployed
+def test_a_group_that_has_finished_hands_on_its_last_round(
+    nursery: Nursery, tmp_path: Path, replay: Replay
+) -> None:
+    """One is killed before the last round, which the others end without it. Started again with all of them,
+    it gets that round, and they export and score once more."""
+    with Group(nursery, tmp_path, rounds=ROUNDS) as group:
+        group.hold(ROUNDS - 1)
+        group.start_all()
+        group.wait(lambda: all(group.committed(n) == ROUNDS - 1 for n in ALL))
+        group.signal(3, signal.SIGKILL)
+        group.wait(lambda: not group.alive(3))
+        group.go_on()
+        group.finished(ALL[:3])
+        before = [group.history(n) for n in ALL]
+        for n in ALL:
+            group.log(n).unlink()
+            shutil.rmtree(group.folder / f"full-{n}", ignore_errors=True)
+            group.start(n, evaluate=n == 1)
+        group.finished()
+        assert assert_as_replayed(group, ALL, replay, before) == [ALL] * (ROUNDS - 1) + [ALL[:3]]
+        scores = {n: read(group.folder / str(n)).rounds[-1]["evaluation"] is not None for n in ALL}
+        assert scores == {0: False, 1: True, 2: False, 3: False}
 
 
 @pytest.mark.deployed
