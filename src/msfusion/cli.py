@@ -2,7 +2,6 @@
 
 import sys
 from importlib.metadata import version
-from json import dumps as json_text
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -255,12 +254,8 @@ def peer(
             "--export": export,
             "--evaluate": evaluate,
         }
-        if named := [name for name, value in unused.items() if value]:
-            raise UserError(f"expected --local without {named[0]}, which it does not use, got both; drop one")
-        given = [f"--set={text}" for text in set_ or []]
-        given += [] if rounds is None else [f"--rounds={rounds}"]
-        given += [] if data is None else [f"--set=data.path={json_text(str(data))}"]
-        command.local([preset, *given], local, out or Path("runs/peers"))
+        flags = _given({"rounds": rounds, "data.path": data and str(data)})
+        command.local(preset, flags, set_ or [], local, out or Path("runs/peers"), unused)
     elif router:
         command.route(preset, settings, link)
     elif participant is None:

@@ -17,6 +17,7 @@ from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.core.seeds import derive
 from msfusion.data import load as load_data
+from msfusion.errors import UserError
 from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
 from msfusion.models import build
@@ -86,13 +87,24 @@ def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
         threading.Event().wait()
 
 
-def local(arguments: Sequence[str], peers: int, out: Path) -> None:
+def local(
+    preset: str,
+    settings: Mapping[str, Any],
+    assignments: Sequence[str],
+    peers: int,
+    out: Path,
+    unused: Mapping[str, object],
+) -> None:
     """Start so many peers on this machine and wait for them; the first also scores the full model.
 
-    arguments: of ``msfusion peer``, without those that say who and where.
+    assignments: ``key=value`` as the user wrote them, over the settings.
+    unused: options that say who and where, which UserError refuses: option -> what was given.
     """
+    if named := [name for name, value in unused.items() if value]:
+        raise UserError(f"expected --local without {named[0]}, which it does not use, got both; drop one")
     port = free_port()
-    command = [sys.executable, "-m", "msfusion", "peer", *arguments]
+    given = [*(f"{key}={json_format.dumps(value)}" for key, value in settings.items()), *assignments]
+    command = [sys.executable, "-m", "msfusion", "peer", preset, *(f"--set={one}" for one in given)]
     own = [
         ["--participant", str(n), "--out", str(out / str(n)), "--set", f"participants={peers}"]
         + (["--connect", f"127.0.0.1:{port}"] if n else ["--listen", f"127.0.0.1:{port}", "--evaluate"])
