@@ -15,9 +15,10 @@ from pydantic import StringConstraints
 from msfusion.peers.placing import place
 
 _WORD = "[0-9A-Za-z]+"  # what names files and requests comes from others: no separators, no wildcards
-_VERSION = rf"(\d+)-({_WORD})"
+VERSION = rf"(\d+)-({_WORD})"
+"""Pattern of a version's text."""
 Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
-Text = Annotated[str, StringConstraints(pattern=f"^{_VERSION}$")]
+Text = Annotated[str, StringConstraints(pattern=f"^{VERSION}$")]
 """Of a version."""
 
 
@@ -38,7 +39,7 @@ class Version:
     @staticmethod
     def parse(text: str) -> "Version":
         """Raises ValueError for anything but the text of a version."""
-        found = re.fullmatch(_VERSION, text, re.ASCII)
+        found = re.fullmatch(VERSION, text, re.ASCII)
         if found is None:
             raise ValueError(f"expected the text of a version, got {text!r}")
         return Version(int(found[1]), found[2])

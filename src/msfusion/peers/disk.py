@@ -12,7 +12,7 @@ from torch import Tensor
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, create_file, sync
-from msfusion.peers.agreement import Entry, Held, Version
+from msfusion.peers.agreement import VERSION, Entry, Held, Version
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
@@ -27,8 +27,6 @@ _HISTORY = "history.json"
 _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 _PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
 _SHIFT = ".shift.json"
-_NAMED = re.compile(r"\d{6,}-[0-9a-z]+")
-"""The folder of a version."""
 _NOTHING = Held("", frozenset())
 
 
@@ -233,7 +231,7 @@ class Disk:
 
     def _folders(self) -> Sequence[str]:
         """The versions of which something lies here; what else is there (.DS_Store) is none."""
-        return sorted(path.name for path in self._versions.iterdir() if _NAMED.fullmatch(path.name))
+        return sorted(path.name for path in self._versions.iterdir() if re.fullmatch(VERSION, path.name))
 
     def _held(self, text: str) -> Held | None:
         folder = self._versions / text
