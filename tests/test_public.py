@@ -166,7 +166,7 @@ def test_likely_mistakes_are_a_sentence(tmp_path: Path) -> None:
         asked.append(len(target))
         return nn.functional.cross_entropy(output, target)
 
-    for test, what in ((empty, "at least one example in the test set"), (None, "NoneType for the test set")):
+    for test, what in ((empty, "a test set with at least one example"), (None, "NoneType for the test set")):
         with pytest.raises(msfusion.UserError, match=what):
             simulate(test=test, loss=loss)
     assert not asked

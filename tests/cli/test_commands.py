@@ -506,7 +506,10 @@ def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> Non
         ),
         (("plan", "mlp", "--participants", 0, "--width", 0.5), ("participants", "at least 1", "got 0")),
         (("plan", "mlp", "--participants", 2, "--width", 0.5, "--rounds", 0), ("rounds", "at least 1")),
-        (("plan", "mlp", "--participants", 2, "--width", 0.5, "--batch", 0), ("batch", "above 0", "got 0")),
+        (
+            ("plan", "mlp", "--participants", 2, "--width", 0.5, "--batch", 0),
+            ("batch", "in (0, 1000000]", "got 0"),
+        ),
         (("plan", "mlp", "--participants", 2, "--width", -1), ("width", "(0, 1]", "got -1")),
         (("plan", "mlp", "--participants", 2), ("width, share, memory, flops", "none")),
         (("plan", "mlp", "--participants", 2, "--width", 1, "--memory", "1MB"), ("width 1", "memory 1MB")),
@@ -636,7 +639,7 @@ def test_what_a_run_left_is_not_replaced(
 
 def test_a_model_is_a_safetensors_file(run: Callable[..., Answer], preset: Path, tmp_path: Path) -> None:
     run("simulate", preset, "--out", tmp_path / "run")
-    refused(run("export", tmp_path / "run", tmp_path / "x.pt"), "ends in .safetensors", "x.pt")
+    refused(run("export", tmp_path / "run", tmp_path / "x.pt"), "x.safetensors for mlp", "x.pt")
 
 
 def test_help_is_plain(run: Callable[..., Answer]) -> None:

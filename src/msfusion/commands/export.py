@@ -56,8 +56,8 @@ def _write_folder(tensors: Mapping[str, Tensor], settings: Mapping[str, Any], ou
     model = settings.get("model", {"name": "a module of your own", "options": {}})
     if not model["name"].startswith(PREFIX):
         raise UserError(
-            f"expected a file that ends in .safetensors for {model['name']}, got {out}: only models named as "
-            f"{PREFIX}PATH are written as folders"
+            f"expected a file such as {out.with_suffix('.safetensors')} for {model['name']}, got {out}: only "
+            f"models named as {PREFIX}PATH are written as folders"
         )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"expected a folder that is empty or absent, got {out}: name another one")

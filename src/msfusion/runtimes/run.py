@@ -149,7 +149,7 @@ def check_test(data: Dataset[Any]) -> None:
     """Raise UserError unless there is something to score on."""
     _check_indexed(data, "the test set")
     if not len(data):  # type: ignore[arg-type]
-        raise UserError("expected at least one example in the test set, got none")
+        raise UserError("expected a test set with at least one example, got none")
 
 
 def _check_indexed(data: Dataset[Any], whose: str) -> None:

@@ -168,9 +168,10 @@ class Simulation:
         round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint. A loss
         that is not finite ends it with UserError; what is saved is the last round that was merged.
         """
-        with self.journal.alone(), torch_threads(self.config.threads):
+        with torch_threads(self.config.threads):
             done = self._resume() if resume else 0
-            with self._trainers(), self.journal.writing(self._header(), done if resume else None):
+            began = done if resume else None
+            with self.journal.alone(), self._trainers(), self.journal.writing(self._header(), began):
                 if not resume:
                     self._save(0)  # from here on the run can be resumed, whatever happens
                 history = self._rounds(done, watch)
