@@ -1,5 +1,6 @@
 """The command line. Every command is a few calls into the library and one table or one JSON object."""
 
+import errno
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -421,7 +422,8 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.filename is None:
+        where = [error.filename] if error.filename is not None else []
+        if not where and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(": ".join(["error", *map(str, where), str(error.strerror)]), file=sys.stderr)
         sys.exit(2)

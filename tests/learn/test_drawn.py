@@ -1,5 +1,6 @@
 """What a model draws at random beside its parameters is the same with and without values."""
 
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -95,3 +96,63 @@ def counted(made: list[nn.Module]) -> Callable[[], tuple[nn.Module, Tensor]]:
 
 def test_what_no_seed_decides_is_in_the_hash() -> None:
     assert made_as_with_values(counted([]), 0)[2] != made_as_with_values(counted([nn.Identity()]), 0)[2]
+
+
+class Derived(nn.Module):
+    """What it draws lies beside what it has from parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.register_buffer("start", self.first.weight.detach().clone())
+        self.register_buffer("noise", torch.rand(8), persistent=False)
+        self.mixed = [self.first.weight, torch.rand(3)]
+        self.norm = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+        self.sparse = torch.eye(3).to_sparse()
+        self.turned = torch.randn(2, dtype=torch.complex64).conj()
+
+
+def derived_by(module: Any) -> list[Tensor]:
+    norm = module.norm.parametrizations.weight[0]
+    return [module.start, module.noise, module.mixed[1], norm._u, norm._v, module.turned]
+
+
+def test_what_lies_beside_values_is_as_with_values() -> None:
+    with seeded(3, torch.device("cpu")):
+        want = derived_by(Derived())
+    module, _, digest = made_as_with_values(lambda: (Derived(), None), 3)
+    assert all(p.is_meta for p in module.parameters())
+    assert module.mixed[0] is module.first.weight
+    assert all(map(torch.equal, derived_by(module), want))
+    assert digest != made_as_with_values(lambda: (Derived(), None), 4)[2]
+
+
+class Coin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.turns = bool(torch.rand(()) > 0.5)
+
+
+def test_two_seeds_may_draw_alike() -> None:
+    for seed in range(20):
+        with seeded(seed, torch.device("cpu")):
+            want = Coin().turns
+        module, _, _ = made_as_with_values(lambda: (Coin(), None), seed)
+        assert module.turns == want
+
+
+class Many(nn.Module):
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.all = nn.ParameterList([torch.zeros(2) for _ in range(number)])
+        self.register_buffer("drawn", torch.rand(2))
+
+
+def test_a_model_of_many_parameters_keeps_no_file_open_for_each() -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, most[1]))
+    try:
+        made_as_with_values(lambda: (Many(200), None), 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)

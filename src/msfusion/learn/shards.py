@@ -141,8 +141,7 @@ def scratch(folder: Path, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[T
     if not size:
         return torch.zeros(shape, dtype=dtype), None
     with TemporaryFile(dir=folder) as file:
-        with room_for(size, folder):
-            _extend(file.fileno(), size)
+        extend(file.fileno(), size, folder)
         mapped = mmap.mmap(file.fileno(), size)
     return torch.frombuffer(mapped, dtype=dtype).view(shape), mapped
 
@@ -248,10 +247,10 @@ def create_file(path: Path, specs: Mapping[str, Spec]) -> None:
     header = json.dumps(table).encode()
     header += b" " * (-len(header) % 8)
     size = 8 + len(header) + end
-    with path.open("wb") as file, room_for(size, path):
+    with path.open("wb") as file:
         try:
-            _extend(file.fileno(), size)
-        except OSError:
+            extend(file.fileno(), size, path)
+        except UserError:
             path.unlink()
             raise
         file.write(len(header).to_bytes(8, "little") + header)
@@ -273,10 +272,11 @@ def room_for(size: int, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _extend(descriptor: int, size: int) -> None:
-    """Make a file so many bytes long, none of them a hole: where a map is written to and the disk has no room
-    for that, the system kills the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.truncate(descriptor, size)
+def extend(descriptor: int, size: int, path: Path) -> None:
+    """Make a file at a path, or in a folder, so many bytes long, none of them a hole: where a map is written
+    to and the disk has no room for that, the system kills the process. ``UserError`` as for ``room_for``."""
+    with room_for(size, path):
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, size)
+        else:
+            os.truncate(descriptor, size)
