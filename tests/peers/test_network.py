@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -40,6 +40,13 @@ class Sessions:
         return network, board
 
 
+def until(happens: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 30
+    while not happens():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
 def nothing(path: Sequence[str]) -> None:
     return None
 
@@ -47,13 +54,11 @@ def nothing(path: Sequence[str]) -> None:
 def test_both_of_one_number_are_told() -> None:
     sessions, told = Sessions(), [threading.Event(), threading.Event()]
     try:
-        sessions.open(nothing, stranger=lambda number: told[number].set())
+        sessions.open(nothing, twin=told[0].set)
         sessions.open(nothing)
         board = Board(State(0, "again", 1, FIRST, FIRST), patience=60)
         config = configuration(Link([sessions.address], ["127.0.0.1:0"]), "0", "test", 10.0)
-        sessions.all.append(
-            Network(config, "test", "run", board, nothing, stranger=lambda number: told[1 - number].set())
-        )
+        sessions.all.append(Network(config, "test", "run", board, nothing, twin=told[1].set))
         assert all(event.wait(30) for event in told)
     finally:
         for session in sessions.all:
@@ -170,13 +175,20 @@ def test_nobody_stops_a_peer_by_what_it_asks_or_says() -> None:
 def test_a_state_that_cannot_be_true_is_passed_over() -> None:
     sessions = Sessions()
     try:
-        _, board = sessions.open(nothing, sound=lambda state: state.examples < 100)
+        asked: list[int] = []
+
+        def sound(state: State) -> bool:
+            asked.append(state.examples)
+            return state.examples < 100
+
+        _, board = sessions.open(nothing, sound=sound)
         _, other = sessions.open(nothing)
         assert board.wait(lambda: 1 in board.here(), 30)
         other.update(examples=100)
-        other.update(examples=7, done=True)
-        assert board.wait(lambda: board.here()[1].done, 30)
-        assert board.here()[1].examples == 7
+        until(lambda: 100 in asked)
+        assert board.here()[1].examples == 1
+        other.update(examples=7)
+        assert board.wait(lambda: board.here()[1].examples == 7, 30)
     finally:
         for one in sessions.all:
             one.close()

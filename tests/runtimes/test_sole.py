@@ -1,5 +1,7 @@
 """One process at a time in a run directory."""
 
+import errno
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -33,6 +35,18 @@ def test_two_runs_at_once_into_one_folder(tmp_path: Path) -> None:
     assert same(checkpoint.load(out)[0], checkpoint.load(tmp_path / "alone")[0])
     assert [one["round"] for one in read(out).rounds] == [0, 1, 2]
     play(out, resume=True, rounds=4)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_keeps_nobody_out(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    play(tmp_path / "run")
+    play(tmp_path / "run", resume=True, rounds=4)
 
 
 def test_a_child_that_lives_on_holds_nothing(tmp_path: Path) -> None:

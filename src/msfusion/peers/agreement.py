@@ -15,7 +15,7 @@ from pydantic import StringConstraints
 from msfusion.peers.placing import place
 
 _WORD = "[0-9A-Za-z]+"  # what names files and requests comes from others: no separators, no wildcards
-VERSION = rf"(\d+)-({_WORD})"
+VERSION = rf"([0-9]+)-({_WORD})"
 """Pattern of a version's text."""
 Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
 Text = Annotated[str, StringConstraints(pattern=f"^{VERSION}$")]
@@ -39,7 +39,7 @@ class Version:
     @staticmethod
     def parse(text: str) -> "Version":
         """Raises ValueError for anything but the text of a version."""
-        found = re.fullmatch(VERSION, text, re.ASCII)
+        found = re.fullmatch(VERSION, text)
         if found is None:
             raise ValueError(f"expected the text of a version, got {text!r}")
         return Version(int(found[1]), found[2])

@@ -94,6 +94,11 @@ class Chronicle:
         if self._done <= self._recorded and (score := scores.get(version)):
             self._complete(score)
 
+    def on_file(self) -> int:
+        """How many rounds an earlier start has recorded."""
+        path = self._folder / records.FILE_NAME
+        return records.count(path) if path.exists() and path.stat().st_size else 0
+
     def close(self) -> None:
         """Close the file."""
         self._close()
@@ -126,11 +131,9 @@ class Chronicle:
 
     def _open(self) -> records.Writer:
         """The file, with the rounds of an earlier start of this peer if there was one."""
-        path = self._folder / records.FILE_NAME
         header = self._header()
         self._recorded = 0
-        if path.exists() and path.stat().st_size:
-            rounds = records.count(path)
+        if rounds := self.on_file():
             self._recorded = rounds if self._keep is None else min(rounds, self._keep)
             return records.Writer.resume(self._folder, header, self._recorded)
         return records.Writer(self._folder, header)

@@ -127,11 +127,15 @@ class Disk:
                     sync(self._versions)
             draft = path.with_suffix(f".{threading.get_ident()}.draft")
             create_file(draft, self._layout.specs(shard))
-            shards = Shards(draft, writable=True)
-            fill(shards)
-            shards.sync()
-            shards.release()
-            sync(draft)
+            try:
+                shards = Shards(draft, writable=True)
+                fill(shards)
+                shards.sync()
+                shards.release()
+                sync(draft)
+            except BaseException:
+                draft.unlink(missing_ok=True)
+                raise
             if shift is not None:
                 replace_file(path.with_suffix(_SHIFT), _PART.dump_json(shift))
             draft.replace(path)

@@ -1,5 +1,7 @@
 """The shards that a peer keeps: handing out windows of them, and merging contributions into them."""
 
+import math
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -143,7 +145,8 @@ class Home:
             reached("stage", decision.version.round)
 
         target, shift = following(decision.version, decision.entry), merge.shift()
-        part = (shift.spread, shift.size) if shift else None
+        most = sys.float_info.max
+        part = (min(shift.spread, most), min(shift.size, most)) if shift else None
         self._disk.write(target, shard, history, fill, part)
         self._disk.release()
 
@@ -229,6 +232,8 @@ class Home:
                 return Check(offer.given.digest, 0.0, 0, "values that are not finite")
             change = take(values[name], axes.tensors[name], own.selection) - part
             total, count = total + float(squares(change)), count + change.numel()
+        if not math.isfinite(total):
+            return Check(offer.given.digest, 0.0, 0, "a change whose square is not finite")
         return Check(offer.given.digest, total, count)
 
 

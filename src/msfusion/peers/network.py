@@ -40,8 +40,8 @@ class Network:
     group, run: name of the group, and hash of the configuration.
     serve: called for requests of others, from several threads.
     sound: whether what another peer says of itself can be true; what cannot is passed over.
-    stranger: called with the number of a peer that has another configuration, or is another one of this
-        number.
+    stranger: called with the number of a peer that has another configuration.
+    twin: called where another peer of the same run has this one's number.
     split: called with the numbers of those to whom there is no link, before the session is opened anew.
     wait: seconds without a link before that.
     """
@@ -55,12 +55,13 @@ class Network:
         serve: Serve,
         sound: Callable[[State], bool] = lambda state: True,
         stranger: Callable[[int], None] = lambda number: None,
+        twin: Callable[[], None] = lambda: None,
         split: Callable[[Sequence[int]], None] = lambda numbers: None,
         wait: float = 10.0,
     ) -> None:
         self._zenoh = zenoh()
         self._config, self._board, self._serve, self._run = config, board, serve, run
-        self._sound, self._stranger, self._split = sound, stranger, split
+        self._sound, self._stranger, self._twin, self._split = sound, stranger, twin, split
         self._splits = Splits(board.own.number, wait)
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
@@ -226,11 +227,13 @@ class Network:
         run, number, session = str(sample.key_expr).split("/")[-3:]
         if not number.isdigit():
             return
-        own = self._board.own
-        twice = int(number) == own.number and session != own.session
-        if run != self._run or (twice and sample.kind == self._zenoh.SampleKind.PUT):
-            self._stranger(int(number))
-        elif sample.kind == self._zenoh.SampleKind.PUT:
-            self._board.arrived(int(number), session)
-        else:
+        comes, own = sample.kind == self._zenoh.SampleKind.PUT, self._board.own
+        if run != self._run:
+            if comes:
+                self._stranger(int(number))
+        elif not comes:
             self._board.left(int(number), session)
+        elif int(number) == own.number and session != own.session:
+            self._twin()
+        else:
+            self._board.arrived(int(number), session)

@@ -144,13 +144,14 @@ class Peer:
             self.home.serve,
             self._sound,
             self._stranger,
+            self._twin,
             self._split,
             max(_UNLINKED, 2 * self.peers.lease),
         )
         try:
             self.member.start(self.network)
             self._rounds()
-            self._finish(self.board.own.committed)
+            self._finish()
             self._linger()
         finally:
             self.member.stop()
@@ -239,7 +240,7 @@ class Peer:
                 come = self.wire.room(places)
                 wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(come)))
                 arriving += zip(places, come, strict=True)
-        self.network.fetch(wanted, lambda: self.board.own.at == version)
+        self.network.fetch(wanted, lambda: self.member.error is None and self.board.own.at == version)
         for place, part in arriving:
             if place is not part:
                 place.copy_(part)
@@ -284,17 +285,15 @@ class Peer:
         return agreement.sound(state, len(self._everyone), len(self.layout))
 
     def _stranger(self, number: int) -> None:
-        if number == self.number:
-            name = name_of(number, self.peers.names)
-            self._say(
-                f"another peer that is participant {name} is here: stop one of the two, if neither ends"
-            )
-            return
         self._say(
             f"{name_of(number, self.peers.names)} has another version of msfusion, configuration, model, "
             "list of classes or vocabulary and cannot take part: give all the same; texts of their own need "
             "data.tokenizer=byte"
         )
+
+    def _twin(self) -> None:
+        name = name_of(self.number, self.peers.names)
+        self._say(f"another peer that is participant {name} is here: stop one of the two, if neither ends")
 
     def _split(self, numbers: Sequence[int]) -> None:
         names = ", ".join(name_of(n, self.peers.names) for n in numbers)
@@ -340,27 +339,29 @@ class Peer:
         before = at.round == version.round + 1 and history.parent == version.lineage
         return self.member.error is None and (at == version or before)
 
-    def _finish(self, last: Version) -> None:
+    def _finish(self) -> None:
         """Score, record and export what all rounds have led to; done anew where the group is disturbed."""
         done = False
         while not done:
-            self._join(last)
+            self._join()
             try:
                 done = self._witness.look(*self.course.stand)
                 if done and self._export is not None:
-                    self._gather(self._export, last, self._stored())
+                    self._gather(self._export, self.course.version, self._stored())
             except Disturbed:
                 done = False
+        self.progress.round = self.run_settings.rounds
         self._shown("done")
 
-    def _join(self, last: Version) -> None:
-        """Wait until the group stands at the last version, as it does unless this peer was started again; no
+    def _join(self) -> None:
+        """Wait until the group stands behind all rounds, as it does unless this peer was started again; no
         longer than for others to come, where nothing is wanted of them."""
         wanted = self._evaluate or self._export is not None
 
         def there() -> bool:
             own = self.board.own
-            return self.member.error is not None or (own.view is not None and own.at == last)
+            last = own.view is not None and own.at.round == self.run_settings.rounds
+            return last or self.member.error is not None
 
         while not self.board.wait(there, 0.5) and (wanted or not self._settled()):
             self._shown("waiting")

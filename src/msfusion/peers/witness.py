@@ -43,19 +43,21 @@ class Witness:
         self._seen[version] = own
 
     def look(self, version: Version, history: History) -> bool:
-        """Score what there is to score, up to a version, and record it; whether the group left the time."""
-        whole = self._scored(version, history)
+        """Score what there is to score, up to a version, and record it; whether the group left the time, if
+        not, it is for the next look."""
+        if not self._scored(version, history):
+            return False
         examples = {n: state.examples for n, state in self._board.here().items()}
         self._chronicle.write(version, history, examples, self._scores, self._seen)
         self._scores = _recent(self._scores, version)
         self._seen = _recent(self._seen, version)
-        return whole
+        return True
 
     def _scored(self, version: Version, history: History) -> bool:
         """The shards of a version and of the one before it are at hand."""
         kept = {version.round - 1: Version(version.round - 1, history.parent), version.round: version}
-        looked = version.round - 1 if self._looked is None else min(self._looked, version.round - 1)
-        for round in range(looked + 1, version.round + 1):
+        looked = self._chronicle.on_file() if self._looked is None else self._looked
+        for round in range(min(looked, version.round - 1) + 1, version.round + 1):
             if self._due(round) and kept.get(round) not in self._scores:
                 if round not in kept:
                     self._say(f"round {round} is not scored: the others have gone on")

@@ -14,7 +14,8 @@ from msfusion.errors import UserError
 @contextmanager
 def sole(directory: Path, kind: str, instead: str) -> Iterator[None]:
     """Keep other processes from the run in a directory; UserError where one has it already. The operating
-    system lets go of it when this process ends, however it ends; processes forked from it hold nothing.
+    system lets go of it when this process ends, however it ends; processes forked from it hold nothing. A
+    file system without locks keeps nobody out.
 
     kind: what has the run, such as "ServerApp".
     instead: what to do where another one is there.
@@ -27,6 +28,8 @@ def sole(directory: Path, kind: str, instead: str) -> Iterator[None]:
             raise UserError(
                 f"expected nobody else at the run in {directory}, but another {kind} is: {instead}"
             ) from None
+        except OSError:
+            pass
         held = weakref.ref(file)
         os.register_at_fork(after_in_child=lambda: _let_go(held()))
         yield
