@@ -236,6 +236,17 @@ def test_a_run_that_diverged_in_the_end_has_no_final_score(tmp_path: Path) -> No
     assert "1 of 1 diverged" in rows[2][1]
 
 
+def test_a_run_that_ended_early_has_no_final_score(tmp_path: Path) -> None:
+    good = write(tmp_path / "good", a_header("fedavg", 0), 3)
+    whole = write(tmp_path / "whole", a_header("msfusion", 0), 3)
+    early = write(tmp_path / "early", a_header("msfusion", 1), 2)
+    never = write(tmp_path / "never", a_header("random", 0), 1)
+    rows = {row[0]: row[1] for row in one(tmp_path, good, whole, early, never).rows[1:4]}
+    assert rows["random"] == "1 of 1 before round 3"
+    assert rows["msfusion"].endswith("% (1 seed), 1 of 2 before round 3")
+    assert "before" not in rows["fedavg"]
+
+
 def test_runs_that_only_tried_a_value_are_reported_where_they_are_named(tmp_path: Path) -> None:
     write(tmp_path / "c" / "msfusion" / "seed-0", a_header("msfusion", 0), 2)
     tried = write(tmp_path / "c" / "tuning" / "msfusion" / "train.lr=0.1", a_header("msfusion", 1), 2)

@@ -8,8 +8,8 @@ class UserError(ValueError):
 
 
 class Diverged(UserError):
-    """Training led to values that are not finite, or to none."""
+    """Training led to values that are not finite."""
 
 
-class TooFew(Diverged):
+class TooFew(UserError):
     """A participant has too few examples for batch norm: others train without it."""

@@ -617,7 +617,31 @@ def test_a_comparison_goes_on_where_a_run_diverges(
     assert len(read(tmp_path / "c" / "msfusion" / "seed-0").rounds) < 4
     code, out, _ = run("compare", preset, *flags, "--out", tmp_path / "c", "--resume")
     assert code == 0
-    assert "1 of 1 diverged" in out
+    assert "│ 1 of 1 diverged │" in out
+    assert "1 of 1 before round 4" in (tmp_path / "c" / "report.html").read_text()
+
+
+def test_a_run_that_diverges_when_resumed_has_no_score(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = ("--methods", "msfusion,msfusion:no-contrast", "--set", "contrast.weight=1e30")
+    assert run("compare", preset, *flags, "--rounds", 1, "--out", tmp_path / "c")[0] == 0
+    code, out, _ = run(
+        "compare", preset, *flags, "--rounds", 4, "--out", tmp_path / "c", "--resume", "--json"
+    )
+    assert code == 0
+    assert [(one["scores"] == [], one["diverged"]) for one in json.loads(out)["methods"]] == [
+        (True, 1),
+        (False, 0),
+    ]
+
+
+def test_a_page_that_is_none_is_seen_before_the_training(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    refused(run("compare", preset, "--methods", "fedavg", "--out", tmp_path), "an HTML page", "report.html")
+    assert {path.name for path in contents(tmp_path)} == {"report.html", preset.name}
 
 
 @pytest.mark.parametrize("file", ["checkpoint.safetensors", "records.jsonl"])

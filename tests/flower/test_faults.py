@@ -135,6 +135,15 @@ def test_a_participant_with_one_example_is_left_out_where_there_is_batch_norm(tm
     assert same(stored(tmp_path / "run"), alone(OTHERS, OTHERS, OTHERS))
 
 
+def test_a_run_in_which_nobody_could_train_does_not_begin(tmp_path: Path) -> None:
+    task = Task(model, lambda settings, participant, node: points(1, participant))
+    with pytest.raises(UserError, match="participant 0, as all others: expected batches of at least 2"):
+        play(task, nodes_of(task, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
+    done = {**CONFIG, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path), done)
+    assert len(rounds(tmp_path / "run")) == 3
+
+
 def test_the_second_of_two_answers_is_refused(tmp_path: Path) -> None:
     def twice(message: Message, context: Context, app: ClientApp) -> list[Message]:
         return [reply for _ in range(2) for reply in honest(message, context, app)]
@@ -154,11 +163,14 @@ def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
 
 
-def test_a_participant_with_other_classes_is_not_let_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("late", [[2], [0, 1]])
+def test_a_participant_with_other_classes_is_not_let_in(late: list[int], tmp_path: Path) -> None:
+    """Whoever comes first, most are right."""
+
     def classes(settings: Settings, participant: int, node: Any) -> str:
         return "dog cat bird" if participant == 2 else "cat dog bird"
 
-    nodes = nodes_of(Task(model, data, meaning=classes), 3, tmp_path, {2: slow})
+    nodes = nodes_of(Task(model, data, meaning=classes), 3, tmp_path, dict.fromkeys(late, slow))
     config = {**CONFIG, "waiting.patience": 1.0, "rounds": 2, "out": str(tmp_path / "run")}
     play(Task(model, data, meaning=classes), nodes, config)
     for found in rounds(tmp_path / "run"):

@@ -454,6 +454,29 @@ class Pinned(nn.Sequential):
         return self
 
 
+@pytest.mark.parametrize("single", [[1, 20], [20, 1], [1, 1, 1, 20]])
+def test_batches_that_batch_norm_refuses_leave_no_trace(single: list[int]) -> None:
+    """Also where a norm has taken in what a later one refuses."""
+    want, got = (
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 4), nn.BatchNorm1d(4)
+        )
+        for _ in range(2)
+    )
+    got.load_state_dict(want.state_dict())
+
+    def images(sizes: list[int]) -> list[TensorDataset]:
+        data = TensorDataset(torch.randn(20, 1, 8, 8) + 3, torch.zeros(20, dtype=torch.long))
+        return [TensorDataset(*(t[:size] for t in data.tensors)) for size in sizes]
+
+    torch.manual_seed(0)
+    estimate_batch_norm(want, images([20]), seed=0)
+    torch.manual_seed(0)
+    estimate_batch_norm(got, images(single), seed=0)
+    assert all(got[n].num_batches_tracked == 1 for n in (1, 4))
+    assert all(map(torch.allclose, got.buffers(), want.buffers()))
+
+
 def test_batch_norm_that_stays_in_evaluation_mode_keeps_its_statistics() -> None:
     module = Pinned(*small_net(), nn.BatchNorm1d(3))
     module[1].running_mean.copy_(torch.linspace(-2, 2, 8))

@@ -20,8 +20,8 @@ from msfusion.commands.tuning import Grid
 from msfusion.config import Config, load
 from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
-from msfusion.report import write_report
-from msfusion.report.numbers import percent, si, spread
+from msfusion.report import check_replaceable, write_report
+from msfusion.report.numbers import finals, percent, si
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
     """Run every method with every seed; print one table and, into ``out``, write one report."""
     if out is None and resume:
         raise UserError("expected the folder of the runs (--out DIR) for --resume, got none")
+    if out is not None:
+        check_replaceable(out / "report.html")
     keep = nullcontext(out) if out is not None else TemporaryDirectory()
     with stoppable(out), keep as kept:
         folder = Path(kept)
@@ -78,7 +80,8 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
             raise UserError(diverged[0])
         for said in diverged:
             print(f"warning: {said}", file=sys.stderr)
-        rows = [{**_row(method, own), "tuned": tuned[method]} for method, own in folders.items()]
+        rounds = tasks[0].config.rounds
+        rows = [{**_row(method, own, rounds), "tuned": tuned[method]} for method, own in folders.items()]
         if out is not None:
             write_report([folder for own in folders.values() for folder in own], out / "report.html")
     emit({"methods": rows}, _table(rows), json=json)
@@ -141,13 +144,13 @@ def folder_name(method: str) -> str:
     return method.replace(":", "-")
 
 
-def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
+def _row(method: str, folders: Sequence[Path], rounds: int) -> dict[str, Any]:
     """What the table says of a method: costs of its largest participant, scores of all its seeds."""
     runs = [records.read(folder) for folder in folders]
     header = runs[0].header
     metric = header["metric"]
-    finals = [run.rounds[-1] for run in runs if run.rounds]
-    scores = [tuning.score(folder, header["config"]["rounds"]) for folder in folders]
+    ends = [run.rounds[-1] for run in runs if run.rounds]
+    scores = [tuning.score(folder, rounds) for folder in folders]
     ended = [score for score in scores if not math.isnan(score)]
     costs = header["participants"]
     return {
@@ -157,15 +160,11 @@ def _row(method: str, folders: Sequence[Path]) -> dict[str, Any]:
         "flops_per_step": max(p["flops_per_step"] for p in costs),
         "bytes_per_round": max(p["bytes_per_round"] for p in costs),
         "memory_bytes": max(p["memory_bytes"] for p in costs),
-        "coverage": fmean(final["coverage"] for final in finals) if finals else None,
+        "coverage": fmean(end["coverage"] for end in ends) if ends else None,
         "scores": ended,
         "diverged": len(scores) - len(ended),
+        "runs": len(scores),
     }
-
-
-def _score(row: Mapping[str, Any]) -> str:
-    text, lost = spread(row["scores"], row["metric"]), row["diverged"]
-    return f"{text}, {lost} of {lost + len(row['scores'])} diverged" if lost else text
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> object:
@@ -180,7 +179,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> object:
             si(row["bytes_per_round"], "B"),
             percent(row["coverage"]),
             *map(str, row["tuned"].values()),
-            _score(row),
+            finals(row["scores"], metric, {"diverged": row["diverged"]}, row["runs"]),
         )
         for row in rows
     ]

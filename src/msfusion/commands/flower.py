@@ -145,7 +145,7 @@ def _check_alone(file: Path) -> None:
         if beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file():
             raise UserError(
                 f"expected a model whose file imports nothing beside it, as it is copied into the app alone, "
-                f"but {file} imports {name}: put all into one file, or install {name} as a package"
+                f"but {file} imports {name}: put all into one file"
             )
 
 

@@ -20,7 +20,7 @@ def load_folder(config: Data, seed: int) -> Source:
     subfolders; without it, a share of the training images."""
     if config.path is None:
         raise UserError("expected data.path to name a folder of images, got none: set it")
-    root = Path(config.path)
+    root = Path(config.path).expanduser()
     if not root.is_dir():
         raise UserError(f"expected a folder at data.path, got {config.path!r}, which is none: correct it")
     has_train = (root / "train").is_dir()

@@ -53,7 +53,7 @@ def _files(config: Data) -> tuple[list[Path], list[Path]]:
             f"expected data.path to name the parquet files of {config.name!r}, got none: set it to a file, "
             "or to a folder with train.parquet and test.parquet"
         )
-    path = Path(config.path)
+    path = Path(config.path).expanduser()
     if path.is_file():
         return [path], []
     train = visible(path, "train*.parquet")

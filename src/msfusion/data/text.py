@@ -25,7 +25,7 @@ def read_text(config: Data) -> Text:
     train.txt, else the largest other .txt file; a single file is divided. ``UserError`` if there is none."""
     if config.path is None:
         raise UserError("expected data.path to name a text file or a folder of them, got none: set it")
-    path = Path(config.path)
+    path = Path(config.path).expanduser()
     if path.is_file():
         return _divide(_read(path), config)
     if not path.is_dir():

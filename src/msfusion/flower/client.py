@@ -124,12 +124,11 @@ def remove_old(state: Path) -> None:
     folders with the names that ``Kept`` gives them, and no others."""
     for run in state.glob("[0-9a-f]" * 32):
         files = [*run.glob("participant-*/[0-9]*.safetensors"), *run.glob("participant-*/[0-9]*.draft")]
-        with suppress(FileNotFoundError):  # another SuperNode of this machine is at it as well
+        with suppress(OSError):  # another SuperNode is at it as well, or something else is in it
             if max((file.stat().st_mtime for file in files), default=math.inf) > time.time() - _OVER:
                 continue
             for file in files:
                 file.unlink()
-        with suppress(OSError):  # something else is in it
             for folder in {file.parent for file in files}:
                 folder.rmdir()
             run.rmdir()

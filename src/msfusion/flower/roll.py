@@ -65,6 +65,7 @@ class Roll:
         self._why: dict[int, tuple[int | None, str]] = {}  # node -> participant, why it is not let in
         self._places: dict[int, int] = {}  # node -> the participant that another node is already
         self._doubles: list[records.Dropped] = []
+        self._meaning: tuple[str | None] | None = None  # what is agreed on, once the run goes on
 
     def first(self) -> dict[int, Member]:
         """Those who are there before the first round: all, or after some patience a quorum."""
@@ -94,11 +95,13 @@ class Roll:
         start = reminded = time.monotonic()
         while True:
             self._look()
-            here = len(self._members)
+            agreeing = self._agreeing()
+            here = len(agreeing)
             settled = not (first or self._expects_news())
             patient = time.monotonic() < start + self._waiting.patience
             if here == self._participants or (here >= quorum and (settled or not patient)):
-                return dict(sorted(self._members.items()))
+                self._meaning = next(((one.meaning,) for one in agreeing.values()), None)
+                return agreeing
             if time.monotonic() > reminded + _REMIND:
                 reminded = time.monotonic()
                 logger.info("%d of %d participants are here", here, self._participants)
@@ -162,11 +165,8 @@ class Roll:
                     f"expected the capacity that the run began with, {self.capacities[number]}, "
                     f"got {hello.capacity}"
                 )
-            self._check_meaning(hello)
         except UserError as error:
-            if self._why.get(node) != (number, str(error)):
-                logger.warning("SuperNode %d cannot take part: %s", node, error)
-            self._why[node] = number, str(error)
+            self._refuse(node, number, str(error))
             return
         self._why.pop(node, None)
         if number in self._members:
@@ -180,10 +180,29 @@ class Roll:
         )
         logger.info("participant %d is here, with %d examples", number, hello.examples)
 
-    def _check_meaning(self, hello: Hello) -> None:
-        for number, member in self._members.items():
-            if number != hello.number and member.meaning != hello.meaning:
-                raise UserError(
-                    f"expected labels or tokens that stand for what they do at participant {number}, got "
-                    "others: see to it that both have the same classes, or the same vocabulary"
+    def _agreeing(self) -> dict[int, Member]:
+        """Those who are there, ascending, but for who has other labels or tokens than most; of as many, those
+        of the lowest participant count."""
+        members = dict(sorted(self._members.items()))
+        meanings = [member.meaning for member in members.values()]
+        if not meanings:
+            return {}
+        (agreed,) = self._meaning or (max(meanings, key=meanings.count),)
+        agreeing = {number: member for number, member in members.items() if member.meaning == agreed}
+        for number, member in members.items():
+            if number in agreeing:
+                self._why.pop(member.connection.node, None)
+            else:
+                whose = f"participant {next(iter(agreeing))}" if agreeing else "the others"
+                self._refuse(
+                    member.connection.node,
+                    number,
+                    f"expected labels or tokens that stand for what they do at {whose}, got others: see to "
+                    "it that both have the same classes, or the same vocabulary",
                 )
+        return agreeing
+
+    def _refuse(self, node: int, number: int | None, why: str) -> None:
+        if self._why.get(node) != (number, why):
+            logger.warning("SuperNode %d cannot take part: %s", node, why)
+        self._why[node] = number, why

@@ -23,7 +23,7 @@ from msfusion.flower.home import Home
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
-from msfusion.learn.learner import Participant
+from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.round import Trained
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe
@@ -87,6 +87,8 @@ class Hub:
         self.setup = agree(self.task, self._run_config, torch.device("cpu"), capacities).setup
         self.home.begin(self.setup, capacities)
         self.roll.capacities = capacities
+        there = [self._participant(number, member.examples) for number, member in members.items()]
+        check_somebody_trains(self.setup.learner(self.home.overlap), there)
 
     def _participant(self, number: int, examples: int) -> Participant:
         return Participant(number, Elsewhere(examples), self.setup.widths(number))

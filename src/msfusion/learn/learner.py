@@ -16,7 +16,7 @@ from msfusion.core.seeds import derive
 from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule
 from msfusion.data import fetch
-from msfusion.errors import Diverged, TooFew
+from msfusion.errors import Diverged, TooFew, UserError
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, seeded, state_like, train
@@ -266,6 +266,13 @@ class Learner:
             inputs, _ = fetch(participant.data, torch.arange(examples), None)
             compared.check(module, inputs.to(device))
         self.submodels.compared.add(module)
+
+
+def check_somebody_trains(learner: Learner, participants: Sequence[Participant]) -> None:
+    """Raise UserError where every participant is left out of all rounds."""
+    reasons = [(one.number, learner.left_out(one)) for one in participants]
+    if reasons and all(reason for _, reason in reasons):
+        raise UserError(f"participant {reasons[0][0]}, as all others: {reasons[0][1]}")
 
 
 def _offset(

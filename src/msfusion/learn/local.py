@@ -292,7 +292,7 @@ def estimate_batch_norm(
             for participant, own in enumerate(data):
                 if len(own):  # type: ignore[arg-type]
                     for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
-                        with _single_values_passed_over():
+                        with _single_values_passed_over(norms):
                             module(x.to(device))
     module.train(before)
 
@@ -304,12 +304,17 @@ def one_value(error: ValueError) -> bool:
 
 
 @contextmanager
-def _single_values_passed_over() -> Iterator[None]:
+def _single_values_passed_over(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """A batch that is refused leaves no trace: torch has counted it, and norms before the one that refused it
+    have taken it in."""
+    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     try:
         yield
     except ValueError as error:
         if not one_value(error):
             raise
+        for buffer, value in before:
+            buffer.copy_(value)
 
 
 @contextmanager

@@ -209,7 +209,7 @@ class Peer:
         previous = self._kept.before(version.round) if learner.remembers else None
         try:
             contribution, loss, memory = learner.train(version.round, self.own, windows, values, previous)
-        except Diverged as error:
+        except (Diverged, TooFew) as error:
             self._say(str(error))
             why = "too few examples for batch norm" if isinstance(error, TooFew) else "diverged"
             self._answer(Offer(version, Given(self.number, self.own.examples, None, ""), failed=why))

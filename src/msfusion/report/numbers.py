@@ -1,7 +1,7 @@
 """Numbers as people read them, always with their unit."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 Metric = Literal["accuracy", "loss"]
@@ -46,6 +46,12 @@ def mean_max(values: Sequence[float], text: Callable[[float], str]) -> str:
         return NOTHING
     mean, top = text(statistics.fmean(values)), text(max(values))
     return mean if mean == top else f"{mean}, max {top}"
+
+
+def finals(scores: Sequence[float], metric: Metric, lost: Mapping[str, int], runs: int) -> str:
+    """The scores of some runs, and how many have none; lost: why -> how many."""
+    parts = [spread(scores, metric)] if scores or not any(lost.values()) else []
+    return ", ".join([*parts, *(f"{number} of {runs} {why}" for why, number in lost.items() if number)])
 
 
 def spread(values: Sequence[float], metric: Metric) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msfusion.records import Header, ParticipantFacts, Run
-from msfusion.report.numbers import NOTHING, Metric, count, many, mean_max, percent, si, span, spread
+from msfusion.report.numbers import NOTHING, Metric, count, finals, many, mean_max, percent, si, span
 from msfusion.report.runs import Group
 from msfusion.report.series import field, last, metric
 from msfusion.settings import flat
@@ -33,12 +33,15 @@ class Row:
 
 def summary(groups: Sequence[Group], name: Metric) -> list[Row]:
     """One row per group, the best mean of the final evaluations first; equals and the unscored by label."""
-    return [_row(group, name) for group in sorted(groups, key=lambda group: _rank(group, name))]
+    rounds = max((len(run.rounds) for group in groups for run in group.runs), default=0)
+    ranked = sorted(groups, key=lambda group: _rank(group, name, rounds))
+    return [_row(group, name, rounds) for group in ranked]
 
 
-def finals(group: Group, name: Metric) -> list[float]:
-    """Each seed's last evaluation, of the seeds that have one and did not diverge."""
-    scores = (last(metric(name)(run)) for run in group.runs if not diverged(run))
+def finals_of(group: Group, name: Metric, rounds: int) -> list[float]:
+    """Each seed's last evaluation, of the seeds that have so many rounds and did not diverge."""
+    ended = [run for run in group.runs if len(run.rounds) == rounds and not diverged(run)]
+    scores = (last(metric(name)(run)) for run in ended)
     return [score for score in scores if score is not None]
 
 
@@ -48,17 +51,17 @@ def diverged(run: Run) -> bool:
     return bool(scores) and scores[-1]["loss"] is None
 
 
-def _rank(group: Group, name: Metric) -> tuple[bool, float, str]:
-    scores = finals(group, name)
+def _rank(group: Group, name: Metric, rounds: int) -> tuple[bool, float, str]:
+    scores = finals_of(group, name, rounds)
     mean = statistics.fmean(scores) if scores else 0.0
     return not scores, -mean if name == "accuracy" else mean, group.label
 
 
-def _row(group: Group, name: Metric) -> Row:
+def _row(group: Group, name: Metric, rounds: int) -> Row:
     return Row(
         group.label,
         {
-            f"final {name}": _final(group, name),
+            f"final {name}": _final(group, name, rounds),
             "coverage at the end": _coverage(group),
             "share of the model": _over(group, lambda p: p["share"], percent),
             "parameters": _over(group, lambda p: p["parameters"], count),
@@ -69,9 +72,10 @@ def _row(group: Group, name: Metric) -> Row:
     )
 
 
-def _final(group: Group, name: Metric) -> str:
-    text, lost = spread(finals(group, name), name), sum(map(diverged, group.runs))
-    return f"{text}, {lost} of {len(group.runs)} diverged" if lost else text
+def _final(group: Group, name: Metric, rounds: int) -> str:
+    early = sum(0 < len(run.rounds) < rounds and not diverged(run) for run in group.runs)
+    lost = {"diverged": sum(map(diverged, group.runs)), f"before round {rounds}": early}
+    return finals(finals_of(group, name, rounds), name, lost, len(group.runs))
 
 
 def _over(

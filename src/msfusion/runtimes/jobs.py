@@ -5,9 +5,9 @@ import traceback
 from dataclasses import asdict, dataclass
 
 from msfusion.core.axes import Selection
-from msfusion.errors import Diverged, TooFew, UserError
+from msfusion.errors import Diverged, UserError
 
-_SENTENCES = {kind.__name__: kind for kind in (UserError, Diverged, TooFew)}
+_SENTENCES = {kind.__name__: kind for kind in (UserError, Diverged)}
 
 
 @dataclass(frozen=True)

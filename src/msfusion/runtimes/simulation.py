@@ -21,7 +21,7 @@ from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
-from msfusion.learn.learner import Participant
+from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.local import Evaluation
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import in_turn, play
@@ -131,7 +131,7 @@ class Simulation:
         )
         self.participants = [setup.participant(i, data) for i, data in enumerate(problem.train)]
         self._set_overlap(setup.first_overlap())
-        self._check_somebody_trains()
+        check_somebody_trains(self.learner, self.participants)
         self.carried = Carried()
         values, trained = values_of(self.model), frozenset(captured.trained)
         self.momentum = Momentum(setup.decay) if setup.decay else None
@@ -248,11 +248,6 @@ class Simulation:
     def _left_out(self, participants: Sequence[Participant]) -> list[records.Dropped]:
         reasons = [(one.number, self.learner.left_out(one)) for one in participants]
         return [{"participant": number, "reason": reason} for number, reason in reasons if reason]
-
-    def _check_somebody_trains(self) -> None:
-        left_out = self._left_out(self.participants)
-        if len(left_out) == len(self.participants):
-            raise UserError(f"participant 0, as all others: {left_out[0]['reason']}")
 
     def _set_overlap(self, overlap: State) -> None:
         self.overlap = overlap

@@ -2,11 +2,11 @@
 
 import fcntl
 import os
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+from weakref import WeakSet
 
 from msfusion.errors import UserError
 
@@ -30,11 +30,16 @@ def sole(directory: Path, kind: str, instead: str) -> Iterator[None]:
             ) from None
         except OSError:
             pass
-        held = weakref.ref(file)
-        os.register_at_fork(after_in_child=lambda: _let_go(held()))
+        _HELD.add(file)
         yield
 
 
-def _let_go(file: IO[str] | None) -> None:
-    if file is not None:
+_HELD: WeakSet[IO[str]] = WeakSet()
+
+
+def _let_go() -> None:
+    for file in _HELD:
         file.close()
+
+
+os.register_at_fork(after_in_child=_let_go)
