@@ -287,6 +287,24 @@ def test_a_group_that_has_finished_hands_on_its_last_round(
 
 
 @pytest.mark.deployed
+def test_two_that_ended_apart_come_together(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
+    """Each has played all rounds alone; then one of the two pasts counts, and both export it."""
+    alone = {"participants": 2, "peers.start": 1, "peers.settle": 1.0}
+    with Group(nursery, tmp_path, rounds=ROUNDS, **alone) as group:
+        for n in (0, 1):
+            group.start(n, connect=[], listen=["127.0.0.1:0"])
+            group.finished([n])
+            assert group.history(n) == [[n]] * ROUNDS
+            group.log(n).unlink()
+            shutil.rmtree(group.folder / f"full-{n}")
+        group.start_all()
+        group.finished()
+        assert group.history(0) == group.history(1)
+        assert group.model(0).keys() == group.model(1).keys()
+        assert all(map(torch.equal, group.model(0).values(), group.model(1).values()))
+
+
+@pytest.mark.deployed
 def test_a_peer_that_hangs_is_left_behind(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     """Frozen for less than the lease, so that nobody takes it for dead: the group goes on without it. Before
     it is told of, the others have to train and merge, which may take a busy machine half a minute."""
