@@ -247,6 +247,14 @@ def test_a_run_that_ended_early_has_no_final_score(tmp_path: Path) -> None:
     assert "before" not in rows["fedavg"]
 
 
+def test_runs_of_other_lengths_have_their_own_final_scores(tmp_path: Path) -> None:
+    runs = [
+        write(tmp_path / str(rounds), a_header("msfusion", 0, config={"rounds": rounds}), rounds)
+        for rounds in (1, 3)
+    ]
+    assert not any("before" in row[1] for row in one(tmp_path, *runs).rows[1:3])
+
+
 def test_runs_that_only_tried_a_value_are_reported_where_they_are_named(tmp_path: Path) -> None:
     write(tmp_path / "c" / "msfusion" / "seed-0", a_header("msfusion", 0), 2)
     tried = write(tmp_path / "c" / "tuning" / "msfusion" / "train.lr=0.1", a_header("msfusion", 1), 2)

@@ -131,15 +131,61 @@ class Coin(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4)
-        self.turns = bool(torch.rand(()) > 0.5)
+        self.turns = (torch.rand(3) > 0.5).tolist()
 
 
 def test_two_seeds_may_draw_alike() -> None:
+    told: dict[str, list[bool]] = {}
     for seed in range(20):
         with seeded(seed, torch.device("cpu")):
             want = Coin().turns
-        module, _, _ = made_as_with_values(lambda: (Coin(), None), seed)
+        module, _, digest = made_as_with_values(lambda: (Coin(), None), seed)
         assert module.turns == want
+        assert told.setdefault(digest, want) == want
+
+
+class Ragged(nn.Module):
+    """Draws lists of any length, and keeps a table that its parts share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.near = [(torch.rand(8) > 0.5).nonzero().flatten().tolist() for _ in range(3)]
+        self.known = {f"unit {int(torch.randint(99, ()))}": torch.rand(2)}
+        self.parts = nn.ModuleList([nn.Identity(), nn.Identity()])
+        for part in self.parts:
+            part.shared = self.known
+        self.scale = self.first.weight.detach().abs().amax(1).unsqueeze(1)
+        self.alias = self.first.weight.data
+
+
+def test_lists_of_any_length_and_shared_tables_are_as_with_values() -> None:
+    with seeded(3, torch.device("cpu")):
+        want = Ragged()
+    module: Any = made_as_with_values(lambda: (Ragged(), None), 3)[0]
+    assert module.near == want.near
+    assert module.known.keys() == want.known.keys()
+    assert module.parts[0].shared is module.parts[1].shared is module.known
+    assert torch.equal(module.scale, want.scale)
+    assert module.alias.is_meta
+
+
+def test_how_often_a_model_is_made() -> None:
+    made: list[type] = []
+
+    def counted(kind: type[nn.Module]) -> int:
+        made.clear()
+
+        def make() -> tuple[nn.Module, None]:
+            made.append(kind)
+            return kind(), None
+
+        made_as_with_values(make, 0)
+        return len(made)
+
+    assert counted(lambda: nn.Linear(3, 3)) == 2  # type: ignore[arg-type]
+    assert counted(Reads) <= 4
+    assert counted(Noisy) <= 6
 
 
 class Many(nn.Module):

@@ -128,7 +128,7 @@ class Roll:
         """Whether it is time to ask a SuperNode who it is."""
         if node not in self._asked:
             return True
-        known = {*self._places, *(member.connection.node for member in self._members.values())}
+        known = {*self._places, *(member.connection.node for member in self._members.values())} - {*self._why}
         pause = self._seconds if node in self._hellos.waiting else _AGAIN
         return node not in known and time.monotonic() > self._asked[node].at + pause
 
@@ -168,8 +168,11 @@ class Roll:
         except UserError as error:
             self._refuse(node, number, str(error))
             return
-        self._why.pop(node, None)
+        there = self._members.get(number)
+        if there and (there.connection.node == node or there.connection.node in self._why):
+            del self._members[number]  # it says so anew, or cannot take part: the place is free
         if number in self._members:
+            self._why.pop(node, None)
             reason = f"a second SuperNode, {node}, says that it is participant {number}"
             logger.warning("%s: left out", reason)
             self._doubles.append({"participant": number, "reason": reason})

@@ -85,10 +85,11 @@ class Hub:
                 stated.get(n) or usual[n % len(usual)] for n in range(self.settings.participants)
             )
         self.setup = agree(self.task, self._run_config, torch.device("cpu"), capacities).setup
+        if not self.home.done and len(members) == self.settings.participants:
+            everyone = [self._participant(number, member.examples) for number, member in members.items()]
+            check_somebody_trains(self.setup.learner(self.home.overlap), everyone)
         self.home.begin(self.setup, capacities)
         self.roll.capacities = capacities
-        there = [self._participant(number, member.examples) for number, member in members.items()]
-        check_somebody_trains(self.setup.learner(self.home.overlap), there)
 
     def _participant(self, number: int, examples: int) -> Participant:
         return Participant(number, Elsewhere(examples), self.setup.widths(number))

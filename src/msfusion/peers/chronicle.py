@@ -60,6 +60,7 @@ class Chronicle:
         self._known: dict[int, int] = {}
         self._trained: set[int] = set()
         self._recorded = 0
+        self._unscored = True  # the last line on file, as far as is known
         self._keep: int | None = None  # rounds on file that are still true; None: all
         self._done, self._coverages = 0, Coverages(setup)
 
@@ -89,10 +90,12 @@ class Chronicle:
                 self._writer = self._open()
             if round >= self._recorded:
                 self._writer.round(line)
+                self._unscored = line["evaluation"] is None
             self._done, self._stand = round + 1, after
         self._at, self._written = version, history
-        if self._done <= self._recorded and (score := scores.get(version)):
+        if self._unscored and (score := scores.get(version)):
             self._complete(score)
+            self._unscored = False
 
     def on_file(self) -> int:
         """How many rounds an earlier start has recorded."""
@@ -112,7 +115,7 @@ class Chronicle:
                 self._restart(keep=same)
 
     def _complete(self, score: Evaluation) -> None:
-        """Give the last round its score, where an earlier start has recorded it without."""
+        """Give the last round its score, where it was recorded without."""
         *_, last = records.read(self._folder).rounds
         if last["round"] == self._done - 1 and last["evaluation"] is None:
             self._close()

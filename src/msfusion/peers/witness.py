@@ -35,6 +35,7 @@ class Witness:
     ) -> None:
         self._run, self._chronicle, self._board, self._score, self._say = run, chronicle, board, score, say
         self._looked: int | None = None  # the round up to which versions have been looked at
+        self._deferred = False
         self._scores: dict[Version, Evaluation] = {}
         self._seen: dict[Version, records.Own] = {}
 
@@ -43,28 +44,35 @@ class Witness:
         self._seen[version] = own
 
     def look(self, version: Version, history: History) -> bool:
-        """Score what there is to score, up to a version, and record it; whether the group left the time, if
-        not, it is for the next look."""
-        if not self._scored(version, history):
+        """Score what there is to score, up to a version, and record it; whether the group left the time. If
+        not, both are for the next look, once."""
+        whole = self._scored(version, history)
+        if not whole and not self._deferred:
+            self._deferred = True
             return False
+        self._deferred = False
         examples = {n: state.examples for n, state in self._board.here().items()}
         self._chronicle.write(version, history, examples, self._scores, self._seen)
         self._scores = _recent(self._scores, version)
         self._seen = _recent(self._seen, version)
-        return True
+        return whole
 
     def _scored(self, version: Version, history: History) -> bool:
         """The shards of a version and of the one before it are at hand."""
         kept = {version.round - 1: Version(version.round - 1, history.parent), version.round: version}
+        missed: list[int] = []
         looked = self._chronicle.on_file() if self._looked is None else self._looked
         for round in range(min(looked, version.round - 1) + 1, version.round + 1):
             if self._due(round) and kept.get(round) not in self._scores:
                 if round not in kept:
-                    self._say(f"round {round} is not scored: the others have gone on")
+                    missed.append(round)
                 elif not self._succeeds(kept[round]):
-                    return False
+                    break
             self._looked = round
-        return True
+        if missed:
+            which = f"round {missed[0]} is" if len(missed) == 1 else f"rounds {missed[0]} to {missed[-1]} are"
+            self._say(f"{which} not scored: the others have gone on")
+        return self._looked == version.round
 
     def _due(self, round: int) -> bool:
         on_schedule = round % self._run.evaluate_every == 0 or round == self._run.rounds

@@ -33,14 +33,21 @@ class Row:
 
 def summary(groups: Sequence[Group], name: Metric) -> list[Row]:
     """One row per group, the best mean of the final evaluations first; equals and the unscored by label."""
-    rounds = max((len(run.rounds) for group in groups for run in group.runs), default=0)
-    ranked = sorted(groups, key=lambda group: _rank(group, name, rounds))
-    return [_row(group, name, rounds) for group in ranked]
+    longest = max((len(run.rounds) for group in groups for run in group.runs), default=0)
+    wanted = {group.label: _wanted(group, longest) for group in groups}
+    ranked = sorted(groups, key=lambda group: _rank(group, name, wanted[group.label]))
+    return [_row(group, name, wanted[group.label]) for group in ranked]
+
+
+def _wanted(group: Group, longest: int) -> int:
+    """The rounds of a group's runs, as they state it, or as one has that was resumed with more."""
+    stated = group.first.header["config"].get("rounds")
+    return max(stated, *(len(run.rounds) for run in group.runs)) if isinstance(stated, int) else longest
 
 
 def finals_of(group: Group, name: Metric, rounds: int) -> list[float]:
     """Each seed's last evaluation, of the seeds that have so many rounds and did not diverge."""
-    ended = [run for run in group.runs if len(run.rounds) == rounds and not diverged(run)]
+    ended = [run for run in group.runs if len(run.rounds) >= rounds and not diverged(run)]
     scores = (last(metric(name)(run)) for run in ended)
     return [score for score in scores if score is not None]
 
