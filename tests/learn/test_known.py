@@ -4,15 +4,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
+from msfusion.capture import capture
 from msfusion.learn.known import layout_for
 from msfusion.learn.local import Train, train
 from msfusion.learn.objective import Objective
+from msfusion.learn.submodels import SubModels, tensors_of
 from msfusion.models.cnn import cnn
 from msfusion.models.mlp import mlp
+from msfusion.models.resnet import resnet18
+from msfusion.runtimes.run import Problem, Run
+from msfusion.runtimes.simulation import Simulation
 
 IMAGES = torch.randn(24, 1, 8, 8)
 CONFIG = Train(batch=8, steps=4)
@@ -96,3 +102,34 @@ def test_without_dropout_of_images_only_rounding_differs(
     monkeypatch.setattr("msfusion.learn.local.layout_for", lambda *_: torch.preserve_format)
     for name, value in trained(small()).state_dict().items():
         torch.testing.assert_close(innermost[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_that_lie_like_the_images_change_no_bit() -> None:
+    """Of a residual network, strides and pointwise convolutions included; its parameters are read back as
+    they lie in the full model."""
+    torch.manual_seed(0)
+    model = resnet18(10, 1, width=4, blocks=(1, 1))
+    example = (IMAGES[:2],)
+    captured = capture(model, example)
+    outcomes = []
+    for free in (False, True):
+        submodels = SubModels(captured, example, torch.device("cpu"), 1.0, free_layout=free)
+        values = {name: t.detach().clone() for name, t in tensors_of(model).items()}
+        module = submodels.load({}, values)
+        innermost = {p.stride()[1] == 1 for p in module.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1}
+        assert innermost == {free}
+        trained(module)
+        outcomes.append({**submodels.unload({}, module), **dict(module.named_buffers())})
+    assert all(value.is_contiguous() for value in outcomes[1].values())
+    assert all(torch.equal(value, outcomes[1][name]) for name, value in outcomes[0].items())
+
+
+def test_with_a_loss_of_the_users_own_weights_lie_as_pytorch_lays_them() -> None:
+    data = TensorDataset(IMAGES, torch.arange(24) % 10)
+    own = Objective(custom=lambda output, targets: F.cross_entropy(output.view(-1, 10), targets))
+    for objective, innermost in ((Objective(), True), (own, False)):
+        problem = Problem(small(), (IMAGES[:2],), [data], data, objective)
+        run = Simulation(problem, Run(width=1.0, method="fedavg"))
+        windows = run.learner.windows(0, run.participants[0])
+        module = run.setup.submodels.load(windows, run.store.pull(0, windows))
+        assert module.get_parameter("blocks.1.conv.weight").is_contiguous() is not innermost

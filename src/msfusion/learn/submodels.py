@@ -14,6 +14,7 @@ from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost, changing_buffers, cost, least_batch
+from msfusion.learn.known import lay_out
 from msfusion.learn.local import Train
 
 BACKEND: Any = "inductor"
@@ -30,6 +31,7 @@ class SubModels:
     round.
 
     compiled: modules that train are compiled, for each shape of a batch when it first comes.
+    free_layout: nobody but the model looks at how what it makes lies in memory (``known.lay_out``).
     compared: modules of which it is known that the contrastive loss can compare what they make of examples.
     """
 
@@ -41,14 +43,17 @@ class SubModels:
         power: float,
         *,
         compiled: bool = False,
+        free_layout: bool = False,
     ) -> None:
         self.compiled = compiled
+        self._free_layout = free_layout
         self.compared: set[nn.Module] = set()
         self._captured = captured
         self._example = example
         self.device = device
         self._power = power
         self._narrow: dict[Plan, nn.Module] = {}
+        self._shapes: dict[Plan, dict[str, Tensor]] = {}
         self._modules: dict[Plan, _Held] = {}
         self._factors: dict[Plan, dict[str, scale.Factor]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
@@ -80,27 +85,32 @@ class SubModels:
     def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
         """The module's trained parameters as values of the full model, the scale rule undone.
 
-        lend: no copies, but the module's own tensors, changed in place: they hold until it is filled anew.
+        lend: no copies, but the module's own tensors, changed in place and as they lie in memory: they hold
+        until it is filled anew.
         """
         values = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
         factors = self.factors(widths_of(selection))
-        if not lend:
-            return {name: value / scale.on(factors.get(name, 1.0), value) for name, value in values.items()}
-        scale.scale_(values, factors, undo=True)
-        return values
+        if lend:
+            scale.scale_(values, factors, undo=True)
+            return values
+        undone = {name: value / scale.on(factors.get(name, 1.0), value) for name, value in values.items()}
+        return {name: value.contiguous() for name, value in undone.items()}
 
     def parameters(self, widths: Widths) -> int:
         """Number of parameters at these widths."""
         return sum(p.numel() for p in self._unset(widths).parameters())
 
-    def shapes(self, widths: Widths) -> dict[str, Tensor]:
+    def shapes(self, widths: Widths) -> Mapping[str, Tensor]:
         """Parameters and buffers at these widths, without values."""
-        return tensors_of(self._unset(widths))
+        key = plan_of(widths)
+        if key not in self._shapes:
+            self._shapes[key] = tensors_of(self._unset(widths))
+        return self._shapes[key]
 
     def trained(self, widths: Widths) -> dict[str, Tensor]:
         """The trained parameters at these widths, without values: what participants hand over."""
-        shapes = self.shapes(widths)
-        return {name: shapes[name] for name in trained_names(self._unset(widths))}
+        shapes = self.shapes(widths).items()
+        return {name: t for name, t in shapes if isinstance(t, nn.Parameter) and t.requires_grad}
 
     def changing_buffers(self) -> list[str]:
         """Buffers that training changes, but for those of batch norm."""
@@ -159,6 +169,8 @@ class SubModels:
         key = plan_of(widths)
         if key not in self._modules:
             module = self.module(widths)
+            if self._free_layout:
+                lay_out(module, self._example[0])
             if self.compiled:
                 module.compile(backend=compiler(), dynamic=False)
             self._modules[key] = _Held.of(module)

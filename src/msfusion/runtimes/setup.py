@@ -62,7 +62,14 @@ class Setup:
         self._check_compiled()
         self._check_optimizer()
         alone = run.compile and run.batched != "on"
-        self.submodels = SubModels(captured, example, device, self.method.scale_power, compiled=alone)
+        self.submodels = SubModels(
+            captured,
+            example,
+            device,
+            self.method.scale_power,
+            compiled=alone,
+            free_layout=objective.custom is None,
+        )
         at_once: Batched = "off" if alone else run.batched
         keeps = run.train.keep_optimizer
         changing = self._warned_of_buffers()

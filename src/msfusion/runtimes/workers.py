@@ -64,6 +64,7 @@ class Workers:
         self._participants = participants
         self._learner = learner
         self._like: dict[Plan, dict[str, Tensor]] = {}  # a memory's tensors
+        self._views: dict[tuple[int, Plan], dict[str, Tensor]] = {}
         plans = distinct(participants)
         values = max(size_of(learner.submodels.shapes(plan)) for plan in plans)
         memory = max(size_of(learner.remembered(plan)) for plan in plans)
@@ -141,7 +142,11 @@ class Workers:
 
     def _values(self, slot: int, windows: Selection) -> dict[str, Tensor]:
         """The tensors of a sub-model in a slot."""
-        return self._slots[slot].values.tensors(self._learner.submodels.shapes(widths_of(windows)))
+        widths = widths_of(windows)
+        key = (slot, plan_of(widths))
+        if key not in self._views:
+            self._views[key] = self._slots[slot].values.tensors(self._learner.submodels.shapes(widths))
+        return self._views[key]
 
     def _trained_values(self, job: Job) -> dict[str, Tensor]:
         tensors = self._values(job.slot, job.windows)
