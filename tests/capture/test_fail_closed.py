@@ -160,3 +160,15 @@ def test_without_any_one_rule_the_map_may_lose_axes_but_stays_right(
         assert max(errors.values(), default=0) < 1e-9, name
     assert min(shares) < whole
     assert max(shares) <= whole
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 4)), "lazy 0.weight"),
+        (nn.Sequential(nn.Embedding(9, 8, sparse=True), nn.Linear(8, 4)), "Embedding 0 with sparse"),
+    ],
+)
+def test_modules_without_sizes_or_dense_gradients_are_refused(model: nn.Module, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        capture(model, (torch.zeros(2, 8, dtype=torch.int64),))

@@ -137,3 +137,9 @@ def test_a_data_loader_takes_the_datasets() -> None:
     x, y = next(iter(DataLoader(images([3, 1, 0]), batch_size=3)))
     assert x.shape == (3, 1, 1, 1)
     assert y.tolist() == [3, 1, 0]
+
+
+def test_fetch_wants_inputs_of_one_part() -> None:
+    pairs = [((torch.zeros(2), torch.zeros(3)), 1)] * 4
+    with pytest.raises(UserError, match="got tuple and int: pack the parts"):
+        fetch(pairs, torch.tensor([0, 1]), None)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from torch.export import Dim
 from torch.export.graph_signature import InputKind
 from torch.fx import config as fx_config
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from msfusion.errors import UserError
@@ -85,6 +86,7 @@ def capture_graph(
     symbolic: the sizes of the inputs are variables, where the model allows it.
     lines: operations know the line that made them (``source_line``); without, it takes a sixth less time.
     """
+    _check_can_be_cut(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if symbolic else None)
     shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)
     fake_args, fake_kwargs = (args, dict(kwargs)) if symbolic else fake_inputs((args, dict(kwargs)), mode)
@@ -102,6 +104,21 @@ def capture_graph(
         ) from error
     program.graph.eliminate_dead_code()
     return Graph(program, _tensor_inputs(program), training)
+
+
+def _check_can_be_cut(model: nn.Module) -> None:
+    """Raise UserError for modules whose tensors or gradients have no shape, or no memory, of their own."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise UserError(
+                f"expected parameters with sizes, got a lazy {name}: run the model once on example inputs"
+            )
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise UserError(
+                f"expected dense gradients, got {type(part).__name__} {name} with sparse ones: make it with "
+                "sparse=False"
+            )
 
 
 def _all_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

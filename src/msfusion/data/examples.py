@@ -98,4 +98,10 @@ def fetch(dataset: Dataset[Any], indices: Tensor, generator: torch.Generator | N
             f"{type(items[0]).__name__}: return pairs from its __getitem__"
         )
     x, y = default_collate(items)
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        parts = " and ".join(type(part).__name__ for part in items[0])
+        raise UserError(
+            f"expected the items of {type(dataset).__name__} to be pairs of one tensor or number each, got "
+            f"{parts}: pack the parts of an input into one tensor, and take it apart in the model"
+        )
     return x, y

@@ -105,6 +105,15 @@ class Problem:
     name: str = "model"
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.example, tuple) and all(isinstance(part, Tensor) for part in self.example)):
+            whole = type(self.example).__name__
+            parts = [type(part).__name__ for part in self.example] if isinstance(self.example, tuple) else []
+            raise UserError(
+                "expected example inputs as a tuple of tensors, (x,) for a model of one input, got "
+                f"{whole} of {', '.join(parts)}: pack the parts of an input into one tensor"
+                if parts
+                else f"expected example inputs as a tuple of tensors, got {whole}: write (x,)"
+            )
         check_participants(self.train)
         check_test(self.test)
 
