@@ -46,6 +46,51 @@ def test_two_convolutions() -> None:
     assert got.flops_per_step == 2 * first + 3 * second
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_convolutions_in_groups(groups: int, transposed: bool) -> None:
+    """4 images of 6x6, 4 -> 8 channels, of which each meets one group's alone; strides of 2. Transposed, the
+    taps meet every pixel that goes in, else every one that comes out."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    first = nn.Conv2d(3, 4, 1, bias=False)  # so that the second needs the gradient of its input
+    second = kind(4, 8, 2, stride=2, groups=groups, bias=False)
+    got = cost(nn.Sequential(first, second), (torch.zeros(2, 3, 6, 6),), PLAIN)
+    one = 2 * 4 * (36 if transposed else 9) * 4 * (4 * 8 // groups)
+    assert got.flops_per_step == 2 * (2 * 4 * 36 * 3 * 4) + 3 * one
+
+
+def test_bilinear_layers_are_counted() -> None:
+    """4 examples, 5 and 6 inputs, 7 outputs: 2 * 4 * 5 * 6 * 7, and as much for the gradient of the weight
+    and of each input."""
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.both = nn.Linear(3, 5), nn.Linear(3, 6), nn.Bilinear(5, 6, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.both(self.a(x), self.b(x))
+
+    got = cost(Pair(), (torch.zeros(2, 3),), PLAIN).flops_per_step
+    assert got == 2 * (2 * 4 * 3 * (5 + 6)) + 4 * (2 * 4 * 5 * 6 * 7)
+
+
+def test_products_with_a_vector_are_counted() -> None:
+    """4 examples of 5 parts, 3 -> 6, then one number for each part; the gradient of the weight is a product
+    with a vector, too, that of the parts is none."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.v = nn.Linear(3, 6), nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) @ self.v
+
+    got = cost(Pooled(), (torch.zeros(2, 5, 3),), PLAIN).flops_per_step
+    assert 2 * (2 * 20 * 3 * 6) + 2 * (2 * 20 * 6) <= got <= 2 * (2 * 20 * 3 * 6) + 3 * (2 * 20 * 6)
+
+
 def test_attention_is_counted() -> None:
     """Queries and keys, weights and values: 2 * T * T * D each per example, three times with backward, which
     computes the weights once more."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from blobs import SIZES, TEST, net, participants, play, same, settings, state
+from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import msfusion
@@ -192,6 +193,26 @@ def test_the_head_is_found_by_the_output(name: str) -> None:
     head, classes = capture(module, example).head(), module(*example).shape[-1]
     assert all(dict(module.named_parameters())[n].shape[d] == classes for n, d in head.items())
     assert len(head) in ((0, 1) if name == "gpt" else (2,))
+
+
+class Refined(nn.Module):
+    """Logits that a last layer corrects by what they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head, self.last = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.head(torch.relu(self.hidden(x)))
+        return logits + self.last(torch.relu(logits))
+
+
+def test_of_a_layer_from_classes_to_classes_the_rows_are_masked() -> None:
+    model = Refined()
+    before = model.last.weight.detach().clone()
+    msfusion.simulate(model, [one_class(0), one_class(2)], TEST, settings(method="fedavg", mask_unseen=True))
+    assert torch.equal(model.last.weight[1], before[1])
+    assert not torch.equal(model.last.weight[0], before[0])
 
 
 @pytest.mark.parametrize("label", [-100, 3])

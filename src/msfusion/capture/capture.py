@@ -38,15 +38,15 @@ class Capture:
         return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
 
     def head(self) -> dict[str, int]:
-        """Parameter -> its dimension that counts the classes: the last one of the model's output."""
+        """Parameter -> its dimension that counts the classes, the last one of the model's output; the first
+        where several do, as in a layer from classes to classes."""
         classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]
-        places = [
-            (name, int(dimension))
-            for name, _, dimension in (
-                place.rpartition(":") for place, why in self.axes.pinned.items() if why == OUTPUT
-            )
-        ]
-        return {name: d for name, d in places if self.axes.tensors[name][d] == Fixed(classes)}
+        head: dict[str, int] = {}
+        for place in sorted(place for place, why in self.axes.pinned.items() if why == OUTPUT):
+            name, _, d = place.rpartition(":")
+            if self.axes.tensors[name][int(d)] == Fixed(classes):
+                head.setdefault(name, int(d))
+        return head
 
     def head_bias(self) -> str | None:
         """The parameter with one entry per class that a last linear layer adds to the model's output and

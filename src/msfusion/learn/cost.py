@@ -11,10 +11,10 @@ from torch._export.utils import _compiling_state_context
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.contrast import Compared, Contrast
+from msfusion.learn.flops import counter
 from msfusion.learn.known import layout_for
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, one_value, state_like, update
@@ -22,20 +22,6 @@ from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
 
 T = TypeVar("T")
-
-
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
-
-
-_ATTENTION_ON_CPU = {  # torch knows the operations, but not what they cost
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-}
 
 
 @dataclass(frozen=True)
@@ -200,7 +186,7 @@ class _Count:
             if contrast:
                 merged, previous = ({n: t.detach().clone() for n, t in tensors.items()} for _ in range(2))
                 compared = Compared(contrast, merged, previous)
-            with FlopCounterMode(display=False, custom_mapping=_ATTENTION_ON_CPU) as flops:
+            with counter() as flops:
                 update(
                     self._module, optimizer, _OBJECTIVE, self._config, self._inputs, self._inputs, compared
                 )
