@@ -144,6 +144,15 @@ def test_a_column_of_names_is_taken_where_it_is_named_or_nothing_else_fits(tmp_p
     assert load(config(tmp_path, label_column="word"), participants=1, seed=0).inputs.classes == 2
 
 
+def test_a_column_called_label_is_taken_before_numbers(tmp_path: Path) -> None:
+    table = pa.table(
+        {"image": [encoded(1)] * 60, "id": [*range(6)] * 10, "label": ["cat", "dog", "eel"] * 20}
+    )
+    pq.write_table(table, tmp_path / "train.parquet")
+    assert load(config(tmp_path), participants=1, seed=0).inputs.classes == 3
+    assert load(config(tmp_path, label_column="id"), participants=1, seed=0).inputs.classes == 6
+
+
 def test_labels_that_the_training_files_lack(tmp_path: Path) -> None:
     named(tmp_path / "train.parquet", ["cat", "owl"] * 5)
     named(tmp_path / "test.parquet", ["cat", "dog"])

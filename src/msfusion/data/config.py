@@ -30,4 +30,4 @@ class Data:
     # none: 0.2, or 0.1 for text
     test_share: Annotated[float, Gt(0), Lt(1)] | None = None
     image_column: str | None = None  # parquet; none: the one column of encoded images
-    label_column: str | None = None  # parquet; none: the one column of integers, else of names
+    label_column: str | None = None  # parquet; none: label, else the one column of integers or of names

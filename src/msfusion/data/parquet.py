@@ -69,11 +69,14 @@ def _files(config: Data) -> tuple[list[Path], list[Path]]:
 def _columns(path: Path, config: Data) -> tuple[str, str]:
     """Names of the image and the label column."""
     schema = _reading(path, pq.read_schema)
+    chosen = config.label_column
+    if chosen is None and any(field.name == "label" and _holds_labels(field.type) for field in schema):
+        chosen = "label"
     numbered = any(pa.types.is_integer(field.type) for field in schema)
-    holds = pa.types.is_integer if numbered and config.label_column is None else _holds_labels
+    holds = pa.types.is_integer if numbered and chosen is None else _holds_labels
     return (
         _column(schema, config.image_column, _holds_images, path, "image_column", "encoded images"),
-        _column(schema, config.label_column, holds, path, "label_column", "labels"),
+        _column(schema, chosen, holds, path, "label_column", "labels"),
     )
 
 
