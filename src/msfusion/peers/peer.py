@@ -2,7 +2,6 @@
 
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,12 +22,12 @@ from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
+from msfusion.peers.ending import Ending
 from msfusion.peers.gather import gather
 from msfusion.peers.home import Home
 from msfusion.peers.initial import buffers_in, make_initial
 from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout, rows_of, shards_for
-from msfusion.peers.lead import Clock
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
@@ -108,7 +107,6 @@ class Peer:
             self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures, decay=decay
         )
         committed = self.disk.committed()
-        self._late = committed.round == run.rounds
         state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
         self._everyone = list(range(participants))
@@ -124,6 +122,8 @@ class Peer:
             self.board,
             say,
         )
+        late = committed.round == run.rounds
+        self._ending = Ending(peers, participants, run.rounds, self.board, self.member, late=late)
         self._link = link
         self.progress = Progress()
         self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past, self.wire)
@@ -151,8 +151,11 @@ class Peer:
         try:
             self.member.start(self.network)
             self._rounds()
-            self._finish()
-            self._linger()
+            wanted = self._evaluate or self._export is not None
+            self._ending.finish(self._last, lambda: self._shown("waiting"), wanted=wanted)
+            self.progress.round = self.run_settings.rounds
+            self._shown("done")
+            self._ending.linger(self.network.sent.total)
         finally:
             self.member.stop()
             self.network.close()
@@ -339,53 +342,12 @@ class Peer:
         before = at.round == version.round + 1 and history.parent == version.lineage
         return self.member.error is None and (at == version or before)
 
-    def _finish(self) -> None:
-        """Score, record and export what all rounds have led to; done anew where the group is disturbed."""
-        done = False
-        while not done:
-            self._join()
-            try:
-                done = self._witness.look(*self.course.stand)
-                if done and self._export is not None:
-                    self._gather(self._export, self.course.version, self._stored())
-            except Disturbed:
-                done = False
-        self.progress.round = self.run_settings.rounds
-        self._shown("done")
-
-    def _join(self) -> None:
-        """Wait until the group stands behind all rounds, as it does unless this peer was started again; no
-        longer than for others to come, where nothing is wanted of them."""
-        wanted = self._evaluate or self._export is not None
-
-        def there() -> bool:
-            own = self.board.own
-            last = own.view is not None and own.at.round == self.run_settings.rounds
-            return last or self.member.error is not None
-
-        while not self.board.wait(there, 0.5) and (wanted or not self._settled()):
-            self._shown("waiting")
-        if self.member.error is not None:
-            raise self.member.error
-
-    def _settled(self) -> bool:
-        """Whether this peer has been here for as long as others need to be found."""
-        return time.monotonic() - self.board.started > self.peers.settle
-
-    def _linger(self) -> None:
-        """Stay until everyone here has all that they need, or nothing more is heard of what they do; where
-        all rounds were done when this peer was started, also as long as others need to be found."""
-        self.board.update(done=True)
-        clock = Clock()
-        while True:
-            here = self.board.here()
-            busy = {n: state for n, state in here.items() if not state.done}
-            finding = self._late and len(here) < len(self._everyone) and not self._settled()
-            asked = clock.passed((busy, self.network.sent.total()))
-            if not finding and (not busy or asked > self.peers.deadline):
-                break
-            self.board.pause(self.board.news, 0.5)
-        time.sleep(0.6)
+    def _last(self) -> bool:
+        """Score, record and export what all rounds have led to; whether the group left the time."""
+        done = self._witness.look(*self.course.stand)
+        if done and self._export is not None:
+            self._gather(self._export, self.course.version, self._stored())
+        return done
 
 
 def _on_cpu(contribution: Contribution) -> Contribution:
