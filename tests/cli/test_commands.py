@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 
 import msfusion
 from msfusion import cli
+from msfusion.commands import options as named
 from msfusion.commands.peer import fingerprint
 from msfusion.config import load, presets
 from msfusion.data import load as load_data
@@ -436,22 +437,22 @@ def test_help_and_no_command(run: Callable[..., Answer]) -> None:
 
 
 def test_help_names_what_there_is(run: Callable[..., Answer]) -> None:
-    listed = {text: text.replace(" :", " msfusion:").split(", ") for text in (cli.METHODS, cli.VARIANTS)}
-    assert listed[cli.METHODS] == list(METHODS)
-    assert [*listed[cli.VARIANTS], f"msfusion:{cli.GENERAL}"] == [
+    listed = {text: text.replace(" :", " msfusion:").split(", ") for text in (named.METHODS, named.VARIANTS)}
+    assert listed[named.METHODS] == list(METHODS)
+    assert [*listed[named.VARIANTS], f"msfusion:{named.GENERAL}"] == [
         f"msfusion:{name}" for name in METHODS["msfusion"].variants
     ]
     others = {name: list(method.variants) for name, method in METHODS.items() if name != "msfusion"}
     assert others.pop("standalone") == []
-    assert all(cli.GENERAL in variants for variants in others.values())
+    assert all(named.GENERAL in variants for variants in others.values())
     inner_first = [name for name, variants in others.items() if "inner-first" in variants]
-    assert inner_first == cli.INNER_FIRST.split(", ")
-    assert {variant for variants in others.values() for variant in variants} == {cli.GENERAL, "inner-first"}
-    assert cli.PRESETS.split(", ") == presets()
-    assert cli.MODELS.split(", ") == sorted(MODELS)
+    assert inner_first == named.INNER_FIRST.split(", ")
+    assert {variant for variants in others.values() for variant in variants} == {named.GENERAL, "inner-first"}
+    assert named.PRESETS.split(", ") == presets()
+    assert named.MODELS.split(", ") == sorted(MODELS)
     for command in ("simulate", "compare"):
         said = "".join(run(command, "--help")[1].split())  # where lines break is typer's choice
-        for wanted in (cli.PRESETS, cli.METHODS, "may be repeated"):
+        for wanted in (named.PRESETS, named.METHODS, "may be repeated"):
             assert "".join(wanted.split()) in said
 
 
