@@ -1,7 +1,7 @@
 """The full model of a version in files, which no memory has to hold."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, Spec, create, is_checkpoint_file, sync
 from msfusion.peers.agreement import Version
+from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.layout import Layout
 from msfusion.peers.member import Member
@@ -30,46 +31,50 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def gather(
-    folder: Path,
-    version: Version,
-    layout: Layout,
-    disk: Disk,
-    buffers: Mapping[str, Tensor],
-    member: Member,
-    network: Network,
-    valid: Callable[[], bool],
-) -> Shards:
-    """Write parameters and buffers of a version into safetensors files in ``folder``, which is replaced:
-    shards of one's own from the disk, the others from their holders, one at a time. Raises Disturbed when
-    ``valid`` says no."""
-    draft = folder.with_name(f"{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    specs = {**layout.tensors, **{name: Spec.of(value) for name, value in buffers.items()}}
-    whole = create(draft, specs)
-    for shard in range(len(layout)):
+class Gathering:
+    """Gathers versions that the group still works on."""
+
+    def __init__(self, layout: Layout, disk: Disk, course: Course, member: Member, network: Network) -> None:
+        self._layout, self._disk, self._course = layout, disk, course
+        self._member, self._network = member, network
+
+    def into(self, folder: Path, version: Version, buffers: Mapping[str, Tensor]) -> Shards:
+        """Write parameters and buffers of a version into safetensors files in ``folder``, which is replaced:
+        shards of one's own from the disk, the others from their holders, one at a time. Raises Disturbed
+        where the group has gone on."""
+        draft = folder.with_name(f"{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        specs = {**self._layout.tensors, **{name: Spec.of(value) for name, value in buffers.items()}}
+        whole = create(draft, specs)
+        for shard in range(len(self._layout)):
+            self._fill(whole, version, shard)
+            whole.release()
+            self._disk.release()
+        for name, value in buffers.items():
+            whole[name].copy_(value)
+        whole.sync()
+        for path in whole.files:
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+        return Shards(folder)
+
+    def _fill(self, whole: Shards, version: Version, shard: int) -> None:
         places = {
             piece.name: place[piece.start : piece.stop] if (place := whole[piece.tensor]).ndim else place
-            for piece in layout.shards[shard]
+            for piece in self._layout.shards[shard]
         }
-        if disk.has(version, shard):
-            held = disk.shard(version, shard)
+        if self._disk.has(version, shard):
+            held = self._disk.shard(version, shard)
             for name, place in places.items():
                 place.view(held[name].shape).copy_(held[name])
         else:
-            wanted = Wanted(
-                partial(member.sources, version, shard),
-                f"shard/{version.text}/{shard}",
-                Strip(places.values()),
-            )
-            network.fetch([wanted], valid)
-        whole.release()
-        disk.release()
-    for name, value in buffers.items():
-        whole[name].copy_(value)
-    whole.sync()
-    for path in whole.files:
-        sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    return Shards(folder)
+            sources = partial(self._member.sources, version, shard)
+            wanted = Wanted(sources, f"shard/{version.text}/{shard}", Strip(places.values()))
+            self._network.fetch([wanted], lambda: self._at_hand(version))
+
+    def _at_hand(self, version: Version) -> bool:
+        """Whether peers still keep a version: that which they work on, or the one before."""
+        at, history = self._course.stand
+        before = at.round == version.round + 1 and history.parent == version.lineage
+        return self._member.error is None and (at == version or before)

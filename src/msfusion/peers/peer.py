@@ -14,7 +14,7 @@ from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
 from msfusion.errors import Diverged, TooFew, UserError
 from msfusion.learn.local import Evaluation
-from msfusion.learn.shards import Shards, Spec
+from msfusion.learn.shards import Spec
 from msfusion.peers import agreement
 from msfusion.peers.agreement import Given, Offer, State, Version
 from msfusion.peers.board import Board
@@ -23,7 +23,7 @@ from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.ending import Ending
-from msfusion.peers.gather import gather
+from msfusion.peers.gather import Gathering
 from msfusion.peers.home import Home
 from msfusion.peers.initial import buffers_in, make_initial
 from msfusion.peers.kept import Kept
@@ -148,6 +148,7 @@ class Peer:
             self._split,
             max(_UNLINKED, 2 * self.peers.lease),
         )
+        self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
         try:
             self.member.start(self.network)
             self._rounds()
@@ -314,7 +315,7 @@ class Peer:
         """Score the full model; raises Disturbed where it cannot be had any more."""
         self._shown("evaluate")
         task = self.task
-        whole = self._gather(self.folder / "model", version, buffers_in(self.folder))
+        whole = self._gathering.into(self.folder / "model", version, buffers_in(self.folder))
         score = score_full(task.model, whole, task.data, task.test, task.objective, task.seed)
         self.progress.full = score
         return score
@@ -324,29 +325,11 @@ class Peer:
         names = self.task.model.state_dict().keys()
         return {name: value for name, value in buffers_in(self.folder).items() if name in names}
 
-    def _gather(self, folder: Path, version: Version, buffers: Mapping[str, Tensor]) -> Shards:
-        return gather(
-            folder,
-            version,
-            self.layout,
-            self.disk,
-            buffers,
-            self.member,
-            self.network,
-            lambda: self._at_hand(version),
-        )
-
-    def _at_hand(self, version: Version) -> bool:
-        """Whether peers still keep a version: that which they work on, or the one before."""
-        at, history = self.course.stand
-        before = at.round == version.round + 1 and history.parent == version.lineage
-        return self.member.error is None and (at == version or before)
-
     def _last(self) -> bool:
         """Score, record and export what all rounds have led to; whether the group left the time."""
         done = self._witness.look(*self.course.stand)
         if done and self._export is not None:
-            self._gather(self._export, self.course.version, self._stored())
+            self._gathering.into(self._export, self.course.version, self._stored())
         return done
 
 
