@@ -159,7 +159,7 @@ def peers(number: int, megabytes: int, folder: Path, port: int) -> Exchange:
     own, theirs = peer.course.windows(version, number), peer.course.windows(version, other)
     assert own is not None
     assert theirs is not None
-    values = peer._room(own)
+    values = peer.pull.room(own)
     shards = range(len(peer.layout))
 
     def pull() -> None:

@@ -4,7 +4,6 @@ import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,14 +26,13 @@ from msfusion.peers.gather import Gathering
 from msfusion.peers.home import Home
 from msfusion.peers.initial import buffers_in, make_initial
 from msfusion.peers.kept import Kept
-from msfusion.peers.layout import Layout, rows_of, shards_for
+from msfusion.peers.layout import Layout, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
-from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
+from msfusion.peers.pull import Pull
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
-from msfusion.peers.strip import Strip
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import configuration
 from msfusion.peers.wire import Wire
@@ -122,13 +120,21 @@ class Peer:
             self.board,
             say,
         )
+        self.pull = Pull(
+            number,
+            task.captured.axes,
+            self.layout,
+            self.disk,
+            self.home,
+            self.wire,
+            self.member.sources,
+        )
         late = committed.round == run.rounds
         self._ending = Ending(peers, participants, run.rounds, self.board, self.member, late=late)
         self._link = link
         self.progress = Progress()
         self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past, self.wire)
         self._witness = Witness(run, self.chronicle, self.board, self._score if evaluate else None, say)
-        self._received: dict[str, Tensor] = {}
 
     def run(self) -> None:
         """Take part until all rounds are done."""
@@ -227,42 +233,19 @@ class Peer:
         self._shown("push")
 
     def _pull(self, version: Version, windows: Selection) -> dict[str, Tensor]:
-        """The values of the sub-model: from one's own disk where they are there, else from the others."""
-        values = self._room(windows)
-        wanted = []
-        arriving: list[tuple[Tensor, Tensor]] = []
-        order = sorted(range(len(self.layout)), key=lambda shard: (shard - self.number) % len(self.layout))
-        for shard in order:
-            places = [
-                rows_of(values[part.piece.tensor], part.rows) for part in self.layout.parts(shard, windows)
-            ]
-            if self.disk.has(version, shard):
-                for place, value in zip(places, self.home.pulled(version, shard, windows), strict=True):
-                    place.copy_(value)
-            else:
-                path = f"values/{version.text}/{shard}/{self.number}"
-                come = self.wire.room(places)
-                wanted.append(Wanted(partial(self.member.sources, version, shard), path, Strip(come)))
-                arriving += zip(places, come, strict=True)
-        self.network.fetch(wanted, lambda: self.member.error is None and self.board.own.at == version)
-        for place, part in arriving:
-            if place is not part:
-                place.copy_(part)
+        """The values of the sub-model, and its buffers."""
+        values = self.pull.values(
+            version,
+            windows,
+            self.network,
+            lambda: self.member.error is None and self.board.own.at == version,
+        )
         return {**values, **extract(buffers_in(self.folder), self.setup.captured.axes, windows)}
 
     def _travelling(self, contribution: Contribution, pulled: Mapping[str, Tensor]) -> Contribution:
         """A contribution as it is handed over."""
         values = {n: self.wire.handed(v, pulled[n]).contiguous() for n, v in contribution.values.items()}
         return replace(contribution, values=values)
-
-    def _room(self, windows: Selection) -> dict[str, Tensor]:
-        """Where the pulled values go: the same memory in every round, as long as the widths are the same."""
-        axes = self.setup.captured.axes
-        for name, spec in self.layout.tensors.items():
-            shape = axes.shape(name, {axis: sum(b - a for a, b in runs) for axis, runs in windows.items()})
-            if name not in self._received or tuple(self._received[name].shape) != shape:
-                self._received[name] = torch.empty(shape, dtype=spec.dtype)
-        return dict(self._received)
 
     def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
         digest = hashlib.sha256(str(self.number).encode())  # two may hand over the same values
