@@ -38,7 +38,7 @@ class Member:
 
     participants: how many there are in the run.
     expected: round -> participants whose contributions belong into it.
-    say: tells the user what happened to the group.
+    tell: tells the user what happened to the group.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Member:
         course: Course,
         home: Home,
         board: Board,
-        say: Callable[[str], None],
+        tell: Teller,
     ) -> None:
         self._run, self._peers, self._participants = run, peers, participants
         self._layout, self._disk, self._course, self._home = layout, disk, course, home
-        self._board, self._tell = board, Teller(board, peers.names, say)
+        self._board, self._tell = board, tell
         self._lead = Lead(run, peers, expected, board, self._tell)
         self._tasks = Tasks(board.wake)
         self._stop = threading.Event()

@@ -2,8 +2,9 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from msfusion.peers.pull import Pull
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.task import Progress, Task
+from msfusion.peers.teller import Teller
 from msfusion.peers.transport import configuration
 from msfusion.peers.wire import Wire
 from msfusion.peers.witness import Witness
@@ -107,6 +109,7 @@ class Peer:
         committed = self.disk.committed()
         state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
+        self._tell = Teller(self.board, peers.names, say)
         self._everyone = list(range(participants))
         self.member = Member(
             run,
@@ -118,7 +121,7 @@ class Peer:
             self.course,
             self.home,
             self.board,
-            say,
+            self._tell,
         )
         self.pull = Pull(
             number,
@@ -148,10 +151,10 @@ class Peer:
             self.task.fingerprint,
             self.board,
             self.home.serve,
-            self._sound,
-            self._stranger,
-            self._twin,
-            self._split,
+            lambda state: agreement.sound(state, len(self._everyone), len(self.layout)),
+            self._tell.stranger,
+            partial(self._tell.twin, self.number),
+            self._tell.split,
             max(_UNLINKED, 2 * self.peers.lease),
         )
         self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
@@ -267,27 +270,6 @@ class Peer:
         progress.here = [name_of(n, self.peers.names) for n in self.board.here()]
         progress.sent, progress.received = self.network.sent.total(), self.network.received.total()
         self._show(progress)
-
-    def _sound(self, state: State) -> bool:
-        return agreement.sound(state, len(self._everyone), len(self.layout))
-
-    def _stranger(self, number: int) -> None:
-        self._say(
-            f"{name_of(number, self.peers.names)} has another version of msfusion, configuration, model, "
-            "list of classes or vocabulary and cannot take part: give all the same; texts of their own need "
-            "data.tokenizer=byte"
-        )
-
-    def _twin(self) -> None:
-        name = name_of(self.number, self.peers.names)
-        self._say(f"another peer that is participant {name} is here: stop one of the two, if neither ends")
-
-    def _split(self, numbers: Sequence[int]) -> None:
-        names = ", ".join(name_of(n, self.peers.names) for n in numbers)
-        self._say(
-            f"no link to {names}, though others have one or messages arrive: connecting anew; if that does "
-            "not help, neither can reach the other: let one of them connect through a router (--outbound)"
-        )
 
     def _own_line(self) -> Own:
         assert self.progress.score is not None

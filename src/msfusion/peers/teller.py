@@ -9,7 +9,7 @@ from msfusion.peers.settings import name_of
 
 
 class Teller:
-    """Says what happens, by names, and nothing twice in a row."""
+    """Says what happens, by names; of rounds and views nothing twice in a row."""
 
     def __init__(self, board: Board, names: Sequence[str], say: Callable[[str], None]) -> None:
         self._board, self._names, self._say = board, names, say
@@ -40,6 +40,28 @@ class Teller:
         self._tell(
             f"stopped after round {base.round}, the last safe one: nobody here has shards "
             f"{', '.join(map(str, shards))} of it; going on as soon as {who} can be reached"
+        )
+
+    def stranger(self, number: int) -> None:
+        """A peer is of another run."""
+        self._say(
+            f"{self._name(number)} has another version of msfusion, configuration, model, list of classes or "
+            "vocabulary and cannot take part: give all the same; texts of their own need data.tokenizer=byte"
+        )
+
+    def twin(self, number: int) -> None:
+        """There is another peer with this one's number."""
+        self._say(
+            f"another peer that is participant {self._name(number)} is here: stop one of the two, if neither "
+            "ends"
+        )
+
+    def split(self, numbers: Sequence[int]) -> None:
+        """There is no link to some who are about."""
+        names = ", ".join(self._name(n) for n in numbers)
+        self._say(
+            f"no link to {names}, though others have one or messages arrive: connecting anew; if that does "
+            "not help, neither can reach the other: let one of them connect through a router (--outbound)"
         )
 
     def _name(self, number: int) -> str:
