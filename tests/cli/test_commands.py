@@ -342,7 +342,7 @@ def test_export_gives_the_model_that_was_scored(
         "values": sum(t.numel() for t in tensors.values()),
     }
     from msfusion.config import load
-    from msfusion.learn.local import evaluate
+    from msfusion.learn.evaluation import evaluate
     from msfusion.learn.objective import Objective
 
     config = load(str(preset))

@@ -16,16 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from msfusion.errors import UserError
-from msfusion.learn.local import (
-    Train,
-    batches,
-    estimate_batch_norm,
-    evaluate,
-    learning_rate,
-    make_optimizer,
-    state_like,
-    train,
-)
+from msfusion.learn.batch_norm import estimate_batch_norm
+from msfusion.learn.evaluation import evaluate
+from msfusion.learn.local import Train, batches, learning_rate, make_optimizer, state_like, train
 from msfusion.learn.objective import Objective
 
 

@@ -11,7 +11,7 @@ from group import PRESET
 
 from msfusion.commands.peer import task_of
 from msfusion.config import load
-from msfusion.learn.local import Evaluation
+from msfusion.learn.evaluation import Evaluation
 from msfusion.peers import agreement, past
 from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.chronicle import Chronicle, own_line

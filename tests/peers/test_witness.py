@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from msfusion.learn.local import Evaluation
+from msfusion.learn.evaluation import Evaluation
 from msfusion.peers.agreement import Entry, Given, State, Version, following
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed

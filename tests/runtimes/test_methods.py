@@ -12,7 +12,9 @@ from torch.nn import functional as F
 import msfusion
 from msfusion import UserError
 from msfusion.core.seeds import derive
-from msfusion.learn.local import batches, estimate_batch_norm, evaluate, seeded
+from msfusion.learn.batch_norm import estimate_batch_norm
+from msfusion.learn.evaluation import evaluate
+from msfusion.learn.local import batches, seeded
 from msfusion.learn.methods import METHODS, get_method
 from msfusion.learn.objective import Objective
 from msfusion.records import Round, read

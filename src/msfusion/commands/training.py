@@ -14,7 +14,8 @@ from msfusion.config import Config
 from msfusion.core.seeds import derive
 from msfusion.data import Federation
 from msfusion.data import load as load_data
-from msfusion.learn.local import Evaluation, seeded
+from msfusion.learn.evaluation import Evaluation
+from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 from msfusion.models import build
 from msfusion.report.numbers import many, percent

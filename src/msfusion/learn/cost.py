@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from msfusion.capture.graph import copy_with, named_tensors, quiet
+from msfusion.learn.batch_norm import one_value
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.flops import counter
 from msfusion.learn.known import layout_for
 from msfusion.learn.live import LiveBytes
-from msfusion.learn.local import Train, make_optimizer, one_value, state_like, update
+from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
 

@@ -1,8 +1,8 @@
-"""One participant's local training, and evaluation; neither knows of windows or other participants."""
+"""One participant's local training, which knows nothing of windows or other participants."""
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,12 +11,10 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
-from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared
 from msfusion.learn.known import layout_for
 from msfusion.learn.objective import Objective
@@ -242,115 +240,3 @@ def cuda_generator(device: torch.device) -> torch.Generator:
     torch.cuda.init()  # type: ignore[no-untyped-call]
     index = torch.cuda.current_device() if device.index is None else device.index
     return torch.cuda.default_generators[index]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores of one model on one dataset: mean loss (nats per example or token) and, where there are
-    classes, accuracy in [0, 1]."""
-
-    loss: float
-    accuracy: float | None
-    examples: int
-
-
-@torch.no_grad()
-def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
-    """Score a model in evaluation mode."""
-    examples = len(data)  # type: ignore[arg-type]
-    if not examples:
-        raise UserError("expected a test set with at least one example, got none")
-    device = next(module.parameters()).device
-    module.eval()
-    loss, correct, count = 0.0, 0.0, 0
-    with _uncompiled(module):
-        for index in torch.split(torch.arange(examples), batch):
-            inputs, targets = fetch(data, index, None)
-            score = objective.score(module(inputs.to(device)), targets.to(device))
-            loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
-    accuracy = correct / count if objective.classes else None
-    return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
-
-
-@torch.no_grad()
-def estimate_batch_norm(
-    module: nn.Module, data: Sequence[Dataset[Any]], seed: int, batch: int = 64, per_participant: int = 1
-) -> None:
-    """Re-estimate running statistics from the participants' training data (HeteroFL's static batch norm).
-
-    Statistics of windows that moved say nothing about the full model, so they are never merged: the full
-    model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Batch norm
-    that stays in evaluation mode while the model trains keeps its statistics, and no other buffer changes.
-    A batch with a single value per channel says nothing of how they spread, and is passed over.
-    Does nothing for a model without batch norm.
-    """
-    device = next(module.parameters()).device
-    before = module.training
-    norms = [part for part in module.train().modules() if isinstance(part, _BatchNorm) and part.training]
-    if norms:
-        with seeded(seed, device), _uncompiled(module), _anew(norms), _kept(module, norms):
-            for participant, own in enumerate(data):
-                if len(own):  # type: ignore[arg-type]
-                    for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
-                        with _single_values_passed_over(norms):
-                            module(x.to(device))
-    module.train(before)
-
-
-def one_value(error: ValueError) -> bool:
-    """Whether a norm refuses a batch because every channel has a single value in it; torch's error has no
-    class of its own."""
-    return "more than 1 value per channel" in str(error)
-
-
-@contextmanager
-def _single_values_passed_over(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """A batch that is refused leaves no trace: torch has counted it, and norms before the one that refused it
-    have taken it in."""
-    before = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
-    try:
-        yield
-    except ValueError as error:
-        if not one_value(error):
-            raise
-        for buffer, value in before:
-            buffer.copy_(value)
-
-
-@contextmanager
-def _anew(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Where batch norms forget their statistics and then take the mean over all batches."""
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-
-
-@contextmanager
-def _kept(module: nn.Module, but: Sequence[nn.Module]) -> Iterator[None]:
-    """Where buffers may change, or be replaced, for a while only, those of some parts for good."""
-    before = [
-        (owner, name, buffer, buffer.clone())
-        for owner in module.modules()
-        if owner not in but
-        for name, buffer in owner._buffers.items()
-        if buffer is not None
-    ]
-    try:
-        yield
-    finally:
-        for owner, name, buffer, value in before:
-            owner._buffers[name] = buffer.copy_(value)
-
-
-def _uncompiled(module: nn.Module) -> AbstractContextManager[Any]:
-    """Where a compiled module runs its own code: batches of scoring differ in size from those of training."""
-    if module._compiled_call_impl is None:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance

@@ -10,8 +10,8 @@ from typing import Any
 from msfusion import records
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Shift
+from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Learner, Participant
-from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Trained
 from msfusion.peers.agreement import Entry, Version, following
 from msfusion.peers.course import Coverages, known_as

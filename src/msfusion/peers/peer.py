@@ -13,7 +13,7 @@ from torch import Tensor
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
 from msfusion.errors import Diverged, TooFew, UserError
-from msfusion.learn.local import Evaluation
+from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.shards import Spec
 from msfusion.peers import agreement
 from msfusion.peers.agreement import Given, Offer, State, Version

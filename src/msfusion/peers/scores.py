@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive, generator
 from msfusion.data import fetch
-from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
+from msfusion.learn.batch_norm import estimate_batch_norm
+from msfusion.learn.evaluation import Evaluation, evaluate
 from msfusion.learn.objective import Objective
 
 OWN_EXAMPLES = 512

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.capture import Capture
-from msfusion.learn.local import Evaluation
+from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.objective import Objective
 from msfusion.peers.chronicle import Described
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from msfusion import records
-from msfusion.learn.local import Evaluation
+from msfusion.learn.evaluation import Evaluation
 from msfusion.peers.agreement import Version
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle

@@ -9,8 +9,9 @@ from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
 from msfusion.errors import Diverged
+from msfusion.learn.batch_norm import estimate_batch_norm
+from msfusion.learn.evaluation import Evaluation, evaluate
 from msfusion.learn.learner import Learner, Participant
-from msfusion.learn.local import Evaluation, estimate_batch_norm, evaluate
 from msfusion.learn.methods import Evaluated
 from msfusion.learn.store import Store
 from msfusion.runtimes.run import Problem

@@ -9,8 +9,8 @@ from torch import nn
 from msfusion import records
 from msfusion.core.axes import AxisMap, Widths
 from msfusion.learn.cost import Cost
+from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Learner, Participant
-from msfusion.learn.local import Evaluation
 from msfusion.learn.round import Trained
 from msfusion.learn.submodels import widths_of
 

@@ -21,8 +21,8 @@ from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
+from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Participant, check_somebody_trains
-from msfusion.learn.local import Evaluation
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step

@@ -1,0 +1,49 @@
+"""How good a model is on a dataset."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from msfusion.data import fetch
+from msfusion.errors import UserError
+from msfusion.learn.objective import Objective
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one dataset: mean loss (nats per example or token) and, where there are
+    classes, accuracy in [0, 1]."""
+
+    loss: float
+    accuracy: float | None
+    examples: int
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
+    """Score a model in evaluation mode."""
+    examples = len(data)  # type: ignore[arg-type]
+    if not examples:
+        raise UserError("expected a test set with at least one example, got none")
+    device = next(module.parameters()).device
+    module.eval()
+    loss, correct, count = 0.0, 0.0, 0
+    with uncompiled(module):
+        for index in torch.split(torch.arange(examples), batch):
+            inputs, targets = fetch(data, index, None)
+            score = objective.score(module(inputs.to(device)), targets.to(device))
+            loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
+    accuracy = correct / count if objective.classes else None
+    return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
+
+
+def uncompiled(module: nn.Module) -> AbstractContextManager[Any]:
+    """Where a compiled module runs its own code: batches of scoring differ in size from those of training."""
+    if module._compiled_call_impl is None:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
