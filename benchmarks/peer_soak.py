@@ -38,9 +38,10 @@ from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
-from msfusion.peers.agreement import Entry, Version, following
+from msfusion.peers.agreement import following
 from msfusion.peers.past import Past, read_history
 from msfusion.peers.settings import Link
+from msfusion.peers.states import Entry, Version
 
 PRESET = """
 participants = {peers}

@@ -23,9 +23,9 @@ from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
 from msfusion.learn.store import Store
-from msfusion.peers.agreement import Version
 from msfusion.peers.past import Past, read_history
 from msfusion.peers.points import VARIABLE
+from msfusion.peers.states import Version
 from msfusion.runtimes.simulation import Simulation
 
 PRESET = """

@@ -20,11 +20,11 @@ from msfusion.commands.peer import agreed, route, task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
 from msfusion.core.merge import Contribution
-from msfusion.peers.agreement import Version
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link
+from msfusion.peers.states import Version
 from msfusion.peers.task import Progress, Task
 from msfusion.runtimes.sole import sole
 

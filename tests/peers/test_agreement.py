@@ -6,6 +6,19 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.peers.agreement import (
+    accepted,
+    adopted,
+    broken,
+    checked,
+    following,
+    idle,
+    newest,
+    overruled,
+    proposer,
+    sound,
+)
+from msfusion.peers.placing import place
+from msfusion.peers.states import (
     Check,
     Decision,
     Entry,
@@ -16,19 +29,8 @@ from msfusion.peers.agreement import (
     State,
     Version,
     View,
-    accepted,
-    adopted,
-    broken,
-    checked,
-    following,
-    idle,
     moved,
-    newest,
-    overruled,
-    proposer,
-    sound,
 )
-from msfusion.peers.placing import place
 
 FIRST = Version(0, "first")
 ONE, OTHER = Version(1, "one"), Version(1, "other")

@@ -13,9 +13,9 @@ from msfusion.commands.peer import task_of
 from msfusion.config import load
 from msfusion.learn.evaluation import Evaluation
 from msfusion.peers import agreement, past
-from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.past import History, Past
+from msfusion.peers.states import Entry, Given, Version
 from msfusion.peers.task import Task
 from msfusion.peers.wire import Wire
 from msfusion.records import Own, Round, read

@@ -10,13 +10,13 @@ from torch import Tensor
 from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 from msfusion.learn.shards import INDEX, Spec
-from msfusion.peers.agreement import Entry, Given, Version
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.gather import check_replaceable
 from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import History
+from msfusion.peers.states import Entry, Given, Version
 
 FIRST, NEXT = Version(0, "first"), Version(1, "next")
 HISTORY = History("first", FIRST, ())

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 import pytest
 
 from msfusion.peers import lead as lead_module
-from msfusion.peers.agreement import Check, Given, Held, Offer, State, Version, View, duties, moved
+from msfusion.peers.agreement import duties
 from msfusion.peers.board import Board
 from msfusion.peers.lead import Lead
 from msfusion.peers.settings import Peers
+from msfusion.peers.states import Check, Given, Held, Offer, State, Version, View, moved
 from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
 

@@ -10,12 +10,12 @@ import torch
 from group import free_port
 
 import msfusion.peers.network
-from msfusion.peers.agreement import State, Version
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.network import Network, Serve
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.settings import Link
+from msfusion.peers.states import State, Version
 from msfusion.peers.strip import Strip
 from msfusion.peers.transport import configuration
 

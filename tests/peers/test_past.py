@@ -16,12 +16,12 @@ from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 from msfusion.learn.shards import Spec
 from msfusion.peers import agreement, past
-from msfusion.peers.agreement import Entry, Given, Left, Version
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.histories import Histories
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import BLOCKS, HISTORY, Block, History, Past
+from msfusion.peers.states import Entry, Given, Left, State, Version
 
 FIRST = Version(0, "first")
 
@@ -273,7 +273,7 @@ class Network:
 
 
 def histories(own: Disk, network: Network, version: Version) -> Histories:
-    state = agreement.State(0, "here", 1, FIRST, FIRST)
+    state = State(0, "here", 1, FIRST, FIRST)
     states = {0: state, 1: replace(state, number=1, committed=version)}
     board = SimpleNamespace(here=lambda: states, own=state)
     return Histories(own, board, network, 2, measured=True)  # type: ignore[arg-type]

@@ -8,11 +8,11 @@ import torch
 from group import free_port
 from slow_link import SlowLink
 
-from msfusion.peers.agreement import State, Version
 from msfusion.peers.board import Board
 from msfusion.peers.network import Network, Serve
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.settings import Link
+from msfusion.peers.states import State, Version
 from msfusion.peers.strip import Strip
 from msfusion.peers.transport import configuration
 

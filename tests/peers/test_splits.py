@@ -1,8 +1,8 @@
 """Who is missed, and for how long."""
 
-from msfusion.peers.agreement import State, Version, moved
 from msfusion.peers.board import Board
 from msfusion.peers.splits import Splits
+from msfusion.peers.states import State, Version, moved
 
 FIRST = Version(0, "first")
 

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from msfusion.learn.evaluation import Evaluation
-from msfusion.peers.agreement import Entry, Given, State, Version, following
+from msfusion.peers.agreement import following
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.past import History
+from msfusion.peers.states import Entry, Given, State, Version
 from msfusion.peers.witness import Witness
 from msfusion.runtimes.run import Run
 

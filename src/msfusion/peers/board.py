@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from msfusion.peers.agreement import State, moved
+from msfusion.peers.states import State, moved
 
 
 class Board:

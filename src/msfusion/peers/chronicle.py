@@ -13,9 +13,10 @@ from msfusion.core.merge import Shift
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.round import Trained
-from msfusion.peers.agreement import Entry, Version, following
+from msfusion.peers.agreement import following
 from msfusion.peers.course import Coverages, known_as
 from msfusion.peers.past import History, Past
+from msfusion.peers.states import Entry, Version
 from msfusion.peers.wire import Wire
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe, as_record

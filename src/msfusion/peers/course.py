@@ -9,8 +9,8 @@ from msfusion.core.coverage import Coverage
 from msfusion.core.merge import Shift
 from msfusion.core.overlap import State as Overlap
 from msfusion.learn.learner import Learner, Participant
-from msfusion.peers.agreement import Entry, Version
 from msfusion.peers.past import History, Past
+from msfusion.peers.states import Entry, Version
 from msfusion.runtimes.setup import Setup
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, create_file, sync
-from msfusion.peers.agreement import VERSION, Entry, Held, Version
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
+from msfusion.peers.states import VERSION, Entry, Held, Version
 
 INITIAL = "initial"
 COMMITTED = "committed.json"

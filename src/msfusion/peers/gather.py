@@ -9,13 +9,13 @@ from torch import Tensor
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, Spec, create, is_checkpoint_file, sync
-from msfusion.peers.agreement import Version
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.layout import Layout
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
+from msfusion.peers.states import Version
 from msfusion.peers.strip import Strip
 
 

@@ -6,11 +6,11 @@ from typing import TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.peers import agreement
-from msfusion.peers.agreement import States, Version
 from msfusion.peers.board import Board
 from msfusion.peers.disk import Disk
 from msfusion.peers.network import Network
 from msfusion.peers.past import BLOCKS, HISTORY, Block, History
+from msfusion.peers.states import States, Version
 
 T = TypeVar("T")
 

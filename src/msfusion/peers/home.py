@@ -13,12 +13,13 @@ from torch import Tensor
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, Merge, squares, take
 from msfusion.core.momentum import Momentum
-from msfusion.peers.agreement import Check, Decision, Offer, Version, following
+from msfusion.peers.agreement import following
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
 from msfusion.peers.layout import Layout, Share, rows_of, velocity_of
 from msfusion.peers.past import HISTORY, History
 from msfusion.peers.points import reached
+from msfusion.peers.states import Check, Decision, Offer, Version
 from msfusion.peers.strip import Strip
 from msfusion.peers.wire import Wire
 

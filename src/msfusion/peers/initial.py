@@ -8,8 +8,8 @@ from torch import Tensor
 from msfusion.core.seeds import derive
 from msfusion.learn.initial import Copies, write_initial
 from msfusion.learn.shards import loaded
-from msfusion.peers.agreement import Version
 from msfusion.peers.disk import INITIAL, Disk
+from msfusion.peers.states import Version
 from msfusion.peers.task import Task
 from msfusion.runtimes import checkpoint
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from msfusion.peers import agreement
-from msfusion.peers.agreement import Left, States, Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.settings import Peers
+from msfusion.peers.states import Left, States, Version, View
 from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
 

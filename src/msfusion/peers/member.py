@@ -14,7 +14,6 @@ from torch import Tensor
 from msfusion.core.axes import Selection
 from msfusion.learn.steps import server_step
 from msfusion.peers import agreement
-from msfusion.peers.agreement import Decision, Offer, States, Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
@@ -27,6 +26,7 @@ from msfusion.peers.past import History
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers
+from msfusion.peers.states import Decision, Offer, States, Version, View
 from msfusion.peers.strip import Strip
 from msfusion.peers.tasks import Tasks
 from msfusion.peers.teller import Teller

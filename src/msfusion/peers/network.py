@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from msfusion.peers.agreement import State
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.pieces import LOOK, Answered, Fetch, Sender, Wanted, checked
 from msfusion.peers.splits import Splits
+from msfusion.peers.states import State
 from msfusion.peers.strip import CHUNK, Strip
 from msfusion.peers.transport import zenoh
 

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import room_for, sync
-from msfusion.peers.agreement import Entry, Version, following
+from msfusion.peers.agreement import following
+from msfusion.peers.states import Entry, Version
 
 BLOCK = 100
 """Rounds in a file."""

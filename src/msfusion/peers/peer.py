@@ -16,7 +16,6 @@ from msfusion.errors import Diverged, TooFew, UserError
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.shards import Spec
 from msfusion.peers import agreement
-from msfusion.peers.agreement import Given, Offer, State, Version
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.course import Course
@@ -34,6 +33,7 @@ from msfusion.peers.points import reached
 from msfusion.peers.pull import Pull
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
+from msfusion.peers.states import Given, Offer, State, Version
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.teller import Teller
 from msfusion.peers.transport import configuration

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.peers.agreement import Version
 from msfusion.peers.disk import Disk
 from msfusion.peers.home import Home
 from msfusion.peers.layout import Layout, rows_of
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
+from msfusion.peers.states import Version
 from msfusion.peers.strip import Strip
 from msfusion.peers.wire import Wire
 

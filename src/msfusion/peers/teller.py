@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from msfusion.peers import agreement
-from msfusion.peers.agreement import Version, View
 from msfusion.peers.board import Board
 from msfusion.peers.settings import name_of
+from msfusion.peers.states import Version, View
 
 
 class Teller:

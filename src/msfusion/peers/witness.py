@@ -6,11 +6,11 @@ from typing import TypeVar
 
 from msfusion import records
 from msfusion.learn.evaluation import Evaluation
-from msfusion.peers.agreement import Version
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.past import History
+from msfusion.peers.states import Version
 from msfusion.runtimes.run import Run
 
 _REMEMBERED = 100  # rounds whose scores and own lines are kept: those that may be recorded anew
