@@ -12,21 +12,16 @@ from torch import Tensor
 
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
-from msfusion.errors import Diverged, TooFew, UserError
+from msfusion.errors import Diverged, TooFew
 from msfusion.learn.evaluation import Evaluation
-from msfusion.learn.shards import Spec
 from msfusion.peers import agreement
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle, own_line
-from msfusion.peers.course import Course
-from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.ending import Ending
 from msfusion.peers.gather import Gathering
-from msfusion.peers.home import Home
-from msfusion.peers.initial import buffers_in, make_initial
+from msfusion.peers.initial import buffers_in
 from msfusion.peers.kept import Kept
-from msfusion.peers.layout import Layout, shards_for
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.points import reached
@@ -34,14 +29,13 @@ from msfusion.peers.pull import Pull
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.states import Given, Offer, State, Version
+from msfusion.peers.stock import setup_of, stock
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.teller import Teller
 from msfusion.peers.transport import configuration
-from msfusion.peers.wire import Wire
 from msfusion.peers.witness import Witness
 from msfusion.records import Own
-from msfusion.runtimes.run import Run, check_real
-from msfusion.runtimes.setup import Setup, device_of
+from msfusion.runtimes.run import Run
 
 PREVIOUS = "previous"
 _UNLINKED = 5.0  # seconds without a link to someone, at least, before this peer connects anew
@@ -71,43 +65,18 @@ class Peer:
         evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
-        check_real(run, "among peers")
-        self._evaluate, self._export = evaluate, export
-        self.run_settings, self.peers, self.task, self.number = run, peers, task, number
-        self.folder, self._say, self._show = folder, say, show
-        self.setup = Setup(
-            task.captured,
-            task.example,
-            task.objective,
-            run,
-            participants=participants,
-            device=device_of(run.device),
-        )
-        if self.setup.method.evaluated != "full":
-            raise UserError(f"expected a method that trains the full model, got {run.method}, which does not")
+        self.setup = setup_of(task, run, participants)
         self.own = self.setup.participant(number, task.data)
-        own_specs = {name: Spec.of(p) for name, p in task.model.named_parameters()}
-        decay = self.setup.decay
-        self.layout = Layout(
-            task.captured.axes,
-            own_specs,
-            shards_for(own_specs, participants),
-            velocities=decay > 0,
-            twins=self.setup.twins,
-            frozen=own_specs.keys() - set(task.captured.trained),
-        )
-        first = Version(0, task.fingerprint)
-        self.disk = Disk(folder, self.layout, first)
-        make_initial(folder, task, self.disk, first, self.setup.copies)
+        kept = stock(self.setup, task, run, peers, participants, folder)
+        self.layout, self.disk, self.course = kept.layout, kept.disk, kept.course
+        self.wire, self.home = kept.wire, kept.home
+        self.run_settings, self.peers, self.task, self.number = run, peers, task, number
+        self.folder, self._link, self._say, self._show = folder, link, say, show
+        self._evaluate, self._export = evaluate, export
         here = torch.device("cpu")  # beside the pulled values, which it is laid over
         self._kept = Kept(folder / PREVIOUS, number, here)
-        self.course = Course(self.setup, first)
-        self.wire = Wire(peers.wire)
-        self.home = Home(
-            self.layout, self.disk, self.course, self.wire, measure=run.adapt.measures, decay=decay
-        )
         committed = self.disk.committed()
-        state = State(number, secrets.token_hex(4), len(task.data), committed, first, self.disk.holds())  # type: ignore[arg-type]
+        state = State(number, secrets.token_hex(4), len(task.data), committed, kept.first, self.disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
         self._tell = Teller(self.board, peers.names, say)
         self._everyone = list(range(participants))
@@ -134,9 +103,8 @@ class Peer:
         )
         late = committed.round == run.rounds
         self._ending = Ending(peers, participants, run.rounds, self.board, self.member, late=late)
-        self._link = link
         self.progress = Progress()
-        self.chronicle = Chronicle(folder, self.setup, task.described, first, self.disk.past, self.wire)
+        self.chronicle = Chronicle(folder, self.setup, task.described, kept.first, self.disk.past, self.wire)
         self._witness = Witness(run, self.chronicle, self.board, self._score if evaluate else None, say)
 
     def run(self) -> None:
@@ -145,18 +113,7 @@ class Peer:
         config = configuration(self._link, name, self.peers.group, self.peers.lease)
         before = torch.get_num_threads()
         torch.set_num_threads(self.run_settings.threads)
-        self.network = Network(
-            config,
-            self.peers.group,
-            self.task.fingerprint,
-            self.board,
-            self.home.serve,
-            lambda state: agreement.sound(state, len(self._everyone), len(self.layout)),
-            self._tell.stranger,
-            partial(self._tell.twin, self.number),
-            self._tell.split,
-            max(_UNLINKED, 2 * self.peers.lease),
-        )
+        self.network = self._connected(config)
         self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
         try:
             self.member.start(self.network)
@@ -171,6 +128,20 @@ class Peer:
             self.network.close()
             self.chronicle.close()
             torch.set_num_threads(before)
+
+    def _connected(self, config: str) -> Network:
+        return Network(
+            config,
+            self.peers.group,
+            self.task.fingerprint,
+            self.board,
+            self.home.serve,
+            lambda state: agreement.sound(state, len(self._everyone), len(self.layout)),
+            self._tell.stranger,
+            partial(self._tell.twin, self.number),
+            self._tell.split,
+            max(_UNLINKED, 2 * self.peers.lease),
+        )
 
     def _expected(self, round: int) -> list[int]:
         return self.setup.attendance.present(round, self._everyone)
