@@ -12,7 +12,7 @@ from msfusion.errors import UserError
 from msfusion.learn.shards import INDEX, Spec
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
-from msfusion.peers.gather import check_replaceable
+from msfusion.peers.gather import check_model_folder_at
 from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import History
@@ -106,15 +106,15 @@ def test_a_history_is_read_once_and_gone_with_its_version(disk: Disk, tmp_path: 
 
 
 def test_only_a_model_is_replaced_by_an_export(tmp_path: Path) -> None:
-    check_replaceable(tmp_path / "new")
-    check_replaceable(tmp_path)
+    check_model_folder_at(tmp_path / "new")
+    check_model_folder_at(tmp_path)
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX):
         (tmp_path / name).touch()
-    check_replaceable(tmp_path)
+    check_model_folder_at(tmp_path)
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(
         UserError, match=r"holds a model alone, as it is replaced, got .* with thesis\.txt in it"
     ):
-        check_replaceable(tmp_path)
+        check_model_folder_at(tmp_path)
     with pytest.raises(UserError, match="a folder for the full model, got the file"):
-        check_replaceable(tmp_path / "thesis.txt")
+        check_model_folder_at(tmp_path / "thesis.txt")

@@ -20,7 +20,7 @@ from msfusion.commands.tuning import Grid
 from msfusion.config import Config, load
 from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
-from msfusion.report import check_replaceable, write_report
+from msfusion.report import check_page_at, write_report
 from msfusion.report.numbers import finals, percent, si
 
 
@@ -61,7 +61,7 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
     if out is None and resume:
         raise UserError("expected the folder of the runs (--out DIR) for --resume, got none")
     if out is not None:
-        check_replaceable(out / "report.html")
+        check_page_at(out / "report.html")
     keep = nullcontext(out) if out is not None else TemporaryDirectory()
     with stoppable(out), keep as kept:
         folder = Path(kept)

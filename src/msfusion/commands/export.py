@@ -28,7 +28,7 @@ def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
             f"expected a run that trains the full model, got one of {method}, which trains {evaluated} models"
         )
     if out.suffix == ".safetensors":
-        _check_replaceable(out)
+        _check_model_file_at(out)
         checkpoint.write(out, model, {"format": "pt"})
     else:
         _write_folder(model, facts["settings"], out, shard)
@@ -45,7 +45,7 @@ def _saved(source: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor for name, tensor in own.items() if name not in facts.get("transient", ())}, facts
 
 
-def _check_replaceable(out: Path) -> None:
+def _check_model_file_at(out: Path) -> None:
     if out.exists() and not (out.is_file() and checkpoint.is_model(out)):
         raise UserError(
             f"expected a file that is absent or a model in safetensors, got {out}: name another one"

@@ -22,7 +22,7 @@ from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
 from msfusion.models import build
 from msfusion.peers.chronicle import Described
-from msfusion.peers.gather import check_replaceable
+from msfusion.peers.gather import check_model_folder_at
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, check_group, number_of
@@ -53,7 +53,7 @@ def run(
     zenoh()
     shower = Shower(participant)
     if export is not None:
-        check_replaceable(export)
+        check_model_folder_at(export)
     task = task_of(config, number, own_data=own_data)
     with (
         stoppable(out, "start it again with the same command, and it goes on"),

@@ -19,7 +19,7 @@ from msfusion.peers.states import Version
 from msfusion.peers.strip import Strip
 
 
-def check_replaceable(folder: Path) -> None:
+def check_model_folder_at(folder: Path) -> None:
     """Raise UserError where ``gather`` would replace more than a model that was written there before."""
     if folder.is_file():
         raise UserError(f"expected a folder for the full model, got the file {folder}: name another one")

@@ -76,7 +76,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
     if isinstance(runs, str | Path):
         raise UserError(f"expected a list of run directories, got {runs!r} alone: give [{str(runs)!r}]")
     out = Path(out)
-    check_replaceable(out)
+    check_page_at(out)
     found = find([Path(run) for run in runs])
     compared = tasks(found)
     looks = styles(sorted({group.label for task in compared for group in task.groups}, key=rank))
@@ -89,7 +89,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
         raise UserError(f"expected to write {out}, but: {error.strerror}; give another file") from error
 
 
-def check_replaceable(out: Path) -> None:
+def check_page_at(out: Path) -> None:
     """Raise UserError where ``write_report`` would replace something else than a page."""
     if out.is_file() and out.stat().st_size and not _is_page(out):
         raise UserError(f"expected a file that is absent or an HTML page, got {out}: name another one")
