@@ -49,7 +49,7 @@ def simulate(
     settings = given.settings(
         {"method": method, "participants": participants, "rounds": rounds},
         {"width": width, "share": share, "memory": memory, "flops": flops},
-        {"seed": seed, "data.path": data and str(data)},
+        {"seed": seed, "data.path": data},
         set_,
     )
     command.run(preset, settings, out=out, resume=resume, tensorboard=tensorboard, json=json)
@@ -82,7 +82,7 @@ def compare(
     settings = given.settings(
         {"participants": participants, "rounds": rounds},
         {"width": width, "share": share, "memory": memory, "flops": flops},
-        {"data.path": data and str(data)},
+        {"data.path": data},
         set_,
     )
     names = [name.strip() for name in methods.split(",")]
@@ -151,7 +151,7 @@ def peer(
     router: Annotated[bool, typer.Option("--router", help="Pass messages on; take no part.")] = False,
     insecure: options.Insecure = False,
     local: options.Local = None,
-    data: Annotated[Path | None, typer.Option(help="This participant's own data.")] = None,
+    data: options.OwnData = None,
     rounds: options.Rounds = None,
     out: Annotated[Path | None, typer.Option(help="This peer's folder: shards and records.")] = None,
     evaluate: options.Evaluate = False,
@@ -162,7 +162,7 @@ def peer(
     from msfusion.commands import peer as command
     from msfusion.peers.settings import Link
 
-    settings = given.settings({"rounds": rounds, "data.path": data and str(data)}, set_)
+    settings = given.settings({"rounds": rounds, "data.path": data}, set_)
     addresses = [address for address in connect.split(",") if address]
     here = [address for address in (listen or "127.0.0.1:0").split(",") if address]
     link = Link(addresses, here, certs, outbound, insecure)
@@ -177,7 +177,7 @@ def peer(
             "--export": export,
             "--evaluate": evaluate,
         }
-        flags = given.flags({"rounds": rounds, "data.path": data and str(data)})
+        flags = given.flags({"rounds": rounds, "data.path": data})
         command.local(preset, flags, set_ or [], local, out or Path("runs/peers"), unused)
     elif router:
         command.route(preset, settings, link)
@@ -250,7 +250,7 @@ def report(
 @app.command()
 def evaluate(
     run: options.RunFolder,
-    data: Annotated[Path | None, typer.Option(help="Where the run's data stand now.")] = None,
+    data: options.MovedData = None,
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.")] = None,
     json: options.Json = False,
 ) -> None:
@@ -298,7 +298,7 @@ def new(
     settings = given.settings(
         {"method": method, "participants": participants, "rounds": rounds},
         {"width": width, "share": share, "memory": memory, "flops": flops},
-        {"data.path": data and str(data)},
+        {"data.path": data},
         set_,
     )
     command.run(folder, preset, settings, json=json)

@@ -411,6 +411,23 @@ def test_evaluate_with_data_that_have_moved(run: Callable[..., Answer], tmp_path
     refused(run("evaluate", tmp_path / "run", "--data", tmp_path / "other.txt"), "examples")
 
 
+def test_no_data_are_not_those_of_the_working_directory(
+    run: Callable[..., Answer], tmp_path: Path, preset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("to be, or not to be. " * 200)
+    monkeypatch.chdir(tmp_path)
+    preset.write_text(
+        "participants = 2\nwidth = 0.5\nrounds = 1\n"
+        "[model]\nname = 'gpt'\noptions = { layers = 1, heads = 2, embed = 8 }\n"
+        "[data]\nname = 'text'\nblock = 8\n[train]\nsteps = 1\n"
+    )
+    for empty in (("--data", ""), ("--set", 'data.path=""')):
+        refused(run("simulate", preset, *empty), "a file or folder of data", "got an empty text")
+    assert run("simulate", preset, "--data", "text.txt", "--out", "run")[0] == 0
+    refused(run("evaluate", "run", "--data", ""), "got an empty text")
+    assert run("simulate", preset, "--data", "./text.txt", "--out", "run", "--resume")[0] == 0
+
+
 def test_a_run_from_python_is_not_evaluated(run: Callable[..., Answer], tmp_path: Path) -> None:
     data = TensorDataset(torch.randn(8, 3), torch.arange(8) % 2)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))

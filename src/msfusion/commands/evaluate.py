@@ -13,7 +13,7 @@ from msfusion.runtimes import checkpoint
 from msfusion.settings import validated
 
 
-def run(source: Path, *, data: Path | None, device: str | None, json: bool) -> None:
+def run(source: Path, *, data: str | None, device: str | None, json: bool) -> None:
     """Score the last checkpoint of a run on the run's test set, as its method does.
 
     data: where the run's data stand now; None for where they stood.
@@ -21,7 +21,7 @@ def run(source: Path, *, data: Path | None, device: str | None, json: bool) -> N
     """
     config = _config(source, checkpoint.load(source)[1]["settings"])
     if data is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(data)))
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))
     if device is not None:
         config = dataclasses.replace(config, device=device)
     done, score = simulation_of(config, federation_of(config), source).score_saved()

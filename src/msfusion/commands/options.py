@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,12 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _plain(path: str | None) -> str | None:
+    """A path in one way of writing it. An empty text stays one: as a path, it is the working directory."""
+    return path and str(Path(path))
+
+
+_PATH: Any = {"metavar": "PATH", "callback": _plain}
 Preset = Annotated[str, typer.Argument(help=f"A preset ({PRESETS}), or a TOML file.")]
 MethodOption = typer.Option(help=f"Method: {_NAMES}")
 Method = Annotated[str | None, MethodOption]
@@ -44,7 +50,9 @@ Share = Annotated[str | None, typer.Option(help="Largest share of the parameters
 Memory = Annotated[str | None, typer.Option(help="Memory that it has for training: bytes, or 500MB, 2GiB.")]
 Flops = Annotated[str | None, typer.Option(help="FLOPs per optimizer step that it can afford.")]
 Rounds = Annotated[int | None, typer.Option(help="Number of rounds.")]
-DataPath = Annotated[Path | None, typer.Option(help="Where the data stands.")]
+DataPath = Annotated[str | None, typer.Option(help="Where the data stands.", **_PATH)]
+OwnData = Annotated[str | None, typer.Option(help="This participant's own data.", **_PATH)]
+MovedData = Annotated[str | None, typer.Option(help="Where the run's data stand now.", **_PATH)]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -34,6 +34,11 @@ def load(config: Data, participants: int, seed: int) -> Federation:
     ``UserError`` where files are missing or broken, or where the data do not suffice for the participants."""
     if participants < 1:
         raise UserError(f"expected at least 1 participant, got {participants}: raise their number")
+    if config.path == "":  # which would be the working directory
+        raise UserError(
+            "expected a file or folder of data (--data, data.path), got an empty text: name one, or "
+            "leave it out"
+        )
     if config.name == "digits" and config.path is not None:
         raise UserError(
             f"expected no path for the bundled digits, got {config.path!r}: leave it out, or set data.name"
