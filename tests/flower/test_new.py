@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,35 @@ def test_a_model_that_imports_a_file_beside_its_own_is_refused(
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         cli.main()
-    assert "mine.py imports layers: put all into one file" in capsys.readouterr().err
+    assert "mine.py imports layers: put all into one file, or install layers" in capsys.readouterr().err
     assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize("installed", ["in place", "as a copy", "another"])
+def test_a_model_may_import_what_is_installed(
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "layers").mkdir()
+    (tmp_path / "layers" / "__init__.py").write_text("Block = 1\n")
+    (tmp_path / "mine.py").write_text("from layers import Block\n" + OWN_MODEL)
+    venv.create(tmp_path / "venv")
+    site = next((tmp_path / "venv" / "lib").glob("python*/site-packages"))
+    if installed == "in place":
+        (site / "layers.pth").write_text(f"{tmp_path}\n")
+    elif installed == "as a copy":
+        shutil.copytree(tmp_path / "layers", site / "layers")
+    else:
+        (site / "layers.py").write_text("")
+    name = json.dumps(f"{tmp_path / 'mine.py'}:net")
+    command = ["msfusion", "flower", "new", str(tmp_path / "app"), f"--set=model.name={name}"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    refused = installed == "another"
+    assert ended.value.code == (2 if refused else 0)
+    assert ("imports layers" in capsys.readouterr().err) == refused
+    assert (tmp_path / "app" / "app" / "model.py").exists() != refused
 
 
 def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -5,6 +5,8 @@ import dataclasses
 import json as json_format
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -132,21 +134,40 @@ def _found_anywhere(model: str) -> str:
     return f"{PREFIX}{Path(found[1]).resolve()}{found[2] or ''}" if found else model
 
 
+_WHERE = """
+import sys
+from importlib.util import find_spec
+found = find_spec(sys.argv[1])
+print(found.origin if found and found.origin else "")
+"""
+
+
 def _check_alone(file: Path) -> None:
-    """UserError where a model's file imports others that lie beside it: it is copied into the app alone."""
+    """UserError where a model's file imports what lies beside it and is not installed: it is copied into the
+    app alone."""
     try:
         nodes = list(ast.walk(ast.parse(file.read_bytes(), str(file))))
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"expected a Python file that makes the model, cannot read {file}: {error}") from None
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    for name in (name.partition(".")[0] for name in names):
-        beside = file.parent / name
-        if beside.with_suffix(".py").is_file() or (beside / "__init__.py").is_file():
+    for name in dict.fromkeys(name.partition(".")[0] for name in names):
+        places = (file.parent / name / "__init__.py", file.parent / f"{name}.py")
+        beside = next((place for place in places if place.is_file()), None)
+        if beside and not _installed(name, beside):
             raise UserError(
-                f"expected a model whose file imports nothing beside it, as it is copied into the app alone, "
-                f"but {file} imports {name}: put all into one file"
+                f"expected a model whose file imports nothing beside it that is not installed, as it is "
+                f"copied into the app alone, but {file} imports {name}: put all into one file, or install "
+                f"{name}"
             )
+
+
+def _installed(name: str, beside: Path) -> bool:
+    """Whether a process that knows nothing of this folder, nor of PYTHONPATH, finds a module, and one that is
+    the same as far as its first file tells: another of that name may be installed."""
+    command = [sys.executable, "-EP", "-c", _WHERE, name]
+    origin = Path(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+    return origin.is_file() and origin.read_bytes() == beside.read_bytes()
 
 
 def _own_file(config: Config) -> Path | None:
