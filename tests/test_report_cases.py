@@ -14,7 +14,8 @@ from msfusion.errors import UserError
 from msfusion.records import Writer, read
 from msfusion.report import write_report
 from msfusion.report.charts import chart, styles
-from msfusion.report.runs import find
+from msfusion.report.ends import drawn
+from msfusion.report.runs import Group, find
 from msfusion.report.series import Line
 from test_report import AXES, Page, a_header, a_round, pixels, write
 
@@ -245,6 +246,31 @@ def test_a_run_that_ended_early_has_no_final_score(tmp_path: Path) -> None:
     assert rows["random"] == "1 of 1 before round 3"
     assert rows["msfusion"].endswith("% (1 seed), 1 of 2 before round 3")
     assert "before" not in rows["fedavg"]
+
+
+def test_a_seed_that_ended_early_does_not_cut_the_line_of_the_others(tmp_path: Path) -> None:
+    whole = [write(tmp_path / f"whole-{n}", a_header("msfusion", n), 6) for n in (0, 1)]
+    early = write(tmp_path / "early", a_header("msfusion", 2), 1)
+    lost = write(tmp_path / "lost", a_header("msfusion", 3), 5)
+    with Writer.resume(lost, a_header("msfusion", 3), 5) as writer:
+        nothing = {"accuracy": 0.1, "loss": float("nan"), "examples": 360}
+        writer.round(a_round(a_header("msfusion", 3), 5, evaluation=nothing))
+    other = write(tmp_path / "fedavg", a_header("fedavg", 0), 6)
+    page = one(tmp_path, *whole, early, lost, other)
+    assert any("not drawn: 2 of 4 of msfusion. FLOPs" in text for text in page.texts["p"])
+    charts = re.findall(r"<svg xmlns:xlink.*?</svg>", page.source, re.DOTALL)
+    write_report([*whole, other], tmp_path / "without.html")
+    assert charts == re.findall(
+        r"<svg xmlns:xlink.*?</svg>", (tmp_path / "without.html").read_text(), re.DOTALL
+    )
+
+
+def test_while_no_seed_has_ended_all_are_drawn(tmp_path: Path) -> None:
+    header = [a_header("msfusion", n, config={"rounds": 9}) for n in (0, 1, 2)]
+    runs = [write(tmp_path / str(n), header[n], rounds) for n, rounds in enumerate((3, 5, 0))]
+    page = one(tmp_path, *runs)
+    assert any("not drawn: 1 of 3 of msfusion." in text for text in page.texts["p"])
+    assert [len(run.rounds) for run in drawn(Group("msfusion", tuple(map(read, runs))), 9)] == [3, 5]
 
 
 def test_runs_of_other_lengths_have_their_own_final_scores(tmp_path: Path) -> None:

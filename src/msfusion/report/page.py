@@ -1,6 +1,6 @@
 """Puts the page together: what is shown for a task and its methods, and the one file it becomes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +11,7 @@ from msfusion.errors import UserError
 from msfusion.records import Run
 from msfusion.report import series, tables
 from msfusion.report.charts import Chart, Style, XUnit, YUnit, chart, styles
+from msfusion.report.ends import drawn, lengths
 from msfusion.report.numbers import count, many
 from msfusion.report.picture import Picture, picture
 from msfusion.report.runs import Group, Task, find, rank, tasks
@@ -56,7 +57,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One task."""
+    """One task; `undrawn` says of which methods some seeds are in no chart, and how many."""
 
     title: str
     metric: str
@@ -65,6 +66,7 @@ class Section:
     figures: list[Figure]
     methods: list[Method]
     dropouts: int
+    undrawn: list[str]
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
@@ -111,14 +113,21 @@ def _render(sections: Sequence[Section], looks: dict[str, Style], counted: str) 
 def _section(task: Task, looks: dict[str, Style], number: int) -> Section:
     rows = tables.summary(task.groups, task.metric)
     groups = {group.label: group for group in task.groups}
+    rounds = lengths(task.groups)
+    seeds = {label: drawn(group, rounds[label]) for label, group in groups.items()}
     return Section(
         task.title,
         task.metric,
         count(task.groups[0].first.header["model"]["parameters"]),
         rows,
-        [_figure(task.groups, looks, plan, number) for plan in _plans(task)],
+        [_figure(seeds, looks, plan, number) for plan in _plans(task)],
         [_method(groups[row.label], looks[row.label]) for row in rows],
         sum(len(r["dropped"]) for group in task.groups for run in group.runs for r in run.rounds),
+        [
+            f"{len(group.runs) - len(seeds[label])} of {len(group.runs)} of {label}"
+            for label, group in groups.items()
+            if len(seeds[label]) < len(group.runs)
+        ],
     )
 
 
@@ -155,8 +164,8 @@ def _plans(task: Task) -> list[Plan]:
     return plans + [plan for plan in extra if any(series.varies(plan.ys(run)) for run in runs)]
 
 
-def _figure(groups: Sequence[Group], looks: dict[str, Style], plan: Plan, number: int) -> Figure:
-    lines = {group.label: series.line(group.runs, plan.xs, plan.ys) for group in groups}
+def _figure(seeds: Mapping[str, Sequence[Run]], looks: dict[str, Style], plan: Plan, number: int) -> Figure:
+    lines = {label: series.line(runs, plan.xs, plan.ys) for label, runs in seeds.items()}
     # A method that spends nothing has no place on a cost axis.
     shown = [label for label, line in lines.items() if line.x and (plan.x == "round" or line.x[-1] > 0)]
     styled = [(looks[label], lines[label]) for label in shown]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from msfusion.records import Header, ParticipantFacts, Run
+from msfusion.report.ends import diverged, ended, lengths
 from msfusion.report.numbers import NOTHING, Metric, count, finals, many, mean_max, percent, si, span
 from msfusion.report.runs import Group
 from msfusion.report.series import field, last, metric
@@ -33,29 +34,15 @@ class Row:
 
 def summary(groups: Sequence[Group], name: Metric) -> list[Row]:
     """One row per group, the best mean of the final evaluations first; equals and the unscored by label."""
-    longest = max((len(run.rounds) for group in groups for run in group.runs), default=0)
-    wanted = {group.label: _wanted(group, longest) for group in groups}
+    wanted = lengths(groups)
     ranked = sorted(groups, key=lambda group: _rank(group, name, wanted[group.label]))
     return [_row(group, name, wanted[group.label]) for group in ranked]
 
 
-def _wanted(group: Group, longest: int) -> int:
-    """The rounds of a group's runs, as they state it, or as one has that was resumed with more."""
-    stated = group.first.header["config"].get("rounds")
-    return max(stated, *(len(run.rounds) for run in group.runs)) if isinstance(stated, int) else longest
-
-
 def finals_of(group: Group, name: Metric, rounds: int) -> list[float]:
     """Each seed's last evaluation, of the seeds that have so many rounds and did not diverge."""
-    ended = [run for run in group.runs if len(run.rounds) >= rounds and not diverged(run)]
-    scores = (last(metric(name)(run)) for run in ended)
+    scores = (last(metric(name)(run)) for run in ended(group, rounds))
     return [score for score in scores if score is not None]
-
-
-def diverged(run: Run) -> bool:
-    """Whether the last loss on the test set was not finite."""
-    scores = [record["evaluation"] for record in run.rounds if record["evaluation"] is not None]
-    return bool(scores) and scores[-1]["loss"] is None
 
 
 def _rank(group: Group, name: Metric, rounds: int) -> tuple[bool, float, str]:
