@@ -372,11 +372,13 @@ def test_a_model_that_is_never_the_same_is_refused(tmp_path: Path) -> None:
 class Looking(nn.Module):
     """Looks at values while it is made, gives a parameter others through .data, and has complex ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: list[str | None] | None = None) -> None:
         super().__init__()
         self.first = nn.Linear(4, 4)
         self.second = nn.Linear(4, 4)
         nn.init.constant_(self.second.bias, self.first.weight.abs().mean().item())
+        if places is not None:
+            places.append(self.first.weight.untyped_storage().filename)
         self.second.weight.data = torch.rand(4, 4)
         self.turn = nn.Parameter(torch.randn(5, dtype=torch.complex64))
 
@@ -386,6 +388,13 @@ def test_initial_values_of_a_model_that_looks_at_values(tmp_path: Path) -> None:
         want = values_of(Looking())
     assert_same(dict(write_initial(Looking, tmp_path / "new", 5)), want)
     assert_same(load_file(tmp_path / "new" / SINGLE), want)
+
+
+def test_no_memory_holds_a_model_that_looks_at_values(tmp_path: Path) -> None:
+    places: list[str | None] = []
+    write_initial(lambda: Looking(places), tmp_path / "new", 5)
+    assert len(places) == 2
+    assert places[0] is not None  # the second time it is made in the checkpoint
 
 
 def test_a_type_that_safetensors_lacks_is_refused(tmp_path: Path) -> None:

@@ -83,6 +83,25 @@ def test_what_follows_from_values_is_as_with_values() -> None:
     assert made_as_with_values(lambda: (Reads(), None), 3)[0].scale == want.scale
 
 
+def test_values_that_are_looked_at_lie_in_files() -> None:
+    places: list[str | None] = []
+
+    class Looks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.scale = self.first.weight.abs().mean().item()
+            places.append(self.first.weight.untyped_storage().filename)
+
+    module: Any = made_as_with_values(lambda: (Looks(), None), 3)[0]
+    with seeded(3, torch.device("cpu")):
+        assert torch.equal(module.first.weight, Looks().first.weight)
+    *made, own = places
+    assert made
+    assert None not in made
+    assert own is None
+
+
 def counted(made: list[nn.Module]) -> Callable[[], tuple[nn.Module, Tensor]]:
     """Makes modules with a buffer that no seed decides."""
 

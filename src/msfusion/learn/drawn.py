@@ -6,9 +6,7 @@ drawn before, such as the values of parameters.
 
 import hashlib
 import random
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from msfusion.core.seeds import derive
+from msfusion.learn.in_files import into_a_file
 from msfusion.learn.local import seeded
-from msfusion.learn.shards import extend
 from msfusion.models.meta import made_without_values, registering
 
 T = TypeVar("T")
@@ -35,7 +33,7 @@ def made_as_with_values(make: Make[T], seed: int) -> tuple[nn.Module, T, str]:
     parameters, or where something follows from values of parameters, it is made with values for a moment, in
     temporary files; a coin falls alike under all of them once in sixteen times. Seen are buffers, and
     tensors, arrays and numbers in attributes of modules, or in lists, tuples and dicts there. A module whose
-    code looks at values of its parameters keeps them.
+    code looks at values of its parameters keeps them, in such files.
     """
     others = _others(make, seed)
     (module, example), _ = made_without_values(lambda: _made(make, seed))
@@ -43,8 +41,7 @@ def made_as_with_values(make: Make[T], seed: int) -> tuple[nn.Module, T, str]:
     if all(other == own for other in others) and not _follows_from_values(module):
         return module, example, ""
     if _without_values(module):
-        with registering(_into_a_file):
-            (real, example), _ = _made(make, seed)
+        (real, example), _ = _made(make, seed)
         _exchange(module, real)
     drawn = _digests(module) - others[0].intersection(*others)
     return module, example, hashlib.blake2b(repr(sorted(drawn)).encode(), digest_size=16).hexdigest()
@@ -62,8 +59,8 @@ def _others(make: Make[T], seed: int) -> list[set[str]]:
 
 
 def _made(make: Make[T], seed: int) -> tuple[tuple[nn.Module, T], bool]:
-    """What is made under a seed, and whether a generator has moved."""
-    with seeded(seed, torch.device("cpu")):
+    """What is made under a seed, and whether a generator has moved; values lie in temporary files."""
+    with seeded(seed, torch.device("cpu")), registering(into_a_file):
         before = _generators()
         return make(), _generators() != before
 
@@ -133,16 +130,3 @@ def _bytes(value: Any) -> bytes:
         value = (value if value.layout == torch.strided else value.to_dense()).resolve_conj().resolve_neg()
         value = value.contiguous().reshape(-1).view(torch.uint8).numpy()
     return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
-
-
-def _into_a_file(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself, its memory in a file that vanishes with it."""
-    storage = parameter.untyped_storage()
-    if not parameter.is_meta and storage.nbytes():
-        with tempfile.NamedTemporaryFile() as file:
-            extend(file.fileno(), storage.nbytes(), Path(file.name))
-            size = storage.nbytes() // parameter.element_size()
-            room = torch.from_file(file.name, shared=True, size=size, dtype=parameter.dtype)
-        place = (parameter.shape, parameter.stride(), parameter.storage_offset())
-        parameter.data = room.as_strided(*place).copy_(parameter.detach())
-    return parameter

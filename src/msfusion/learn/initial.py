@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from msfusion.errors import UserError
+from msfusion.learn.in_files import into_a_file
 from msfusion.learn.local import seeded
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create
 from msfusion.models.meta import made_without_values, registering
@@ -31,10 +32,10 @@ def write_initial(
 
     The module is built twice: once without values, to learn names and shapes, and once with every parameter
     moved into its place in the files as it is registered, where all that the model's code then does to it
-    happens. Memory: the largest parameter, and the buffers; the whole model where its code looks at values of
-    its parameters while it makes them. ``UserError`` where ``build`` makes a different module the second
-    time. Parameters whose type is changed after they were made (``.half()`` on the whole module) are copied
-    at the end, and held in memory until then.
+    happens. Memory: the largest parameter, and the buffers; where the model's code looks at values of its
+    parameters while it makes them, they lie in temporary files the first time. ``UserError`` where ``build``
+    makes a different module the second time. Parameters whose type is changed after they were made
+    (``.half()`` on the whole module) are copied at the end, and held in memory until then.
 
     copies: what makes twins alike.
     """
@@ -42,7 +43,7 @@ def write_initial(
 
     def first() -> nn.Module:
         made.clear()
-        with seeded(seed, torch.device("cpu")), registering(_once(made, lambda i, p: p)):
+        with seeded(seed, torch.device("cpu")), registering(_once(made, lambda _, p: into_a_file(p))):
             return build()
 
     model = made_without_values(first)
