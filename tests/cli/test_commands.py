@@ -253,6 +253,7 @@ def test_plan_of_participants_that_differ(run: Callable[..., Answer]) -> None:
     assert "participants 0, 2, 4" in out
 
 
+@pytest.mark.slow
 def test_plan_finds_how_narrow_many_participants_may_be(run: Callable[..., Answer]) -> None:
     """Two cut axes meet: k windows of each axis make k^2 pairs, one for each of N participants. In the
     residual streams of a transformer none meet, so k windows suffice, but a head is not cut."""

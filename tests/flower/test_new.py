@@ -80,6 +80,7 @@ def test_the_app_trains_in_flowers_simulation(tmp_path: Path) -> None:
     assert same(trained(tmp_path / "model.safetensors", expected), expected)
 
 
+@pytest.mark.slow
 def test_an_app_around_a_model_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(OWN_MODEL)
     settings = {**SMALL, "model.name": f"{tmp_path / 'mine.py'}:net", "model.options.width": 12}
@@ -183,12 +184,14 @@ def test_what_cannot_be_written_is_refused(
     assert not (tmp_path / "app").exists()
 
 
+@pytest.mark.slow
 def test_flower_is_imported_on_first_use_only() -> None:
     code = "import sys, msfusion, msfusion.flower as f; f.Task, f.Settings; print('flwr' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
+@pytest.mark.slow
 def test_without_flower_one_sentence_says_what_to_install() -> None:
     code = "import sys; sys.modules['flwr'] = None; from msfusion.flower import client_app"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

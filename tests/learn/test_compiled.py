@@ -41,7 +41,11 @@ CASES: list[tuple[tuple[int, ...], dict[str, Any], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("sizes", "changes", "expected"), CASES)
+def last_is_slow(cases: list[tuple[tuple[int, ...], dict[str, Any], int]]) -> list[Any]:
+    return [*cases[:-1], pytest.param(*cases[-1], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("sizes", "changes", "expected"), last_is_slow(CASES))
 def test_nothing_is_compiled_again_when_windows_move(
     counter: CompileCounter, sizes: tuple[int, ...], changes: dict[str, Any], expected: int
 ) -> None:
@@ -64,7 +68,7 @@ AT_ONCE: list[tuple[tuple[int, ...], dict[str, Any], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("sizes", "changes", "expected"), AT_ONCE)
+@pytest.mark.parametrize(("sizes", "changes", "expected"), last_is_slow(AT_ONCE))
 def test_so_it_is_where_participants_train_at_once(
     counter: CompileCounter, sizes: tuple[int, ...], changes: dict[str, Any], expected: int
 ) -> None:

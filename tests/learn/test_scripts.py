@@ -49,6 +49,7 @@ def test_training_is_the_same_to_the_bit(name: str, config: Train) -> None:
         assert torch.equal(one, other), key
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_the_same_to_the_bit_in_one_process_and_in_two(tmp_path: Path) -> None:
     ends = []
     for worth, workers in ((10**9, 1), (5, 1), (5, 2)):

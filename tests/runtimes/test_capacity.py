@@ -18,7 +18,7 @@ from msfusion.report import write_report
 MIXED = (1.0, 0.5, 0.25)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if ":" in m else ()) for m in ALL])
 def test_every_method_takes_participants_that_differ(method: str, tmp_path: Path) -> None:
     """FedAvg trains the full model everywhere; on a small model, all train the smallest."""
     result = play(tmp_path, method=method, width=MIXED, rounds=2)

@@ -84,7 +84,9 @@ ROUNDS = {
 
 
 @pytest.mark.usefixtures("_elsewhere")
-@pytest.mark.parametrize("name", ROUNDS)
+@pytest.mark.parametrize(
+    "name", ["one by one", *(pytest.param(n, marks=pytest.mark.slow) for n in list(ROUNDS)[1:])]
+)
 def test_rounds(name: str) -> None:
     made, method, more = ROUNDS[name]
     model, data = made()
