@@ -275,7 +275,10 @@ def test_of_two_parameters_that_meet_one_is_scaled(forward: Callable[..., Tensor
         (lambda self, x: (self.a(x) * self.b(x)).sum(-1), {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8)}),
         (lambda self, x: torch.logsumexp(self.a(x), 1), {"a": nn.Linear(6, 8)}),
         (lambda self, x: torch.softmax(self.a(x), 1) @ self.b, {"a": nn.Linear(6, 8), "b": parameter(8, 3)}),
-        (lambda self, x: F.linear(self.a(x), self.b * 0.5), {"a": nn.Linear(6, 8), "b": parameter(3, 8)}),
+        (
+            lambda self, x: F.linear(self.a(x), self.b + self.b.sum(1, keepdim=True)),
+            {"a": nn.Linear(6, 8), "b": parameter(3, 8)},
+        ),
         (
             lambda self, x: torch.einsum("bi,bi->b", self.a(x), self.b(x)),
             {"a": nn.Linear(6, 8), "b": nn.Linear(6, 8)},

@@ -1,5 +1,6 @@
 """Products whose parameter cannot have the factor of the scale rule have it themselves."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from laws import assert_equals_twins, captured
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from zoo import NanoGPT, Row, images, tokens, vectors
 
 from msfusion.capture import capture
@@ -110,6 +112,90 @@ class Sides(nn.Module):
         return h @ torch.cat([self.first.weight, self.second.weight], 1).t()
 
 
+class Standardised(nn.Conv2d):
+    """Of norm-free ResNets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        return self._conv_forward(x, (self.weight - mean) * torch.rsqrt(variance + 1e-12), self.bias)
+
+
+class Batched(nn.Conv2d):
+    """The same as timm writes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        return self._conv_forward(
+            x, F.batch_norm(flat, None, None, training=True).reshape_as(self.weight), self.bias
+        )
+
+
+class Cosine(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+class LowRank(nn.Module):
+    """A weight and what adapts it, of low rank."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+        self.down, self.up = nn.Parameter(torch.randn(4, inputs)), nn.Parameter(torch.randn(outputs, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight + self.up @ self.down)
+
+
+class Spectral(nn.Linear):
+    """Divided by a number that is found in steps."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.register_buffer("u", torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = self.weight.t() @ self.u
+        return F.linear(x, self.weight / (self.weight @ v).norm().sqrt(), self.bias)
+
+
+class Gated(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ (torch.sigmoid(self.weight) * self.weight.abs().amax(1, keepdim=True)).t() + self.bias
+
+
+def convolutional(layer: Callable[[int, int], nn.Module]) -> nn.Module:
+    return nn.Sequential(
+        layer(3, 8), nn.ReLU(), layer(8, 12), nn.ReLU(), layer(12, 8), nn.Flatten(), nn.Linear(512, 5)
+    )
+
+
+def perceptron(layer: Callable[[int, int], nn.Module]) -> nn.Module:
+    return nn.Sequential(layer(6, 8), nn.ReLU(), layer(8, 12), nn.ReLU(), layer(12, 4))
+
+
+CONVOLUTIONS: dict[str, Callable[[int, int], nn.Module]] = {
+    "standardised": lambda a, b: Standardised(a, b, 3, padding=1),
+    "batched": lambda a, b: Batched(a, b, 3, padding=1),
+    "weight norm": lambda a, b: weight_norm(nn.Conv2d(a, b, 3, padding=1)),
+    "weight norm of all": lambda a, b: weight_norm(nn.Conv2d(a, b, 3, padding=1), dim=None),
+    "weight norm, transposed": lambda a, b: weight_norm(nn.ConvTranspose2d(a, b, 3, padding=1)),
+}
+LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "weight norm": lambda a, b: weight_norm(nn.Linear(a, b)),
+    "cosine": Cosine,
+    "low rank": LowRank,
+    "gated": Gated,
+    "spectral": Spectral,
+    "spectral norm": lambda a, b: spectral_norm(nn.Linear(a, b)),
+}
+COMPUTED = [
+    *(
+        Row(f"convolutions, {n}", partial(convolutional, own), images(8), 0)
+        for n, own in CONVOLUTIONS.items()
+    ),
+    *(Row(f"layers, {n}", partial(perceptron, own), vectors(6), 0) for n, own in LAYERS.items()),
+]
 WAYS = ("linear", "subclass", "functional", "matmul", "einsum", "keyword")
 TEXT = [Row(how, partial(Language, how), tokens(VOCABULARY), 0) for how in WAYS]
 OTHERS = [
@@ -120,7 +206,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in [*TEXT, *OTHERS]])
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in [*TEXT, *OTHERS, *COMPUTED]])
 def test_a_window_over_twins_is_the_full_model_however_weights_are_shared(row: Row) -> None:
     assert captured(row).axes.cuttable
     assert_equals_twins(row, ())
@@ -184,3 +270,11 @@ def test_what_can_be_scaled_nowhere_is_refused() -> None:
     ):
         taken.narrow({"table.out": 8}, scaled=True)
     taken.narrow({"table.out": 8})
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in COMPUTED])
+def test_layers_of_pytorch_keep_their_own_forward_under_weight_norm(row: Row) -> None:
+    taken = captured(row)
+    widths = {axis: taken.axes.axes[axis].size // 2 for axis in taken.axes.cuttable}
+    assert len(widths) >= (3 if row.name.startswith("convolutions") else 2)
+    assert runs_graph(taken.narrow(widths, scaled=True)) == ("weight norm" not in row.name)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from msfusion.core import axes as core
 from msfusion.core.axes import AxisInfo, AxisMap, Dim, Widths, axes_of, narrowed
 
+from .degrees import degrees_of
 from .graph import Graph, main_output, named_tensors, tied_names
 from .labels import Label, factors, leaves, mark_contracted, pin, resolve, segments, unify
 from .operands import product_operand
@@ -30,18 +31,22 @@ OUTPUT = "output of the model"
 @dataclass(frozen=True)
 class Owed:
     """A product that sums over dims for which its parameter cannot have the factor of the scale rule, as that
-    is read in another way as well: the head of a language model whose table also embeds.
+    is read in another way as well (the head of a language model whose table also embeds), or as its weight is
+    computed from parameters.
 
     node, module: the operation, and whose forward it is in.
+    powers: how the weight itself changes with the units of an axis (``degrees.py``).
     """
 
     node: torch.fx.Node
     module: str
     dims: tuple[Dim, ...]
+    powers: tuple[tuple[core.Axis, float], ...] = ()
 
     def factor(self, widths: Widths) -> float:
         """What the product has to be multiplied by."""
-        return math.prod(dim.size / narrowed(dim, widths) for dim in self.dims)
+        powers = [(dim, 1.0) for dim in self.dims] + list(self.powers)
+        return math.prod(math.pow(dim.size / narrowed(dim, widths), power) for dim, power in powers)
 
 
 @dataclass
@@ -157,7 +162,7 @@ class _Reader:
         inner = _inner_axes(dims)
         residual = {self.names[leaf] for leaf in residual_leaves(self.found.flows) if leaf in self.names}
         summed = {name: self.summed_dims(name) for name in own}
-        owed = list(self.owed(summed))
+        owed = [*self.owed(summed), *self.owed_by_computed()]
         infos = {
             name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
             for leaf, name in self.names.items()
@@ -243,6 +248,27 @@ class _Reader:
                 for label in use.summed:
                     if self.named_dim(label) in dims:
                         mark_contracted(label)
+
+    def owed_by_computed(self) -> Iterator[Owed]:
+        """Products with weights that are computed from parameters; where it is not known how these change
+        with the units of an axis, what they sum over is not cut unless named."""
+        for product in self.found.computed:
+            if product.normalised:
+                continue
+            dims = [dim for dim in map(self.named_dim, product.summed) if axes_of(dim)]
+            powers = self.powers_of(product.weight) if product.weight is not None else None
+            if powers is None or product.node is None or any(map(_may_differ, dims)):
+                for label in product.summed:
+                    mark_contracted(label)
+            elif dims or powers:
+                yield Owed(product.node, product.module, tuple(dims), powers)
+
+    def powers_of(self, weight: torch.fx.Node) -> tuple[tuple[core.Axis, float], ...] | None:
+        degrees = degrees_of(weight, self.found)
+        if degrees is None:
+            return None
+        named = [(self.named_dim(leaf), float(power)) for leaf, power in degrees.items()]
+        return tuple((dim, power) for dim, power in named if isinstance(dim, core.Axis))
 
     def named_dim(self, label: Label) -> Dim:
         """A label as a dim, leaves without a name as fixed."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from msfusion.core.axes import AxisMap, Widths, axes_of
 from msfusion.errors import UserError
@@ -26,6 +27,13 @@ from .graph import Graph, copy_with, module_path, named_tensors, source_line
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch, numbers_in
 from .resize import Change, Sizes, changes
+
+_ONE_PRODUCT = (
+    nn.Linear,
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
+"""Layers whose output, but for the bias, is linear in their input."""
 
 _MOST_EXPORTS = 40
 _MOST_CANDIDATES = 8  # all of whose subsets are tried
@@ -107,11 +115,15 @@ def narrow_module(source: Source, widths: Widths, *, scaled: bool = False) -> nn
 
 
 def _scales_inputs(module: nn.Module, owed: Sequence[Owed], widths: Widths) -> bool:
-    """See that linear layers scale their inputs; False, and nothing is changed, where another operation has
-    to."""
-    layers = {one.module: one.factor(widths) for one in owed}
+    """See that layers of one product scale their inputs; False, and nothing is changed, where another
+    operation has to."""
+    layers: dict[str, float] = {}
+    for one in owed:
+        if layers.setdefault(one.module, one.factor(widths)) != one.factor(widths):
+            return False  # in train mode it is another than in eval mode
     modules = dict(module.named_modules())
-    if any(type(modules.get(layer)) is not nn.Linear for layer in layers):
+    kinds = [type_before_parametrizations(modules[layer]) for layer in layers if layer in modules]
+    if len(kinds) < len(layers) or not set(kinds) <= set(_ONE_PRODUCT):
         return False
     for layer, factor in layers.items():
         modules[layer].register_forward_pre_hook(_Times(factor), with_kwargs=True)
@@ -120,7 +132,7 @@ def _scales_inputs(module: nn.Module, owed: Sequence[Owed], widths: Widths) -> b
 
 @dataclass(frozen=True)
 class _Times:
-    """A hook that multiplies the input of a linear layer."""
+    """A hook that multiplies the input of a layer."""
 
     factor: float
 

@@ -1,6 +1,7 @@
-"""Sums of products in a captured graph, of which one operand can be multiplied by a factor."""
+"""Arguments of operations in a captured graph; sums of products, one operand of which can have a factor."""
 
 import operator
+from typing import Any
 
 import torch
 
@@ -10,6 +11,12 @@ _FIRST = {"linear", "bilinear", "matmul", "mm", "bmm", "mv", "dot", "inner", "ei
     f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)
 }
 _SECOND = {"addmm", "baddbmm", "addbmm", "addmv"}  # what is added comes first
+
+
+def arguments(node: torch.fx.Node) -> dict[str, Any]:
+    """The arguments that an operation is given, by the names of its schema."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def product_operand(node: torch.fx.Node) -> torch.fx.Node | None:

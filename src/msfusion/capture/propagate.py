@@ -45,6 +45,21 @@ class Use:
     normalised: bool = True
 
 
+@dataclass(frozen=True)
+class Computed:
+    """An operation that reads a weight which is computed from parameters.
+
+    node, module, summed, normalised: as of ``Use``.
+    weight: the node that makes it; None in a decomposition.
+    """
+
+    node: torch.fx.Node | None
+    module: str
+    weight: torch.fx.Node | None
+    summed: Sequence[Label]
+    normalised: bool
+
+
 @dataclass
 class Propagation:
     """Everything that runs over the graphs of a model find out.
@@ -52,6 +67,7 @@ class Propagation:
     values: node -> labels (or lists of them, or plain values).
     flows: per operation, in order.
     uses: parameter -> the operations that read it.
+    computed: those that read what is computed from parameters.
     unknown: operation without a rule -> how often.
     fixed_norms: modules of norms that stay in evaluation mode: their statistics do not follow what they see.
     """
@@ -59,6 +75,7 @@ class Propagation:
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
     flows: list[Flow] = field(default_factory=list)
     uses: dict[str, list[Use]] = field(default_factory=dict)
+    computed: list[Computed] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     fixed_norms: frozenset[str] = frozenset()
 
@@ -174,6 +191,19 @@ class _Interpreter:
         for origin in dict.fromkeys(t.origin for t in call.tensors if t.origin is not None):
             summed = [label for name, label in call.summed if name == origin]
             self._record_use(origin, node, summed, size_is_removed(node, self.found.fixed_norms))
+        for weight in {id(tensor): tensor for tensor, _ in call.computed}.values():
+            summed = [label for tensor, label in call.computed if tensor is weight]
+            made = [n for n in node.all_input_nodes if self.found.values.get(n) is weight]
+            inside = self._inside or not made
+            self.found.computed.append(
+                Computed(
+                    None if inside else node,
+                    module_path(node),
+                    None if inside else made[0],
+                    summed,
+                    size_is_removed(node, self.found.fixed_norms),
+                )
+            )
 
     def _record_use(
         self, origin: str, node: torch.fx.Node, summed: Sequence[Label] = (), normalised: bool = True

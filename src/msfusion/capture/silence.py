@@ -23,6 +23,7 @@ from .check import TOLERANCE, calibrate, cast, difference, in_dtype, outputs_of,
 from .derive import Derived
 from .graph import copy_with, named_tensors
 from .labels import Label, factors, leaves
+from .operands import arguments
 from .propagate import Propagation
 from .rules import Labels
 from .rules.registry import base_name, labels_in
@@ -111,14 +112,14 @@ def _normalised(found: Propagation, node: torch.fx.Node) -> Iterator[Label]:
     name = base_name(node.target)  # type: ignore[arg-type]
     if not inputs:
         return
-    x, arguments = inputs[0], _arguments(node)
+    x, given = inputs[0], arguments(node)
     if name in _TRAILING:
-        for label in x[-len(arguments["normalized_shape"]) :]:
+        for label in x[-len(given["normalized_shape"]) :]:
             yield from leaves(label)
     elif name in _ALONG_DIM:
-        yield from leaves(x[arguments["dim"]])
+        yield from leaves(x[given["dim"]])
     elif name in _IN_GROUPS:
-        groups = arguments.get("num_groups") or arguments["group"]
+        groups = given.get("num_groups") or given["group"]
         for factor in factors(x[1]):
             if groups % factor.size or groups == 1:
                 yield from leaves(factor)
@@ -144,11 +145,6 @@ def _vanishing(derived: Derived, node: torch.fx.Node) -> Iterator[Label]:
 
 def _inputs(found: Propagation, node: torch.fx.Node) -> list[Labels]:
     return labels_in([found.values.get(argument) for argument in node.all_input_nodes])
-
-
-def _arguments(node: torch.fx.Node) -> dict[str, Any]:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
 def _leaves(tensors: Iterable[Labels]) -> set[Label]:

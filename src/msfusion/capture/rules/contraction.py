@@ -10,12 +10,16 @@ from .registry import Call, Labels, Result, broadcast, rule
 
 def weighted_sum(call: Call, label: Label, *tensors: Labels) -> None:
     """Record a sum of products over a dimension of these tensors. The first of them that is a parameter takes
-    up the factor of the scale rule; where none is, the dimension is not cut unless named."""
-    parameter = next((tensor for tensor in tensors if tensor.origin is not None), None)
-    if parameter is None:
+    up the factor of the scale rule; where none is, but one is computed from parameters alone, the product
+    itself does, and where none is either the dimension is not cut unless named."""
+    weight = next((tensor for tensor in tensors if tensor.origin is not None), None)
+    computed = [tensor for tensor in tensors if not tensor.activation]
+    if weight is None and len(computed) == 1 < len(tensors):
+        weight = computed[0]
+    if weight is None:
         mark_contracted(label)
     else:
-        call.sums(parameter, label)
+        call.sums(weight, label)
 
 
 def contract(call: Call, x: Labels, y: Labels) -> Labels:

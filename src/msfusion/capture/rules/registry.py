@@ -34,6 +34,8 @@ class Call:
     raw: schema name -> argument with (fake) tensors instead of labels, where given.
     shapes: one per output tensor.
     read: outputs that anything uses.
+    summed: parameters, and the dimensions of theirs that the operation sums over.
+    computed: the same of weights that are computed from parameters.
     """
 
     op: str
@@ -43,6 +45,7 @@ class Call:
     shapes: list[tuple[int, ...]]
     read: frozenset[int] = frozenset()
     summed: list[tuple[str, Label]] = field(default_factory=list)
+    computed: list[tuple[Labels, Label]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -63,9 +66,11 @@ class Call:
         return pinned_all(shape, self.where)
 
     def sums(self, tensor: Labels, label: Label) -> None:
-        """Record that the operation sums over this dimension of ``tensor``."""
+        """Record that the operation sums over this dimension of ``tensor``, times an activation."""
         if tensor.origin is not None:
             self.summed.append((tensor.origin, label))
+        elif not tensor.activation:
+            self.computed.append((tensor, label))
 
 
 Rule = Callable[[Call], Result]
