@@ -172,3 +172,10 @@ def test_without_any_one_rule_the_map_may_lose_axes_but_stays_right(
 def test_modules_without_sizes_or_dense_gradients_are_refused(model: nn.Module, words: str) -> None:
     with pytest.raises(UserError, match=words):
         capture(model, (torch.zeros(2, 8, dtype=torch.int64),))
+
+
+def test_a_sparse_table_that_is_frozen_has_no_gradients() -> None:
+    table = nn.Embedding.from_pretrained(torch.randn(9, 8), sparse=True)
+    assert capture(
+        nn.Sequential(table, nn.Linear(8, 6), nn.Linear(6, 4)), (torch.zeros(2, 3).long(),)
+    ).axes.cuttable

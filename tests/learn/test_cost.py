@@ -91,6 +91,21 @@ def test_products_with_a_vector_are_counted() -> None:
     assert 2 * (2 * 20 * 3 * 6) + 2 * (2 * 20 * 6) <= got <= 2 * (2 * 20 * 3 * 6) + 3 * (2 * 20 * 6)
 
 
+def test_sums_of_products_are_counted() -> None:
+    """4 products of (5, 3) and (3, 6), summed, to which something is added: once forward, twice backward."""
+
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Parameter(torch.ones(4, 5, 3)), nn.Parameter(torch.ones(4, 3, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addbmm(x, self.left, self.right)
+
+    one = 2 * 4 * 5 * 3 * 6
+    assert cost(Summed(), (torch.zeros(5, 6),), Train(batch=5, momentum=0)).flops_per_step == 3 * one
+
+
 def test_attention_is_counted() -> None:
     """Queries and keys, weights and values: 2 * T * T * D each per example, three times with backward, which
     computes the weights once more."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from msfusion.learn.drawn import made_as_with_values
+from msfusion.learn.in_files import into_a_file
 from msfusion.learn.local import seeded
 from msfusion.models import MODELS, build
 
@@ -221,3 +222,16 @@ def test_a_model_of_many_parameters_keeps_no_file_open_for_each() -> None:
         made_as_with_values(lambda: (Many(200), None), 0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, most)
+
+
+def test_in_a_file_a_parameter_takes_what_it_spans() -> None:
+    big = torch.arange(64.0).view(8, 8)
+    row = into_a_file(nn.Parameter(big[3]))
+    assert row.tolist() == big[3].tolist()
+    assert row.untyped_storage().nbytes() == row.nbytes
+    column = into_a_file(nn.Parameter(big[:, 2]))
+    assert column.tolist() == big[:, 2].tolist()
+    assert column.untyped_storage().filename is not None
+    repeated = nn.Parameter(torch.ones(1).expand(4))
+    assert into_a_file(repeated) is repeated
+    assert into_a_file(nn.Parameter(torch.empty(0))).numel() == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from blobs import SIZES, TEST, net, participants, play, same, settings, state
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -196,23 +197,26 @@ def test_the_head_is_found_by_the_output(name: str) -> None:
 
 
 class Refined(nn.Module):
-    """Logits that a last layer corrects by what they are."""
+    """Logits that a last layer corrects by what they are; its weight has the classes along both sides."""
 
-    def __init__(self) -> None:
+    def __init__(self, linear: bool) -> None:
         super().__init__()
-        self.hidden, self.head, self.last = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(3, 3)
+        self.hidden, self.head, self.linear = nn.Linear(5, 8), nn.Linear(8, 3), linear
+        self.last = nn.Parameter(0.1 * torch.randn(3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.head(torch.relu(self.hidden(x)))
-        return logits + self.last(torch.relu(logits))
+        h = torch.relu(logits + 3)
+        return logits + (F.linear(h, self.last) if self.linear else h @ self.last)
 
 
-def test_of_a_layer_from_classes_to_classes_the_rows_are_masked() -> None:
-    model = Refined()
-    before = model.last.weight.detach().clone()
+@pytest.mark.parametrize("linear", [True, False])
+def test_of_a_layer_from_classes_to_classes_what_it_puts_out_is_masked(linear: bool) -> None:
+    model = Refined(linear)
+    before = model.last.detach().clone()
     msfusion.simulate(model, [one_class(0), one_class(2)], TEST, settings(method="fedavg", mask_unseen=True))
-    assert torch.equal(model.last.weight[1], before[1])
-    assert not torch.equal(model.last.weight[0], before[0])
+    moved = model.last != before if linear else (model.last != before).t()
+    assert moved.any(1).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("label", [-100, 3])

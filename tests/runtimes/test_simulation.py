@@ -718,7 +718,7 @@ def test_a_buffer_that_sums_over_a_cut_axis_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     ("example", "words"),
-    [(torch.zeros(2, 8), "got Tensor: write"), (((torch.zeros(2, 8),),), "got tuple of tuple: pack")],
+    [(torch.zeros(2, 8), "got Tensor: pack"), (((torch.zeros(2, 8),),), "got tuple: pack")],
 )
 def test_example_inputs_are_a_tuple_of_tensors(example: Any, words: str) -> None:
     data = TensorDataset(torch.zeros(4, 8), torch.zeros(4, dtype=torch.int64))

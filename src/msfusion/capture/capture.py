@@ -38,15 +38,20 @@ class Capture:
         return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
 
     def head(self) -> dict[str, int]:
-        """Parameter -> its dimension that counts the classes, the last one of the model's output; the first
-        where several do, as in a layer from classes to classes."""
+        """Parameter -> its dimension that counts the classes: the last one of the model's output."""
         classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]
-        head: dict[str, int] = {}
-        for place in sorted(place for place, why in self.axes.pinned.items() if why == OUTPUT):
+        head: dict[str, list[int]] = {}
+        for place in (place for place, why in self.axes.pinned.items() if why == OUTPUT):
             name, _, d = place.rpartition(":")
             if self.axes.tensors[name][int(d)] == Fixed(classes):
-                head.setdefault(name, int(d))
-        return head
+                head.setdefault(name, []).append(int(d))
+        return {name: min(dims) if self._has_rows_first(name) else max(dims) for name, dims in head.items()}
+
+    def _has_rows_first(self, name: str) -> bool:
+        """Whether a weight is that of a linear layer, of which the second dimension is summed over; in
+        products that are written otherwise it is the first. Matters for layers from classes to classes."""
+        nodes = [use.node for use in self._source.derived.found.uses.get(name, []) if use.node is not None]
+        return any(node.target is torch.ops.aten.linear.default for node in nodes)
 
     def head_bias(self) -> str | None:
         """The parameter with one entry per class that a last linear layer adds to the model's output and

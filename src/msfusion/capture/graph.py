@@ -114,7 +114,7 @@ def _check_can_be_cut(model: nn.Module) -> None:
                 f"expected parameters with sizes, got a lazy {name}: run the model once on example inputs"
             )
     for name, part in model.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
             raise UserError(
                 f"expected dense gradients, got {type(part).__name__} {name} with sparse ones: make it with "
                 "sparse=False"

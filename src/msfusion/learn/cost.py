@@ -16,7 +16,7 @@ from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.batch_norm import one_value
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.flops import counter
-from msfusion.learn.known import layout_for
+from msfusion.learn.known import lay_out, layout_for
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.objective import Objective
@@ -140,6 +140,7 @@ class _Count:
         if more:
             self._module.register_forward_pre_hook(lambda _, inputs: (*inputs, *more))
         with self._mode:
+            lay_out(self._module, self._inputs)
             self._inputs = self._inputs.to(memory_format=layout_for(self._module, self._inputs))
         if compiling:
             self._module.forward = _compiling_state_context()(self._module.forward)

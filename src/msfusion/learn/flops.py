@@ -51,6 +51,10 @@ def _added_vector_product(added: Any, matrix: Shape, *args: Any, **kwargs: Any) 
     return 2 * prod(matrix)
 
 
+def _added_products(added: Any, first: Shape, second: Shape, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(first) * second[-1]
+
+
 def _trilinear(a: Shape, b: Shape, c: Shape, *args: Any, **kwargs: Any) -> int:
     """``nn.Bilinear``, forward or backward: a sum of products of three, expanded against each other."""
     full = [_expanded(shape, dims) for shape, dims in zip((a, b, c), args[:3], strict=True)]
@@ -71,6 +75,8 @@ _FORMULAS: Mapping[Any, Callable[..., int]] = {
     torch.ops.aten.convolution_backward: _convolution_backward,
     torch.ops.aten.mv: _vector_product,
     torch.ops.aten.dot: _vector_product,
+    torch.ops.aten.vdot: _vector_product,
     torch.ops.aten.addmv: _added_vector_product,
+    torch.ops.aten.addbmm: _added_products,
     torch.ops.aten._trilinear: _trilinear,
 }

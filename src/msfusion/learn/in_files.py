@@ -5,19 +5,22 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from msfusion.learn.shards import extend
 
 
 def into_a_file(parameter: nn.Parameter) -> nn.Parameter:
     """The parameter itself, its memory in a file that vanishes with it; as it is where it lies in one, or has
-    no memory."""
-    storage = parameter.untyped_storage()
-    if not parameter.is_meta and storage.nbytes() and storage.filename is None:
+    no memory, or less than its shape says."""
+    if is_lazy(parameter) or parameter.is_meta or not parameter.numel():
+        return parameter
+    places = list(zip(parameter.shape, parameter.stride(), strict=True))
+    repeats = any(size > 1 and not stride for size, stride in places)
+    if not repeats and parameter.untyped_storage().filename is None:
+        size = 1 + sum((size - 1) * stride for size, stride in places)
         with tempfile.NamedTemporaryFile() as file:
-            extend(file.fileno(), storage.nbytes(), Path(file.name))
-            size = storage.nbytes() // parameter.element_size()
+            extend(file.fileno(), size * parameter.element_size(), Path(file.name))
             room = torch.from_file(file.name, shared=True, size=size, dtype=parameter.dtype)
-        place = (parameter.shape, parameter.stride(), parameter.storage_offset())
-        parameter.data = room.as_strided(*place).copy_(parameter.detach())
+        parameter.data = room.as_strided(parameter.shape, parameter.stride()).copy_(parameter.detach())
     return parameter

@@ -268,7 +268,7 @@ def room_for(size: int, path: Path) -> Iterator[None]:
         free = shutil.disk_usage(path if path.is_dir() else path.parent).free
         raise UserError(
             f"expected room for {size} bytes at {path}, got {error.strerror!r} with {free} bytes free: make "
-            "room, or name a folder on another disk"
+            "room, or name a folder on another disk (TMPDIR for temporary files)"
         ) from None
 
 

@@ -170,7 +170,7 @@ class SubModels:
         if key not in self._modules:
             module = self.module(widths)
             if self._free_layout:
-                lay_out(module, self._example[0])
+                lay_out(module, self._example[0].to(self.device))
             if self.compiled:
                 module.compile(backend=compiler(), dynamic=False)
             self._modules[key] = _Held.of(module)

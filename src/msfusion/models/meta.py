@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from msfusion.errors import UserError
 
@@ -31,7 +32,7 @@ def parameters_on_meta() -> Iterator[None]:
     is that of one parameter. The body must not run in several threads at once."""
     token = _active.set(True)
     try:
-        with registering(lambda parameter: parameter if parameter.is_meta else _without_values(parameter)):
+        with registering(_without_values):
             yield
     finally:
         _active.reset(token)
@@ -69,4 +70,6 @@ def registering(exchange: Registered) -> Iterator[None]:
 
 
 def _without_values(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.is_meta or is_lazy(parameter):
+        return parameter
     return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)

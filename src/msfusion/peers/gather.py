@@ -20,7 +20,7 @@ from msfusion.peers.strip import Strip
 
 
 def check_model_folder_at(folder: Path) -> None:
-    """Raise UserError where ``gather`` would replace more than a model that was written there before."""
+    """Raise UserError where a ``Gathering`` would replace more than a model that was written there before."""
     if folder.is_file():
         raise UserError(f"expected a folder for the full model, got the file {folder}: name another one")
     files = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -106,13 +106,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         if not (isinstance(self.example, tuple) and all(isinstance(part, Tensor) for part in self.example)):
-            whole = type(self.example).__name__
-            parts = [type(part).__name__ for part in self.example] if isinstance(self.example, tuple) else []
+            parts = self.example if isinstance(self.example, tuple) else ()
+            got = ", ".join(type(part).__name__ for part in parts) or type(self.example).__name__
             raise UserError(
-                "expected example inputs as a tuple of tensors, (x,) for a model of one input, got "
-                f"{whole} of {', '.join(parts)}: pack the parts of an input into one tensor"
-                if parts
-                else f"expected example inputs as a tuple of tensors, got {whole}: write (x,)"
+                f"expected example inputs as a tuple of tensors, (x,) for a model of one input, got {got}: "
+                "pack the parts of an input into one tensor where it has several"
             )
         check_participants(self.train)
         check_test(self.test)
