@@ -7,14 +7,16 @@ found by walking back from the weight: a *degree* per leaf, 0 for parameters, th
 each unit being k^degree times what it was.
 """
 
+import math
 import operator
+from collections import Counter
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, TypeAlias
 
 import torch
 
-from .labels import Label, is_pinned, leaves
+from .labels import Label, factors, is_pinned, leaves, resolve
 from .operands import arguments
 from .propagate import Propagation
 from .rules import Labels, is_view
@@ -24,7 +26,7 @@ Degrees: TypeAlias = Mapping[Label, Fraction]
 """Leaf -> exponent, where that is not 0."""
 
 _POWERS = {
-    **dict.fromkeys(("neg", "abs", "relu", "clamp_min", "dropout"), Fraction(1)),
+    **dict.fromkeys(("neg", "abs", "relu", "dropout"), Fraction(1)),
     "square": Fraction(2),
     "sqrt": Fraction(1, 2),
     "rsqrt": Fraction(-1, 2),
@@ -37,6 +39,7 @@ _MEANS = {**dict.fromkeys(("mean", "std", "amax", "amin"), Fraction(1)), "var": 
 """Reductions that are the same over copies, and the power of the value that they follow."""
 
 _PRODUCTS = ("matmul", "mm", "mv", "bmm", "dot", "vdot", "inner")
+"""What these sum over is made up for by a parameter, or by the product itself."""
 _NORMALISED = ("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm")
 
 
@@ -89,6 +92,8 @@ class _Walk:
             return _joined(self.of(first), self.of(given["other"]), 1 if name == "mul" else -1)
         if name in _ADDED and _negligible(given.get("other")):
             return _alike(read)
+        if name == "clamp_min" and _negligible(given.get("min")):
+            return self.of(first)
         if name in _POWERS:
             return _times(self.of(first), _POWERS[name])
         if name == "pow" and isinstance(given["exponent"], int | float):
@@ -98,13 +103,14 @@ class _Walk:
         if name == "sum":
             return _joined(self.of(first), self._over(first, given.get("dim"), Fraction(1)))
         if name == "linalg_vector_norm" and isinstance(order := given.get("ord", 2), int | float) and order:
-            return _joined(self.of(first), self._over(first, given.get("dim"), 1 / Fraction(order)))
+            power = Fraction(0) if math.isinf(order) else 1 / Fraction(order)
+            return _joined(self.of(first), self._over(first, given.get("dim"), power))
         if name == "_weight_norm":  # g v / |v|; -1 is the norm of all
             others = [d for d in range(given["v"].meta["val"].ndim) if d != given.get("dim", 0)]
             return _joined(self.of(given["g"]), self._over(given["v"], others, Fraction(1, 2)), -1)
         if name in _NORMALISED:
             return self.of(given.get("weight"))
-        if name in _PRODUCTS:  # what they sum over is made up for by a parameter, or by the product itself
+        if name in _PRODUCTS and not any(map(self._is_buffer, node.all_input_nodes)):
             return _joined(read[0], read[-1])
         element_by_element = name in _ADDED or torch.Tag.pointwise in node.target.tags  # type: ignore[union-attr]
         if element_by_element and not any(read):
@@ -124,12 +130,31 @@ class _Walk:
         labels = self._found.values.get(value)
         if not isinstance(labels, Labels):
             raise Unknown
-        return {leaf: power for d in dimensions(dims, len(labels)) for leaf in leaves(labels[d])}
+        over: Counter[Label] = Counter()
+        for label in (labels[d] for d in dimensions(dims, len(labels))):
+            if _lies_side_by_side(label):
+                raise Unknown  # parts may be cut to widths that differ
+            over.update(leaves(label))
+        return {leaf: times * power for leaf, times in over.items()}
+
+    def _is_buffer(self, node: torch.fx.Node) -> bool:
+        """Whether it may follow the weight from step to step, as the vectors of spectral norm do."""
+        labels = self._found.values.get(node)
+        return (
+            isinstance(labels, Labels) and labels.origin is not None and labels.origin in self._found.buffers
+        )
 
 
 def _negligible(added: Any) -> bool:
     """Whether a number is there for a division's sake alone; all that is no number is."""
     return not isinstance(added, int | float) or abs(added) < 1e-2
+
+
+def _lies_side_by_side(label: Label) -> bool:
+    label = resolve(label)
+    if label.form == "leaf":
+        return False
+    return label.form == "concat" or any(map(_lies_side_by_side, factors(label)))
 
 
 def _joined(first: Degrees, second: Degrees, sign: int = 1) -> Degrees:

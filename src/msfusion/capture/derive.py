@@ -76,7 +76,8 @@ def derive(
             for label, same in zip(tensors[name], tensors[other], strict=True):
                 unify(label, same)
     _share_origins(tensors, ties)
-    found = Propagation(fixed_norms=_fixed_norms(model))
+    buffers = frozenset(name for name, _ in model.named_buffers(remove_duplicate=False))
+    found = Propagation(fixed_norms=_fixed_norms(model), buffers=buffers)
     for graph, given in zip(graphs, inputs, strict=True):
         _pin_outputs(graph, propagate(graph, given, found))
     for labels in tensors.values():
@@ -251,16 +252,17 @@ class _Reader:
 
     def owed_by_computed(self) -> Iterator[Owed]:
         """Products with weights that are computed from parameters; where it is not known how these change
-        with the units of an axis, what they sum over is not cut unless named."""
+        with the units of an axis, or nothing of the product can be multiplied, no axis of theirs is cut
+        unless named."""
         for product in self.found.computed:
-            if product.normalised:
-                continue
             dims = [dim for dim in map(self.named_dim, product.summed) if axes_of(dim)]
             powers = self.powers_of(product.weight) if product.weight is not None else None
-            if powers is None or product.node is None or any(map(_may_differ, dims)):
-                for label in product.summed:
+            scalable = product.node is not None and product_operand(product.node) is not None
+            if powers is None or not (scalable or product.normalised) or any(map(_may_differ, dims)):
+                made = self.found.values[product.weight] if product.weight is not None else ()
+                for label in (*product.summed, *made):
                     mark_contracted(label)
-            elif dims or powers:
+            elif (dims or powers) and product.node is not None and not product.normalised:
                 yield Owed(product.node, product.module, tuple(dims), powers)
 
     def powers_of(self, weight: torch.fx.Node) -> tuple[tuple[core.Axis, float], ...] | None:

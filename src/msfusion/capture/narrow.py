@@ -27,6 +27,7 @@ from .graph import Graph, copy_with, module_path, named_tensors, source_line
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch, numbers_in
 from .resize import Change, Sizes, changes
+from .rules.registry import base_name
 
 _ONE_PRODUCT = (
     nn.Linear,
@@ -34,6 +35,9 @@ _ONE_PRODUCT = (
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
 """Layers whose output, but for the bias, is linear in their input."""
+
+_OF_THE_INPUT = {"linear"} | {f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)}
+"""The product of such a layer with its input."""
 
 _MOST_EXPORTS = 40
 _MOST_CANDIDATES = 8  # all of whose subsets are tried
@@ -119,8 +123,9 @@ def _scales_inputs(module: nn.Module, owed: Sequence[Owed], widths: Widths) -> b
     operation has to."""
     layers: dict[str, float] = {}
     for one in owed:
-        if layers.setdefault(one.module, one.factor(widths)) != one.factor(widths):
-            return False  # in train mode it is another than in eval mode
+        own = base_name(one.node.target) in _OF_THE_INPUT  # type: ignore[arg-type]
+        if not own or layers.setdefault(one.module, one.factor(widths)) != one.factor(widths):
+            return False  # it is not the layer's product, or is another in train mode than in eval mode
     modules = dict(module.named_modules())
     kinds = [type_before_parametrizations(modules[layer]) for layer in layers if layer in modules]
     if len(kinds) < len(layers) or not set(kinds) <= set(_ONE_PRODUCT):

@@ -70,6 +70,7 @@ class Propagation:
     computed: those that read what is computed from parameters.
     unknown: operation without a rule -> how often.
     fixed_norms: modules of norms that stay in evaluation mode: their statistics do not follow what they see.
+    buffers: names of the tensors that are no parameters.
     """
 
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class Propagation:
     computed: list[Computed] = field(default_factory=list)
     unknown: Counter[str] = field(default_factory=Counter)
     fixed_norms: frozenset[str] = frozenset()
+    buffers: frozenset[str] = frozenset()
 
 
 def propagate(graph: Graph, inputs: Sequence[Any], found: Propagation) -> Any:
