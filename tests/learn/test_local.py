@@ -139,6 +139,25 @@ def test_every_entry_of_any_type_is_moved(name: Any, dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("name", STOCK)
+def test_parameters_of_two_types_are_moved_as_each_would_be_alone(name: Any) -> None:
+    shapes = {torch.float32: (9,), torch.float64: (3, 5)}
+    both = nn.ParameterList([torch.ones(shape, dtype=dtype) for dtype, shape in shapes.items()])
+    alone = [nn.ParameterList([p.detach().clone()]) for p in both]
+    optimizers = [make_optimizer(module, Train(optimizer=name), 0.125, {}) for module in (both, *alone)]
+    for step in range(3):
+        for parameter, one in zip(both, alone, strict=True):
+            parameter.grad = torch.linspace(step, 1, parameter.numel(), dtype=parameter.dtype).view_as(
+                parameter
+            )
+            one[0].grad = parameter.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for parameter, one in zip(both, alone, strict=True):
+        assert torch.equal(parameter, one[0])
+        assert not torch.equal(parameter, torch.ones_like(parameter))
+
+
+@pytest.mark.parametrize("name", STOCK)
 def test_a_gradient_may_lie_in_another_order_than_its_parameter(name: Any) -> None:
     modules = [nn.ParameterList([torch.ones(2, 3)]) for _ in range(2)]
     for module, gradient in zip(

@@ -35,6 +35,7 @@ Rows = slice | EllipsisType
 
 _MOST_PIECES = 64  # more slices than this are slower than one index per dimension
 _MOST_SELECTIONS = 64  # whose cuts are kept: those of a group that trains at once
+_MOST_CUTS = 512  # that are kept: windows come again, and tensors are cut alike
 _BLOCK = 1 << 18  # elements that are worked on at once: on a CPU they stay in the cache,
 _BLOCK_GPU = 1 << 24  # on a GPU they are worth the launch
 
@@ -61,6 +62,7 @@ class Cut:
         return Cut.at(tuple(positions(dim, selection) for dim in dims), tuple(dim.size for dim in dims))
 
     @staticmethod
+    @lru_cache(_MOST_CUTS)
     def at(places: tuple[Units, ...], full: tuple[int, ...]) -> "Cut":
         """The cut at ``places`` of a tensor of the shape ``full``."""
         few = math.prod(map(len, places)) <= _MOST_PIECES
@@ -114,7 +116,7 @@ class Cut:
             return
         alike = value.dtype == part.dtype == total.dtype
         for full, sub in self.pieces:
-            for into, old, new in _blocks(len(room), total[full], value[full], part[sub]):
+            for into, old, new in _blocks(room.numel(), total[full], value[full], part[sub]):
                 place = room[: into.numel()].view(into.shape)
                 if not alike:
                     old, new = old.to(total.dtype), new.to(total.dtype)
