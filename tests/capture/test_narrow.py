@@ -3,13 +3,15 @@
 import copy
 import inspect
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from laws import captured, filled, halved, last_units, model_of, run
 from torch import Tensor, nn
-from zoo import ROWS, NanoGPT, Row, tokens
+from torch.nn.utils.parametrizations import weight_norm
+from zoo import ROWS, CharGRUCell, CharLSTM, NanoGPT, Row, tokens
 
 from msfusion.capture import capture, permutation_errors
 from msfusion.capture.graph_module import runs_graph, with_graph_forward
@@ -41,6 +43,19 @@ def test_the_full_model_may_go_away_and_change() -> None:
     model.lm_head = nn.Linear(2, 2)
     assert {name: p.shape for name, p in taken.narrow({}).named_parameters()} == shapes
     assert all(p.is_meta for p in taken.narrow({}).parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "layer", "weight"),
+    [(CharLSTM, "lstm", "weight_hh_l0"), (lambda: CharGRUCell(False), "cell", "weight_hh")],
+)
+def test_recurrent_layers_whose_weights_are_computed_know_their_sizes(
+    make: Callable[[], nn.Module], layer: str, weight: str
+) -> None:
+    model = make()
+    weight_norm(model.get_submodule(layer), weight)
+    narrow = capture(model, *tokens()(2)).narrow({"embed.out": 12}).get_submodule(layer)
+    assert (narrow.input_size, narrow.hidden_size) == (12, 32)
 
 
 def test_a_model_that_cannot_be_copied_is_refused_in_one_sentence() -> None:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
 _RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
@@ -21,16 +20,15 @@ def described_sizes(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
     if isinstance(module, _RECURRENT):
-        return _recurrent(module._parameters["weight_ih_l0"], module._parameters["weight_hh_l0"])
+        return _recurrent(module.weight_ih_l0, module.weight_hh_l0)
     if isinstance(module, _CELLS):
-        return _recurrent(module._parameters["weight_ih"], module._parameters["weight_hh"])
+        return _recurrent(module.weight_ih, module.weight_hh)
     weight = module._parameters.get("weight")
     return {} if weight is None else _by_weight(module, tuple(weight.shape))
 
 
-def _recurrent(weight_ih: torch.Tensor | None, weight_hh: torch.Tensor | None) -> dict[str, Any]:
-    assert weight_ih is not None
-    assert weight_hh is not None
+def _recurrent(weight_ih: Any, weight_hh: Any) -> dict[str, Any]:
+    """Of its weights, which may be computed from parameters under other names."""
     return {"hidden_size": weight_hh.shape[1], "input_size": weight_ih.shape[1]}
 
 
