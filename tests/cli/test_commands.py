@@ -770,6 +770,17 @@ def test_a_local_try_refuses_what_it_does_not_use(
     assert f"expected --local without {flag[0]}" in err
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("train.lr=-1", "train.lr"), ('peers.names=["a"]', "peers.names"), ("rounds=0", "rounds")],
+)
+def test_a_local_try_says_once_what_is_wrong(
+    run: Callable[..., Answer], preset: Path, monkeypatch: pytest.MonkeyPatch, setting: str, message: str
+) -> None:
+    monkeypatch.delattr("msfusion.commands.peer.subprocess.Popen")
+    refused(run("peer", preset, "--local", 2, "--set", setting), message)
+
+
 CONSTANT = """
 import torch
 from torch import nn

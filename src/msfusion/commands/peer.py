@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from msfusion.capture import capture
+from msfusion.commands import given
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.core.seeds import derive
@@ -25,7 +26,7 @@ from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_model_folder_at
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
-from msfusion.peers.settings import Link, check_group, number_of
+from msfusion.peers.settings import Link, check_group, name_of, number_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, zenoh
 from msfusion.report.numbers import percent
@@ -90,7 +91,7 @@ def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
 def local(
     preset: str,
     settings: Mapping[str, Any],
-    assignments: Sequence[str],
+    assignments: list[str],
     peers: int,
     out: Path,
     unused: Mapping[str, object],
@@ -102,11 +103,16 @@ def local(
     """
     if named := [name for name, value in unused.items() if value]:
         raise UserError(f"expected --local without {named[0]}, which it does not use, got both; drop one")
+    config = load(preset, {**settings, **given.pairs(assignments), "participants": peers})
+    check_group(config.peers, peers)  # here, or every one of them would say it
+    names = [name_of(n, config.peers.names) for n in range(peers)]
+    for name in names:
+        number_of(name, config.peers.names, peers)
     port = free_port()
-    given = [*(f"{key}={json_format.dumps(value)}" for key, value in settings.items()), *assignments]
-    command = [sys.executable, "-m", "msfusion", "peer", preset, *(f"--set={one}" for one in given)]
+    told = [*(f"{key}={json_format.dumps(value)}" for key, value in settings.items()), *assignments]
+    command = [sys.executable, "-m", "msfusion", "peer", preset, *(f"--set={one}" for one in told)]
     own = [
-        ["--participant", str(n), "--out", str(out / str(n)), "--set", f"participants={peers}"]
+        ["--participant", names[n], "--out", str(out / str(n)), "--set", f"participants={peers}"]
         + (["--connect", f"127.0.0.1:{port}"] if n else ["--listen", f"127.0.0.1:{port}", "--evaluate"])
         for n in range(peers)
     ]
