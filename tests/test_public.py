@@ -53,6 +53,15 @@ def test_a_users_model_is_trained_evaluated_and_saved(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").exists()
 
 
+@pytest.mark.parametrize("method", ["fedavg-small", "standalone"])
+def test_a_model_that_no_method_trained_is_not_saved(method: str, tmp_path: Path) -> None:
+    data = [TensorDataset(torch.randn(20, 4), torch.arange(20) % 2)] * 2
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    result = msfusion.simulate(net, data, data[0], msfusion.Run(method=method, width=0.5, rounds=1))
+    with pytest.raises(msfusion.UserError, match=f"that trains the full model, got {method}"):
+        result.save(tmp_path / "model.safetensors")
+
+
 def test_a_loss_of_ones_own() -> None:
     """Regression of y = x0 + x1: the report is the loss alone."""
     torch.manual_seed(0)

@@ -149,6 +149,9 @@ def test_ordered_dropout_takes_a_level_of_the_width() -> None:
     drawn = {count(schedule.windows(r, p, {"a": 40})["a"]) for r in range(20) for p in range(5)}
     assert drawn == {10, 20, 30, 40}
     assert schedule.windows(0, 0, {"a": 1}) == {"a": ((0, 1),)}
+    of_three = [count(schedule.windows(r, 0, {"a": 3})["a"]) for r in range(200)]
+    assert {width: of_three.count(width) > 30 for width in of_three} == {1: True, 2: True, 3: True}
+    assert of_three.count(3) > 1.5 * of_three.count(1)  # as three quarters of 3 are 3 as well
 
 
 def test_random_units_reach_everything() -> None:

@@ -125,6 +125,26 @@ def test_heterofl_trains_the_nested_part_and_nothing_else() -> None:
         assert not changed[outside].any(), name
 
 
+@pytest.mark.parametrize(("method", "factors"), [("heterofl", (12 / 6, 7 / 4)), ("fjord", (1, 1))])
+def test_methods_of_first_units_are_scored_on_those_that_the_widest_trains(
+    method: str, factors: tuple[float, float]
+) -> None:
+    """Half of 12 and of 7 units; FjORD's models share their values as they are."""
+    result = play(method=method, model=net(norm=False, dropout=0), width=(0.25, 0.5))
+    values = state(result)
+    first = torch.relu(TEST.tensors[0] @ values["first.weight"][:6].T + values["first.bias"][:6])
+    second = torch.relu(factors[0] * first @ values["second.weight"][:4, :6].T + values["second.bias"][:4])
+    outputs = factors[1] * second @ values["head.weight"][:, :4].T + values["head.bias"]
+    assert result.evaluation.loss == pytest.approx(float(F.cross_entropy(outputs, TEST.tensors[1])), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["heterofl", "fjord"])
+def test_where_somebody_trains_all_units_the_full_model_is_scored(method: str) -> None:
+    result = play(method=method, width=(0.5, 1.0))
+    score = evaluate(result.model, TEST, Objective())
+    assert result.evaluation == score
+
+
 def test_fedrolex_rolls_by_one_unit_for_all_at_once() -> None:
     history = play(method="fedrolex", rounds=9).history
     for round, seen in enumerate(windows(history, "first.out")):
@@ -148,7 +168,7 @@ def test_fjord_trains_parts_of_the_nested_part() -> None:
         for p, runs in seen.items()
         if runs[0][0] == 0
     }
-    assert {width for _, width in widths} == {1, 3, 4, 6}
+    assert {width for _, width in widths} == {2, 3, 5, 6}
 
 
 def test_coverage_is_full_for_msfusion_and_stays_a_band_for_fedrolex() -> None:

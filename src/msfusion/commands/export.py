@@ -9,7 +9,7 @@ from torch import Tensor
 from msfusion.commands.output import emit
 from msfusion.errors import UserError
 from msfusion.learn.disk_store import last_commit
-from msfusion.learn.methods import get_method
+from msfusion.learn.methods import check_makes_full
 from msfusion.learn.shards import Shards
 from msfusion.models.hugging_face import PREFIX, save_pretrained
 from msfusion.runtimes import checkpoint
@@ -22,11 +22,7 @@ def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
     shard: largest size of one file in a folder.
     """
     model, facts = _saved(source)
-    method = facts["settings"]["method"]
-    if (evaluated := get_method(method).evaluated) != "full":
-        raise UserError(
-            f"expected a run that trains the full model, got one of {method}, which trains {evaluated} models"
-        )
+    check_makes_full(facts["settings"]["method"])
     if out.suffix == ".safetensors":
         _check_model_file_at(out)
         checkpoint.write(out, model, {"format": "pt"})

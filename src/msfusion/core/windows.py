@@ -59,7 +59,8 @@ class Nested:
 class OrderedDropout:
     """The first units of every axis, as many as a draw from ``levels`` allows (FjORD, arXiv 2102.13451).
 
-    FjORD draws for every batch; here a participant draws once per round.
+    FjORD draws for every batch; here a participant draws once per round. Its models of all widths share their
+    values as they are, so there is no scale rule for it.
     """
 
     sizes: Widths
@@ -68,10 +69,7 @@ class OrderedDropout:
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
         level = generator(self.seed, "ordered dropout", round, participant).choice(self.levels)
-        return {
-            axis: window(self.sizes[axis], 0, max(1, math.floor(level * width)))
-            for axis, width in widths.items()
-        }
+        return {axis: window(self.sizes[axis], 0, math.ceil(level * width)) for axis, width in widths.items()}
 
 
 @dataclass(frozen=True)

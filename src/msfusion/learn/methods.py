@@ -20,9 +20,9 @@ from msfusion.core.windows import (
 )
 from msfusion.errors import UserError
 
-Evaluated = Literal["full", "small", "own"]
-"""Whose score a method reports: the full model's, that of the one small model in it, or the mean over each
-participant's own small model."""
+Evaluated = Literal["full", "widest", "small", "own"]
+"""Whose score a method reports: the full model's, that of its first units, as many as the widest participant
+trains, that of the one small model in it, or the mean over each participant's own small model."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Method:
     momentum: bool = True
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
+    @property
+    def makes_full(self) -> bool:
+        """Whether the full model comes of it, though units that nobody can afford stay as they began."""
+        return self.evaluated in ("full", "widest")
+
 
 def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
     def schedule(setting: Setting) -> Schedule:
@@ -122,8 +127,8 @@ def _with_general_variants(method: Method) -> Method:
 _NAMED: dict[str, Method] = {
     "msfusion": _msfusion(),
     "fedrolex": Method(lambda s: Rolling(s.sizes)),
-    "heterofl": Method(lambda s: Nested(s.sizes)),
-    "fjord": Method(lambda s: OrderedDropout(s.sizes, s.seed)),
+    "heterofl": Method(lambda s: Nested(s.sizes), evaluated="widest"),
+    "fjord": Method(lambda s: OrderedDropout(s.sizes, s.seed), evaluated="widest", scale_power=0.0),
     "random": Method(lambda s: RandomUnits(s.sizes, s.seed)),
     "fedavg": Method(lambda s: Whole(), cut=None),
     "fedavg-small": Method(lambda s: Nested(s.sizes), evaluated="small", scale_power=0.5),
@@ -140,3 +145,9 @@ def get_method(name: str) -> Method:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise UserError(f"expected a method out of {', '.join(known)}, got {name!r}; did you mean {near!r}?")
     return METHODS[base].variants[variant] if colon else METHODS[base]
+
+
+def check_makes_full(name: str) -> None:
+    """Raise UserError for a method of which no full model comes."""
+    if not get_method(name).makes_full:
+        raise UserError(f"expected a method that trains the full model, got {name}, which does not")

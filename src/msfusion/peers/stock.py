@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from msfusion.errors import UserError
+from msfusion.learn.methods import check_makes_full
 from msfusion.learn.shards import Spec
 from msfusion.peers.course import Course
 from msfusion.peers.disk import Disk
@@ -44,8 +44,7 @@ def setup_of(task: Task, run: Run, participants: int) -> Setup:
         participants=participants,
         device=device_of(run.device),
     )
-    if setup.method.evaluated != "full":
-        raise UserError(f"expected a method that trains the full model, got {run.method}, which does not")
+    check_makes_full(run.method)
     return setup
 
 

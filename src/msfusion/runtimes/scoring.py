@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
+from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.seeds import derive
 from msfusion.errors import Diverged
 from msfusion.learn.batch_norm import estimate_batch_norm
@@ -34,6 +35,8 @@ class Scores:
             return mean([self._small(learner, p, store, [p.data]) for p in participants])
         if self._what == "small":
             return self._small(learner, participants[0], store, self._problem.train)
+        if self._what == "widest" and (first := _widest(participants, learner.submodels.axes)):
+            return self._cut_out(learner, 0, first, store, self._problem.train)
         return self._score(self._problem.model, self._problem.train)
 
     def estimate(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> None:
@@ -43,13 +46,24 @@ class Scores:
     def _small(
         self, learner: Learner, participant: Participant, store: Store, data: Sequence[Dataset[Any]]
     ) -> Evaluation:
-        windows = learner.windows(0, participant)
-        values = store.pull(participant.number, windows)
+        return self._cut_out(learner, participant.number, learner.windows(0, participant), store, data)
+
+    def _cut_out(
+        self, learner: Learner, number: int, windows: Selection, store: Store, data: Sequence[Dataset[Any]]
+    ) -> Evaluation:
+        values = store.pull(number, windows)
         return self._score(learner.submodels.load(windows, values), data)
 
     def _score(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> Evaluation:
         self.estimate(module, data)
         return evaluate(module, self._problem.test, self._problem.objective)
+
+
+def _widest(participants: Sequence[Participant], axes: AxisMap) -> Selection:
+    """The first units of every axis, as many as any participant trains, of those that none trains whole."""
+    cut = {axis for one in participants for axis in one.widths}
+    most = {axis: max(one.widths.get(axis, axes.axes[axis].size) for one in participants) for axis in cut}
+    return {axis: ((0, width),) for axis, width in most.items() if width < axes.axes[axis].size}
 
 
 def mean(scores: list[Evaluation]) -> Evaluation:

@@ -23,6 +23,7 @@ from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Participant, check_somebody_trains
+from msfusion.learn.methods import check_makes_full
 from msfusion.learn.objective import Objective
 from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
@@ -45,19 +46,22 @@ class Result:
     """What came of a run.
 
     model: the full model, in evaluation mode; its tensors are those that were trained.
+    method: its name.
     evaluation: the last evaluation, of the full model unless the method says otherwise.
     coverage: share of the parameters trained, and how evenly.
     history: the record of every round of this process.
     """
 
     model: nn.Module
+    method: str
     evaluation: Evaluation
     coverage: Summary
     history: list[records.Round]
 
     def save(self, path: str | Path) -> None:
         """Write the full model's parameters and persistent buffers as safetensors, tied tensors once: what
-        ``safetensors.torch.load_model`` loads."""
+        ``safetensors.torch.load_model`` loads. Raises UserError for methods that train no full model."""
+        check_makes_full(self.method)
         names = self.model.state_dict().keys()
         tensors = {name: tensor for name, tensor in tensors_of(self.model).items() if name in names}
         checkpoint.write(Path(path), tensors, {"format": "pt"})
@@ -177,7 +181,7 @@ class Simulation:
                 history = self._rounds(done, watch)
             evaluation = self._evaluation or self.evaluate()
             check_finite(evaluation, self.config.rounds)
-        return Result(self.model.eval(), evaluation, self.coverage.summary(), history)
+        return Result(self.model.eval(), self.config.method, evaluation, self.coverage.summary(), history)
 
     def _rounds(self, done: int, watch: Callable[[records.Round], None]) -> list[records.Round]:
         history: list[records.Round] = []
@@ -266,7 +270,7 @@ class Simulation:
         }
 
     def _save(self, done: int) -> None:
-        if done and self.journal.keeps and self.setup.method.evaluated == "full":
+        if done and self.journal.keeps and self.setup.method.makes_full:
             self.scores.estimate(
                 self.model, self.problem.train
             )  # whoever loads the checkpoint can use the model
