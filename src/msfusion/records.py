@@ -72,7 +72,7 @@ class Dropped(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """The full model on held-out examples after the round."""
+    """What the method trains, on held-out examples after the round."""
 
     accuracy: float | None
     loss: float | None
