@@ -12,6 +12,7 @@ from msfusion.peers.agreement import (
     checked,
     following,
     idle,
+    may_begin,
     newest,
     overruled,
     proposer,
@@ -95,6 +96,62 @@ def test_what_does_not_follow_from_the_committed_version_does_not_count() -> Non
 
 def test_lost_shards_are_named() -> None:
     assert newest(states(peer(0, ONE, one={0, 3})), 4) == (ONE, {1, 2})
+
+
+@pytest.mark.parametrize(("start", "begins"), [(1, True), (2, True), (3, False)])
+def test_a_run_begins_when_enough_are_here(start: int, begins: bool) -> None:
+    assert may_begin(states(peer(0), peer(2)), {}, start) == begins
+
+
+@pytest.mark.parametrize(
+    ("members", "here", "goes_on"),
+    [
+        ((0, 1, 2), [2], False),
+        ((0, 1, 2), [0], False),
+        ((0, 1, 2), [1, 2], True),
+        ((0, 1), [0], True),
+        ((0, 1), [1], False),
+        ((1, 2, 4, 5), [1, 5], True),
+        ((1, 2, 4, 5), [2, 4], False),
+        ((1, 2, 4, 5), [2, 4, 5], True),
+        ((3,), [3], True),
+    ],
+)
+def test_in_round_0_one_side_of_a_cut_goes_on(
+    members: tuple[int, ...], here: list[int], goes_on: bool
+) -> None:
+    led = view(1, members[0], members)
+    assert may_begin(states(*(peer(n, view=led) for n in here)), {}, 1) == goes_on
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.sets(st.integers(0, 9)))
+def test_never_do_both_sides_of_a_cut_go_on_in_round_0_and_with_all_there_is_one(
+    members: set[int], side: set[int]
+) -> None:
+    led = view(1, min(members), tuple(members))
+    sides = [own for own in (members & side, members - side) if own]
+    assert sum(may_begin(states(*(peer(n, view=led) for n in own)), {}, 1) for own in sides) == 1
+
+
+def test_the_newest_view_that_is_known_here_says_who_goes_on_in_round_0() -> None:
+    all_three = view(1, 0, (0, 1, 2))
+    assert not may_begin(states(peer(1, view=view(2, 0, (0, 1))), peer(2, view=all_three)), {}, 1)
+    assert may_begin(states(peer(0), peer(1, view=all_three)), {}, 3)  # 0 has not adopted it yet
+
+
+def test_restarted_members_count_in_round_0() -> None:
+    led = view(1, 0, (0, 1, 2))
+    assert may_begin(states(peer(1), peer(2, view=led)), {}, 3)
+
+
+def test_nobody_begins_anew_who_knows_of_a_round_that_was_over() -> None:
+    """A peer with an empty folder that was taken in later and has lost its link since, and its like."""
+    led = view(4, 1, (0, 1, 2), TWO)
+    ahead = peer(1, TWO, view=led)
+    fresh = states(peer(0, view=led), peer(2, view=led))
+    assert not may_begin(fresh, states(ahead), 1)
+    assert not may_begin(states(peer(0)), states(ahead), 1)
+    assert may_begin(fresh, states(peer(1)), 1)  # it has lost its folder, and was started again
 
 
 def test_the_lowest_proposes_until_there_is_a_lead() -> None:

@@ -228,6 +228,26 @@ def test_the_whole_group(nursery: Nursery, tmp_path: Path, replay: Replay) -> No
 
 
 @pytest.mark.deployed
+def test_half_a_group_in_round_0(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
+    """The others do not begin without it, though they have every shard: they might be cut off."""
+    with Group(nursery, tmp_path) as group:
+        group.hold(0)
+        group.start_all()
+        group.wait(lambda: all("4 here" in group.text(n) for n in ALL))
+        for n in (0, 1):
+            group.signal(n, signal.SIGKILL)
+        group.wait(lambda: not group.alive(0) and not group.alive(1))
+        group.wait_for_text(2, "waiting for 2 of 4 participants\n")
+        before = group.text(2).count("4 here")
+        for n in (0, 1):
+            group.start(n)
+        group.wait(lambda: group.text(2).count("4 here") > before)
+        group.go_on()
+        group.finished()
+        assert assert_as_replayed(group, ALL, replay) == [ALL] * group.config.rounds
+
+
+@pytest.mark.deployed
 def test_a_slow_peer_is_left_out_and_counted(nursery: Nursery, tmp_path: Path, replay: Replay) -> None:
     """It keeps its shards as before, but its contribution is not waited for."""
     with Group(nursery, tmp_path, rounds=ROUNDS, **{"peers.deadline": 15.0}) as group:

@@ -60,17 +60,40 @@ def newest(states: States, shards: int) -> tuple[Version, frozenset[int]]:
     return committed, frozenset(range(shards)) - here
 
 
+def may_begin(states: States, last: States, start: int) -> bool:
+    """Whether those who are here may play round 0, of which everybody has every shard.
+
+    A run begins with ``start`` peers. From the first view on, more than half of the newest view's members
+    are needed, or half of them with the lowest, so that of a network that is cut only one side goes on; and
+    nobody begins anew who knows of a round that was over.
+
+    last: the last known states of all others, gone or not.
+    """
+    if any(state.committed.round > 0 for state in last.values()):
+        return False
+    view = _newest_view(states)
+    if view is None:
+        return len(states) >= start
+    here = view.members.keys() & states.keys()
+    lowest = min(view.members) in here
+    return 2 * len(here) + lowest > len(view.members)
+
+
 def proposer(states: States) -> int:
     """Who proposes the next view: the lead of the newest one, or else its lowest member, of those who are
     here; where nobody has a view, the lowest of all."""
-    views = [state.view for state in states.values() if state.view]
-    if not views:
+    top = _newest_view(states)
+    if top is None:
         return min(states)
-    top = max(views, key=lambda view: view.id)
     left = [n for n, session in top.members.items() if n in states and states[n].session == session]
     if not left:
         return min(states)
     return top.lead if top.lead in left else min(left)
+
+
+def _newest_view(states: States) -> View | None:
+    views = (state.view for state in states.values() if state.view)
+    return max(views, key=lambda view: view.id, default=None)
 
 
 def adopted(own: State, states: States) -> View | None:

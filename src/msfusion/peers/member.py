@@ -137,12 +137,12 @@ class Member:
 
     def _may_begin(self, states: States, view: View | None, base: Version) -> bool:
         """A run begins when enough are here, and one that goes on looks for the others for a while."""
-        if base.round == 0 and view is None:
-            wanted = self._peers.start or self._participants
-            if len(states) < wanted:
-                self._tell.waiting(len(states), wanted)
-                return False
-            return True
+        if base.round == 0:
+            start = self._peers.start or self._participants
+            begins = agreement.may_begin(states, self._board.last(), start)
+            if not begins:
+                self._tell.waiting(len(states), start if len(states) < start else self._participants)
+            return begins
         settled = time.monotonic() - self._board.started > self._peers.settle
         return view is not None or settled or len(states) == self._participants
 
