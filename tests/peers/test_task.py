@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from group import PRESET
 from noisy import NOISY
@@ -40,3 +41,11 @@ def test_peers_with_other_draws_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "noisy.py").write_text(NOISY.replace("torch.randn(64)", "torch.randn(64) + 1e-6"))
     config = load(str(tmp_path / "noisy.toml"))
     assert task_of(config, 0, own_data=False).fingerprint != before
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "pathological"])
+def test_data_of_ones_own_are_there_to_the_last_example(tmp_path: Path, partition: str) -> None:
+    preset = tmp_path / "small.toml"
+    preset.write_text(PRESET)
+    config = load(str(preset), {"data.partition": partition})
+    assert len(task_of(config, 1, own_data=True).data) == 400  # type: ignore[arg-type]

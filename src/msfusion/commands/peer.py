@@ -17,6 +17,7 @@ from msfusion.commands import given
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.core.seeds import derive
+from msfusion.data import Federation
 from msfusion.data import load as load_data
 from msfusion.errors import UserError
 from msfusion.learn.drawn import made_as_with_values
@@ -142,7 +143,7 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
     own_data: the data that the configuration names are all this participant's; otherwise they are divided
     among all of them, as in a simulation.
     """
-    data = load_data(config.data, 1 if own_data else config.participants, config.seed)
+    data = _data_of(config, own_data=own_data)
     spec, options = config.model.name, config.model.options
     model, example, drawn = made_as_with_values(
         lambda: build(spec, data.inputs, options), derive(config.seed, "model")
@@ -161,6 +162,16 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
     )
+
+
+def _data_of(config: Config, *, own_data: bool) -> Federation:
+    """The data of all participants, or of this one alone, which are not divided: a partition would leave
+    classes out."""
+    if not own_data:
+        return load_data(config.data, config.participants, config.seed)
+    text = config.data.name == "text"
+    whole = config.data if text else dataclasses.replace(config.data, partition="iid")
+    return load_data(whole, 1, config.seed)
 
 
 def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "") -> str:
