@@ -1,7 +1,11 @@
 """Every command, as a user calls it: what it prints, where, with which exit code."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -779,6 +783,67 @@ def test_a_local_try_says_once_what_is_wrong(
 ) -> None:
     monkeypatch.delattr("msfusion.commands.peer.subprocess.Popen")
     refused(run("peer", preset, "--local", 2, "--set", setting), message)
+
+
+class Stood:
+    """Processes that stand in for peers: participant 0 ends as it is told to, the others sleep."""
+
+    SECONDS = 60
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._pids = folder / "pids"
+        self._script = folder / "peer"
+        monkeypatch.setattr("msfusion.commands.peer.sys.executable", str(self._script))
+
+    def first(self, command: str) -> None:
+        self._script.write_text(
+            f'#!/bin/sh\necho $$ >> {self._pids}\ncase "$*" in *"--participant 0"*) {command};; esac\n'
+            f"exec sleep {self.SECONDS}\n"
+        )
+        self._script.chmod(0o755)
+
+    def alive(self) -> list[str]:
+        return [pid for pid in self._pids.read_text().split() if Path(f"/proc/{pid}").exists()]
+
+    def all_there(self) -> bool:
+        return self._pids.exists() and len(self._pids.read_text().split()) == 3
+
+
+@pytest.fixture
+def stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stood:
+    return Stood(tmp_path, monkeypatch)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("ends", "code"), [("exit 3", 3), ("kill -9 $$", 9)])
+def test_a_local_try_ends_with_the_first_peer_that_fails(
+    run: Callable[..., Answer], preset: Path, stood: Stood, ends: str, code: int
+) -> None:
+    stood.first(f"sleep 0.5; {ends}")
+    began = time.monotonic()
+    assert run("peer", preset, "--local", 3)[0] == code
+    assert time.monotonic() - began < stood.SECONDS
+    assert not stood.alive()
+
+
+@pytest.mark.processes
+def test_a_local_try_that_is_stopped_leaves_no_peer_behind(
+    run: Callable[..., Answer], preset: Path, stood: Stood
+) -> None:
+    def stop() -> None:
+        limit = time.monotonic() + 30
+        while not stood.all_there() and time.monotonic() < limit:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM went past the command"))
+    stood.first(f"exec sleep {stood.SECONDS}")
+    threading.Thread(target=stop).start()
+    try:
+        assert run("peer", preset, "--local", 3)[0] == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not stood.alive()
 
 
 CONSTANT = """

@@ -3,11 +3,14 @@
 import dataclasses
 import hashlib
 import json as json_format
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,7 +100,8 @@ def local(
     out: Path,
     unused: Mapping[str, object],
 ) -> None:
-    """Start so many peers on this machine and wait for them; the first also scores the full model.
+    """Start so many peers on this machine and wait for them; the first also scores the full model. When one
+    fails, all end.
 
     assignments: ``key=value`` as the user wrote them, over the settings.
     unused: options that say who and where, which UserError refuses: option -> what was given.
@@ -117,17 +121,43 @@ def local(
         + (["--connect", f"127.0.0.1:{port}"] if n else ["--listen", f"127.0.0.1:{port}", "--evaluate"])
         for n in range(peers)
     ]
-    started = [subprocess.Popen([*command, *one]) for one in own]
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        codes = [process.wait() for process in started]
+        with _stopped_by_sigterm():
+            started.extend(subprocess.Popen([*command, *one]) for one in own)
+            code = _first_failure(started)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
         for process in started:
             process.kill()
             process.wait()
-    if any(codes):
-        raise SystemExit(max(map(abs, codes)))
+    if code:
+        raise SystemExit(abs(code))
+
+
+def _first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait until all have ended well, or one has not; its code, or 0."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if failed := next((code for code in codes if code), 0):
+            return failed
+        if None not in codes:
+            return 0
+        time.sleep(0.1)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does. Outside the main thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_port() -> int:
