@@ -7,10 +7,13 @@ import pytest
 import torch
 from group import PRESET
 from noisy import NOISY
+from PIL import Image
 
-from msfusion.commands.peer import task_of
+from msfusion.commands.peer import divided, task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
+from msfusion.data import Data
+from msfusion.data import load as load_data
 from msfusion.learn.submodels import materialised
 
 
@@ -49,3 +52,36 @@ def test_data_of_ones_own_are_there_to_the_last_example(tmp_path: Path, partitio
     preset.write_text(PRESET)
     config = load(str(preset), {"data.partition": partition})
     assert len(task_of(config, 1, own_data=True).data) == 400  # type: ignore[arg-type]
+
+
+def images(folder: Path, cats: int) -> Path:
+    """10 images of two kinds."""
+    for i in range(10):
+        own = folder / ("cat" if i < cats else "dog")
+        own.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(own / f"{i}.png")
+    return folder
+
+
+def test_peers_with_other_copies_of_the_data_they_divide_are_told_apart(tmp_path: Path) -> None:
+    preset = tmp_path / "small.toml"
+    preset.write_text(PRESET)
+    shared = {"data.name": "folder", "data.partition": "iid", "participants": 2}
+    here, there, other = (
+        load(str(preset), {**shared, "data.path": str(images(tmp_path / name, cats))})
+        for name, cats in (("here", 5), ("there", 5), ("other", 6))
+    )
+    before = task_of(here, 0, own_data=False).fingerprint
+    assert task_of(there, 1, own_data=False).fingerprint == before
+    assert task_of(other, 1, own_data=False).fingerprint != before
+    assert task_of(here, 0, own_data=True).fingerprint == task_of(other, 1, own_data=True).fingerprint
+
+
+def test_texts_of_equal_length_are_told_apart(tmp_path: Path) -> None:
+    def hashed(text: str) -> str:
+        (tmp_path / "text.txt").write_text(text)
+        data = Data(name="text", path=str(tmp_path / "text.txt"), tokenizer="byte", block=4)
+        return divided(load_data(data, 2, 0))
+
+    assert hashed("to be or not " * 20) == hashed("to be or not " * 20)
+    assert hashed("to be or not " * 20) != hashed("to bet or no " * 20)

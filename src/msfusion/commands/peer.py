@@ -20,7 +20,7 @@ from msfusion.commands import given
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.core.seeds import derive
-from msfusion.data import Federation
+from msfusion.data import Federation, LabelledImages, TokenBlocks
 from msfusion.data import load as load_data
 from msfusion.errors import UserError
 from msfusion.learn.drawn import made_as_with_values
@@ -187,7 +187,7 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         example,
         data.train[0 if own_data else number],
         objective,
-        fingerprint(config, captured.axes.to_json(), data.meaning, drawn),
+        fingerprint(config, captured.axes.to_json(), data.meaning, drawn, "" if own_data else divided(data)),
         config.seed,
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
@@ -204,13 +204,23 @@ def _data_of(config: Config, *, own_data: bool) -> Federation:
     return load_data(whole, 1, config.seed)
 
 
-def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "") -> str:
+def divided(data: Federation) -> str:
+    """Hash of the labels or tokens of all participants: where copies of the data differ in them, each peer
+    divides them in another way."""
+    first = data.train[0]
+    assert isinstance(first, LabelledImages | TokenBlocks)
+    shared = first.labels if isinstance(first, LabelledImages) else first.tokens
+    return hashlib.blake2b(shared.numpy().data, digest_size=8).hexdigest()
+
+
+def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "", divided: str = "") -> str:
     """Hash of all settings on which peers must agree, of the model's axes, and of what labels or tokens stand
     for: where each has data of its own, the same number might be another class or word.
 
     drawn: hash of what the model draws at random beside its parameters.
+    divided: hash of what the peers divide among themselves, where they do.
     """
-    text = json_format.dumps([agreed(config), axes, meaning, drawn], sort_keys=True)
+    text = json_format.dumps([agreed(config), axes, meaning, drawn, divided], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

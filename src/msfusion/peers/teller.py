@@ -45,8 +45,9 @@ class Teller:
     def stranger(self, number: int) -> None:
         """A peer is of another run."""
         self._say(
-            f"{self._name(number)} has another version of msfusion, configuration, model, list of classes or "
-            "vocabulary and cannot take part: give all the same; texts of their own need data.tokenizer=byte"
+            f"{self._name(number)} has another version of msfusion, configuration, model, list of classes, "
+            "vocabulary or copy of the data and cannot take part: give all the same, or all --data of their "
+            "own; texts of their own need data.tokenizer=byte"
         )
 
     def twin(self, number: int) -> None:
