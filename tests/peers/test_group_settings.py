@@ -8,7 +8,12 @@ from group import PRESET
 
 from msfusion.commands import peer as command
 from msfusion.errors import UserError
+from msfusion.peers.board import Board
 from msfusion.peers.settings import Link, Peers, check_group
+from msfusion.peers.states import State, Version
+from msfusion.peers.teller import Teller
+
+FIRST = Version(0, "first")
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,31 @@ def test_the_command_refuses_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"got 'a/\*\*'"):
         command.run(str(preset), {"peers.group": "a/**"}, participant="0", **own)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "hidden"),
+    [
+        ({"connect": ["anna:7447"]}, True),
+        ({"connect": ["127.0.0.1:1", "anna:7447"], "listen": ["localhost:0", "[::1]:0"]}, True),
+        ({"connect": ["anna:7447"], "listen": ["0.0.0.0:7447"]}, False),
+        ({"connect": ["anna:7447"], "outbound": True}, False),
+        ({"connect": ["127.0.0.1:7447"]}, False),
+        ({"listen": ["0.0.0.0:7447"]}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_who_connects_to_others_and_listens_for_none_is_known(more: dict[str, Any], hidden: bool) -> None:
+    assert Link(**more, insecure=True).hidden is hidden
+
+
+def test_what_helps_where_two_have_no_link_is_named() -> None:
+    said: list[str] = []
+    teller = Teller(Board(State(0, "s", 1, FIRST, FIRST), patience=60), ["anna", "ben"], said.append)
+    teller.split([1])
+    teller.hidden(3)
+    for text in said:
+        assert text.index("--listen HOST:PORT") < text.index("--outbound")
+    assert "no link to ben" in said[0]
+    assert "3 participants" in said[1]

@@ -113,6 +113,8 @@ class Peer:
         config = configuration(self._link, name, self.peers.group, self.peers.lease)
         before = torch.get_num_threads()
         torch.set_num_threads(self.run_settings.threads)
+        if self._link.hidden and len(self._everyone) > 2:  # with two, the link that it opens is all
+            self._tell.hidden(len(self._everyone))
         self.network = self._connected(config)
         self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
         try:

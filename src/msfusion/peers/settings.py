@@ -60,6 +60,16 @@ class Link:
         if self.outbound and not self.connect:
             raise UserError("expected the address of a router (--connect HOST:PORT) for --outbound, got none")
 
+    @property
+    def hidden(self) -> bool:
+        """Whether it leads to other machines, from none of which a link can be opened to this peer."""
+        away = any(not _is_loopback(checked_address(address)) for address in self.connect)
+        return (
+            away
+            and not self.outbound
+            and all(_is_loopback(checked_address(address)) for address in self.listen)
+        )
+
 
 def check_group(peers: Peers, participants: int) -> None:
     """Raise UserError for names that cannot be told apart or cannot be part of a key or of a file's name, and

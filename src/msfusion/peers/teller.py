@@ -62,7 +62,16 @@ class Teller:
         names = ", ".join(self._name(n) for n in numbers)
         self._say(
             f"no link to {names}, though others have one or messages arrive: connecting anew; if that does "
-            "not help, neither can reach the other: let one of them connect through a router (--outbound)"
+            "not help, neither can reach the other: let one of the two listen where the other reaches it "
+            "(--listen HOST:PORT), or connect through a router (--outbound)"
+        )
+
+    def hidden(self, participants: int) -> None:
+        """This peer connects to other machines, none of which can connect to it."""
+        self._say(
+            "listens on this machine alone, so others that do the same get no link to it: with "
+            f"{participants} participants let all but one listen where the others reach them "
+            "(--listen HOST:PORT), or all connect through a router (--outbound)"
         )
 
     def _name(self, number: int) -> str:
