@@ -10,6 +10,7 @@ import torch
 from group import free_port
 
 import msfusion.peers.network
+from msfusion.errors import UserError
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.network import Network, Serve
@@ -63,6 +64,17 @@ def test_both_of_one_number_are_told() -> None:
     finally:
         for session in sessions.all:
             session.close()
+
+
+def test_a_port_in_use_is_named() -> None:
+    sessions = Sessions()
+    network, board = sessions.open(nothing)
+    try:
+        config = configuration(Link([], [sessions.address]), "1", "test", 10.0)
+        with pytest.raises(UserError, match=f"at tcp/{sessions.address}, got"):
+            Network(config, "test", "run", board, nothing)
+    finally:
+        network.close()
 
 
 def test_a_request_to_a_peer_that_goes_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,19 @@
 """Who may join, and what is taken from those who have."""
 
 import shutil
+import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from group import Group, Nursery, Replay
+from group import PRESET, Group, Nursery, Replay
 
+from msfusion.commands.peer import route
 from msfusion.errors import UserError
 from msfusion.peers.certificates import AUTHORITY, AUTHORITY_KEY, add_member, new_group
 from msfusion.peers.settings import Link, number_of
+from msfusion.peers.transport import configuration, opened
 
 
 def keyring(folder: Path, names: str = "0123") -> Path:
@@ -39,6 +43,58 @@ def test_keys_are_the_owners_alone(tmp_path: Path) -> None:
         add_member(folder, "0")
     with pytest.raises(UserError, match="expected a name"):
         add_member(folder, "../0")
+
+
+def spoil_authority(folder: Path) -> None:
+    (folder / AUTHORITY).write_bytes(b"")
+
+
+def spoil_certificate(folder: Path) -> None:
+    (folder / "0.pem").write_bytes(b"junk")
+
+
+def empty_key(folder: Path) -> None:
+    (folder / "0.key").write_bytes(b"")
+
+
+def anothers_key(folder: Path) -> None:
+    shutil.copy(folder / "1.key", folder / "0.key")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoil_authority, "expected a PEM file .*authority.pem, got"),
+        (spoil_certificate, "expected a PEM file .*0.pem, got"),
+        (empty_key, "expected a PEM file .*0.key, got"),
+        (anothers_key, "expected 0.key in .* to be the key of 0.pem, got another's"),
+    ],
+)
+def test_files_that_are_no_certificates_are_named(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    folder = keyring(tmp_path / "certs", "01")
+    configuration(Link(certificates=folder), "0", "test", 10.0)
+    spoil(folder)
+    with pytest.raises(UserError, match=said):
+        configuration(Link(certificates=folder), "0", "test", 10.0)
+
+
+def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:
+    certs = keyring(tmp_path / "certs", "0")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UserError, match=rf"at tcp/{address}, got .*in use .*'; give --listen"):
+            opened(configuration(Link(listen=[address]), "0", "test", 10.0))
+        link = Link(listen=[address], certificates=certs)
+        with pytest.raises(UserError, match=rf"at tls/{address}, got .* certificates in {certs}"):
+            opened(configuration(link, "0", "test", 10.0))
+        preset = tmp_path / "small.toml"
+        preset.write_text(PRESET)
+        with pytest.raises(UserError, match=f"at tcp/{address}"):
+            route(str(preset), {}, Link(listen=[address]))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, check_group, name_of, number_of
 from msfusion.peers.task import Progress, Task
-from msfusion.peers.transport import ROUTER, configuration, zenoh
+from msfusion.peers.transport import ROUTER, configuration, opened, zenoh
 from msfusion.report.numbers import percent
 from msfusion.runtimes.sole import sole
 
@@ -85,9 +85,7 @@ def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
     """Pass on what peers say to each other who can only connect outwards; no part in any run."""
     config = load(preset, settings)
     check_group(config.peers, config.participants)
-    engine = zenoh()
-    text = configuration(link, ROUTER, config.peers.group, config.peers.lease, router=True)
-    with engine.open(engine.Config.from_json5(text)):
+    with opened(configuration(link, ROUTER, config.peers.group, config.peers.lease, router=True)):
         print(f"router: passing on at {', '.join(link.listen)}", file=sys.stderr, flush=True)
         threading.Event().wait()
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,33 @@ def key(folder: Path, name: str) -> Path:
     if not path.exists():
         raise UserError(f"expected the private key {path.name} in {folder}, found none")
     return path
+
+
+def check_pair(folder: Path, name: str) -> None:
+    """Raise UserError where a certificate, its key or that of the authority cannot be read, or the first two
+    do not belong together: a link that fails for it is tried again for ever."""
+    x509, _, _, serialization = _cryptography()
+    _read(folder / AUTHORITY, x509.load_pem_x509_certificate)
+    own = _read(folder / f"{name}.pem", x509.load_pem_x509_certificate)
+    secret = _read(
+        folder / f"{name}.key", lambda text: serialization.load_pem_private_key(text, password=None)
+    )
+    kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if own.public_key().public_bytes(*kind) != secret.public_key().public_bytes(*kind):
+        raise UserError(
+            f"expected {name}.key in {folder} to be the key of {name}.pem, got another's: copy both from "
+            "where they were made"
+        )
+
+
+def _read(path: Path, load: Callable[[bytes], Any]) -> Any:
+    try:
+        return load(path.read_bytes())
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"expected a PEM file without a password at {path}, got {str(error).splitlines()[0]!r}: copy it "
+            "from where it was made"
+        ) from error
 
 
 def _builder(subject: Any, issuer: Any, public: Any, days: int) -> Any:

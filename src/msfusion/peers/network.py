@@ -15,13 +15,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from msfusion.errors import UserError
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.pieces import LOOK, Answered, Fetch, Sender, Wanted, checked
 from msfusion.peers.splits import Splits
 from msfusion.peers.states import State
 from msfusion.peers.strip import CHUNK, Strip
-from msfusion.peers.transport import zenoh
+from msfusion.peers.transport import opened, zenoh
 
 Serve = Callable[[Sequence[str]], Strip | None]
 """What this peer has at a path, or None."""
@@ -36,7 +37,8 @@ _GLANCE = 1.0  # seconds between two looks at who is missed
 class Network:
     """An open session, opened anew where links to others do not come back by themselves.
 
-    config: of the Zenoh session, as ``transport.configuration`` writes it.
+    config: of the Zenoh session, as ``transport.configuration`` writes it; raises UserError where
+        none can be opened.
     group, run: name of the group, and hash of the configuration.
     serve: called for requests of others, from several threads.
     sound: whether what another peer says of itself can be true; what cannot is passed over.
@@ -85,7 +87,7 @@ class Network:
     def _open(self) -> None:
         own, head = self._board.own, f"{self._head}/{self._run}"
         handlers = self._zenoh.handlers
-        session = self._zenoh.open(self._zenoh.Config.from_json5(self._config))
+        session = opened(self._config)
         self._declared = [
             session.liveliness().declare_subscriber(
                 f"{self._head}/live/**", handlers.Callback(self._on_live, indirect=True), history=True
@@ -121,7 +123,9 @@ class Network:
     def _reopen(self) -> None:
         self._shut()
         while not self._closing.is_set():
-            with contextlib.suppress(self._zenoh.ZError):  # the address that it listened on is not free yet
+            with contextlib.suppress(
+                self._zenoh.ZError, UserError
+            ):  # the address that it listened on is not free yet
                 self._open()
                 return
             self._closing.wait(_GLANCE)

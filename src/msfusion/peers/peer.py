@@ -65,6 +65,7 @@ class Peer:
         evaluate: bool = False,
         export: Path | None = None,
     ) -> None:
+        self._config = configuration(link, name_of(number, peers.names), peers.group, peers.lease)
         self.setup = setup_of(task, run, participants)
         self.own = self.setup.participant(number, task.data)
         kept = stock(self.setup, task, run, peers, participants, folder)
@@ -109,13 +110,11 @@ class Peer:
 
     def run(self) -> None:
         """Take part until all rounds are done."""
-        name = name_of(self.number, self.peers.names)
-        config = configuration(self._link, name, self.peers.group, self.peers.lease)
         before = torch.get_num_threads()
         torch.set_num_threads(self.run_settings.threads)
         if self._link.hidden and len(self._everyone) > 2:  # with two, the link that it opens is all
             self._tell.hidden(len(self._everyone))
-        self.network = self._connected(config)
+        self.network = self._connected()
         self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
         try:
             self.member.start(self.network)
@@ -131,9 +130,9 @@ class Peer:
             self.chronicle.close()
             torch.set_num_threads(before)
 
-    def _connected(self, config: str) -> Network:
+    def _connected(self) -> Network:
         return Network(
-            config,
+            self._config,
             self.peers.group,
             self.task.fingerprint,
             self.board,

@@ -1,13 +1,14 @@
 """The configuration of a peer's Zenoh session."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from msfusion.errors import UserError
-from msfusion.peers.certificates import AUTHORITY, certificate, key, names_in
+from msfusion.peers.certificates import AUTHORITY, certificate, check_pair, key, names_in
 from msfusion.peers.settings import Link
 
 ROUTER = "router"
@@ -28,8 +29,28 @@ def zenoh() -> ModuleType:
     return zenoh
 
 
+def opened(config: str) -> Any:
+    """A session; raises UserError where there can be none, as at a port in use."""
+    engine = zenoh()
+    try:
+        return engine.open(engine.Config.from_json5(config))
+    except engine.ZError as error:
+        raise UserError(_unopened(json.loads(config), str(error))) from error
+
+
+def _unopened(config: dict[str, Any], why: str) -> str:
+    addresses = config["listen"]["endpoints"] or config["connect"]["endpoints"]
+    told = re.sub(r" at \S+\.rs:\d+\.?", "", why).rstrip(". ")  # where in Zenoh's own source
+    tls = config["transport"]["link"].get("tls")
+    also = f", and look at the certificates in {Path(tls['root_ca_certificate']).parent}" if tls else ""
+    return (
+        f"expected a session at {', '.join(addresses)}, got from Zenoh {told!r}; give --listen an address of "
+        f"this machine and a port that is free{also}"
+    )
+
+
 def configuration(link: Link, name: str, group: str, lease: float, *, router: bool = False) -> str:
-    """JSON of a session's configuration; raises UserError where a certificate is missing."""
+    """JSON of a session's configuration; raises UserError where a certificate is missing or of no use."""
     kind = "tcp" if link.certificates is None else "tls"
     mode: Literal["peer", "client", "router"] = "router" if router else "client" if link.outbound else "peer"
     config: dict[str, Any] = {
@@ -62,6 +83,7 @@ def _tls(folder: Path, name: str) -> dict[str, Any]:
     """Both sides show a certificate of the group's authority. It names a participant, not a machine, so the
     address is not compared with it."""
     own, secret = str(certificate(folder, name)), str(key(folder, name))
+    check_pair(folder, name)
     return {
         "root_ca_certificate": str(folder / AUTHORITY),
         "enable_mtls": True,
