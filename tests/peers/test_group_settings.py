@@ -66,6 +66,17 @@ def test_who_connects_to_others_and_listens_for_none_is_known(more: dict[str, An
     assert Link(**more, insecure=True).hidden is hidden
 
 
+def test_where_nobody_is_heard_is_named() -> None:
+    said: list[str] = []
+    teller = Teller(Board(State(0, "s", 1, FIRST, FIRST), patience=60), [], said.append)
+    teller.alone(Link(), "clinic", linked=False)  # others come when they come
+    assert not said
+    teller.alone(Link(["127.0.0.1:1", "127.0.0.1:2"]), "clinic", linked=False)
+    teller.alone(Link(), "clinic", linked=True)
+    assert "nobody answers at 127.0.0.1:1, 127.0.0.1:2: check" in said[0]
+    assert "nobody of group 'clinic'" in said[1]
+
+
 def test_what_helps_where_two_have_no_link_is_named() -> None:
     said: list[str] = []
     teller = Teller(Board(State(0, "s", 1, FIRST, FIRST), patience=60), ["anna", "ben"], said.append)

@@ -1,8 +1,10 @@
 """Pieces that travel between sessions on loopback."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +14,14 @@ from group import free_port
 import msfusion.peers.network
 from msfusion.errors import UserError
 from msfusion.peers.board import Board
+from msfusion.peers.certificates import add_member, new_group
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.network import Network, Serve
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.settings import Link
 from msfusion.peers.states import State, Version
 from msfusion.peers.strip import Strip
-from msfusion.peers.transport import configuration
+from msfusion.peers.transport import configuration, opened
 
 VALUES = torch.arange(1000.0)
 FIRST = Version(0, "first")
@@ -75,6 +78,74 @@ def test_a_port_in_use_is_named() -> None:
             Network(config, "test", "run", board, nothing)
     finally:
         network.close()
+
+
+def apart(certificates: Path) -> list[Path]:
+    """The folders of two, of whom 1 lacks the certificate of 0."""
+    new_group(certificates, "test")
+    for name in "01":
+        add_member(certificates, name)
+    other = Path(shutil.copytree(certificates, certificates.with_name("other")))
+    (other / "0.pem").unlink()
+    return [certificates, other]
+
+
+@pytest.mark.parametrize("outbound", [False, True])
+def test_who_gets_no_answer_is_told_once(monkeypatch: pytest.MonkeyPatch, *, outbound: bool) -> None:
+    monkeypatch.setattr(msfusion.peers.network, "_ALONE", 1.0)
+    told: list[bool] = []
+    address = f"127.0.0.1:{free_port()}"
+    config = configuration(Link([address], outbound=outbound), "0", "test", 10.0)
+    board = Board(State(0, "s0", 1, FIRST, FIRST), patience=60)
+
+    def live() -> None:
+        Network(config, "test", "run", board, nothing, alone=told.append).close()
+
+    if outbound:  # it waits for a router
+        thread = threading.Thread(target=live)
+        thread.start()
+        until(lambda: bool(told))
+        with opened(configuration(Link([], [address]), "router", "test", 10.0, router=True)):
+            thread.join(30)
+        assert not thread.is_alive()
+    else:
+        network = Network(config, "test", "run", board, nothing, alone=told.append)
+        until(lambda: bool(told))
+        time.sleep(2.5)
+        network.close()
+    assert told == [False]
+
+
+def test_who_has_a_link_and_hears_nobody_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(msfusion.peers.network, "_ALONE", 1.0)
+    told: list[list[bool]] = [[], []]
+    address = f"127.0.0.1:{free_port()}"
+    networks: list[Network] = []
+    try:
+        for n, folder in enumerate(apart(tmp_path / "certs")):
+            link = Link([address] if n else [], [address if not n else "127.0.0.1:0"], folder)
+            board = Board(State(n, f"s{n}", 1, FIRST, FIRST), patience=60)
+            config = configuration(link, str(n), "test", 10.0)
+            networks.append(Network(config, "test", "run", board, nothing, alone=told[n].append))
+        until(lambda: all(True in own for own in told))
+    finally:
+        for network in networks:
+            network.close()
+
+
+def test_who_hears_others_is_not_told_that_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msfusion.peers.network, "_ALONE", 1.0)
+    sessions, told = Sessions(), list[bool]()
+    try:
+        sessions.open(nothing)
+        _, board = sessions.open(nothing, alone=told.append)
+        assert board.wait(lambda: len(board.here()) == 2, 30)
+        told.clear()
+        time.sleep(2.5)
+        assert told == []
+    finally:
+        for session in sessions.all:
+            session.close()
 
 
 def test_a_request_to_a_peer_that_goes_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from msfusion.errors import UserError
 from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.pieces import LOOK, Answered, Fetch, Sender, Wanted, checked
+from msfusion.peers.solitude import Solitude
 from msfusion.peers.splits import Splits
 from msfusion.peers.states import State
 from msfusion.peers.strip import CHUNK, Strip
@@ -32,6 +33,7 @@ _PATIENCE = 300.0  # seconds for one piece: others may wait before it at a slow 
 _SERVERS = 3  # threads that answer
 _CLOSING = 5.0  # seconds that each may take to end
 _GLANCE = 1.0  # seconds between two looks at who is missed
+_ALONE = 10.0  # seconds without anybody before it is told
 
 
 class Network:
@@ -46,6 +48,8 @@ class Network:
     twin: called where another peer of the same run has this one's number.
     split: called with the numbers of those to whom there is no link, before the session is opened anew.
     wait: seconds without a link before that.
+    alone: called where nobody of the group has been heard of for a while, with whether there is a link to
+        anybody; once each.
     """
 
     def __init__(
@@ -60,20 +64,26 @@ class Network:
         twin: Callable[[], None] = lambda: None,
         split: Callable[[Sequence[int]], None] = lambda numbers: None,
         wait: float = 10.0,
+        alone: Callable[[bool], None] = lambda linked: None,
     ) -> None:
         self._zenoh = zenoh()
         self._config, self._board, self._serve, self._run = config, board, serve, run
         self._sound, self._stranger, self._twin, self._split = sound, stranger, twin, split
         self._splits = Splits(board.own.number, wait)
+        self._alone, self._solitude = alone, Solitude(_ALONE)
         self.sent: Counter[str] = Counter()
         self.received: Counter[str] = Counter()
         self._head = f"msfusion/{group}"
-        self._zenoh.init_log_from_env_or("error")  # who is refused is said there
         self._closing = threading.Event()
-        self._open()
-        self._threads = [threading.Thread(target=own, daemon=True) for own in (self._speak, self._mend)]
-        for thread in self._threads:
-            thread.start()
+        self._session: Any = None
+        self._threads = [threading.Thread(target=own, daemon=True) for own in (self._mend, self._speak)]
+        self._threads[0].start()  # before there is a session: who only connects has none without a router
+        try:
+            self._open()
+        except BaseException:
+            self._closing.set()
+            raise
+        self._threads[1].start()
 
     def close(self) -> None:
         """Leave the group. Threads are waited for: one that is still inside Zenoh when the interpreter ends
@@ -114,11 +124,20 @@ class Network:
         self._board.unlinked()
 
     def _mend(self) -> None:
-        """Open the session anew where there is no link to someone who is about."""
+        """Open the session anew where there is no link to someone who is about; tell where nobody is."""
         while not self._closing.wait(_GLANCE):
+            if self._solitude.overdue(linked := self._linked(), time.monotonic()):
+                self._alone(linked)
             if missed := self._splits.overdue(self._board.missed(), time.monotonic()):
                 self._split(missed)
                 self._reopen()
+
+    def _linked(self) -> bool:
+        """Whether there is a link to anybody, who need not be allowed to say anything."""
+        if self._session is None:
+            return False
+        info = self._session.info
+        return bool(info.peers_zid() or info.routers_zid())
 
     def _reopen(self) -> None:
         self._shut()
@@ -232,6 +251,8 @@ class Network:
         if not number.isdigit():
             return
         comes, own = sample.kind == self._zenoh.SampleKind.PUT, self._board.own
+        if session != own.session:
+            self._solitude.end()
         if run != self._run:
             if comes:
                 self._stranger(int(number))

@@ -142,6 +142,7 @@ class Peer:
             partial(self._tell.twin, self.number),
             self._tell.split,
             max(_UNLINKED, 2 * self.peers.lease),
+            partial(self._tell.alone, self._link, self.peers.group),
         )
 
     def _expected(self, round: int) -> list[int]:

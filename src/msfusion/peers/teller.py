@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from msfusion.peers import agreement
 from msfusion.peers.board import Board
-from msfusion.peers.settings import name_of
+from msfusion.peers.settings import Link, name_of
 from msfusion.peers.states import Version, View
 
 
@@ -65,6 +65,21 @@ class Teller:
             "not help, neither can reach the other: let one of the two listen where the other reaches it "
             "(--listen HOST:PORT), or connect through a router (--outbound)"
         )
+
+    def alone(self, link: Link, group: str, linked: bool) -> None:
+        """Nobody of the group has been heard of since the start."""
+        if linked:
+            self._say(
+                f"has a link to somebody, but hears nobody of group {group!r}: where others have started, "
+                "check that all have the same peers.group, and the .pem of everybody in the folder of --certs"
+            )
+        elif link.connect:
+            self._say(
+                f"nobody answers at {', '.join(link.connect)}: check this address and its port, that a peer "
+                "or a router listens there and no firewall is between, and that either all use --certs or "
+                "none, with certificates of one authority, the .pem of everybody in every folder, and clocks "
+                "that are right"
+            )
 
     def hidden(self, participants: int) -> None:
         """This peer connects to other machines, none of which can connect to it."""

@@ -16,6 +16,9 @@ ROUTER = "router"
 
 _BLOCK = 60_000_000  # microseconds: a slow link is waited for; by default it is closed after 5 s
 
+_LOG = "error,zenoh_link_tls::unicast=warn"
+"""Zenoh's own words: at ``warn`` it says there who is refused and why, and nothing else."""
+
 
 def zenoh() -> ModuleType:
     """The engine; raises UserError where it is not installed."""
@@ -32,6 +35,7 @@ def zenoh() -> ModuleType:
 def opened(config: str) -> Any:
     """A session; raises UserError where there can be none, as at a port in use."""
     engine = zenoh()
+    engine.init_log_from_env_or(_LOG)
     try:
         return engine.open(engine.Config.from_json5(config))
     except engine.ZError as error:
