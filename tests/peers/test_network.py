@@ -12,6 +12,7 @@ import torch
 from group import free_port
 
 import msfusion.peers.network
+import msfusion.peers.transport
 from msfusion.errors import UserError
 from msfusion.peers.board import Board
 from msfusion.peers.certificates import add_member, new_group
@@ -80,13 +81,14 @@ def test_a_port_in_use_is_named() -> None:
         network.close()
 
 
-def apart(certificates: Path) -> list[Path]:
-    """The folders of two, of whom 1 lacks the certificate of 0."""
+def apart(certificates: Path, *, expired: bool) -> list[Path]:
+    """The folders of two, of whom 1 lacks the certificate of 0, or has an expired one of its own."""
     new_group(certificates, "test")
-    for name in "01":
-        add_member(certificates, name)
+    add_member(certificates, "0")
+    add_member(certificates, "1", days=-1 if expired else 365)
     other = Path(shutil.copytree(certificates, certificates.with_name("other")))
-    (other / "0.pem").unlink()
+    if not expired:
+        (other / "0.pem").unlink()
     return [certificates, other]
 
 
@@ -116,18 +118,24 @@ def test_who_gets_no_answer_is_told_once(monkeypatch: pytest.MonkeyPatch, *, out
     assert told == [False]
 
 
-def test_who_has_a_link_and_hears_nobody_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("expired", [False, True])
+def test_who_hears_nobody_is_told_whether_there_is_a_link(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, expired: bool
+) -> None:
     monkeypatch.setattr(msfusion.peers.network, "_ALONE", 1.0)
+    monkeypatch.setattr(msfusion.peers.transport, "check_own", lambda folder, name: None)
     told: list[list[bool]] = [[], []]
     address = f"127.0.0.1:{free_port()}"
     networks: list[Network] = []
     try:
-        for n, folder in enumerate(apart(tmp_path / "certs")):
+        for n, folder in enumerate(apart(tmp_path / "certs", expired=expired)):
             link = Link([address] if n else [], [address if not n else "127.0.0.1:0"], folder)
             board = Board(State(n, f"s{n}", 1, FIRST, FIRST), patience=60)
             config = configuration(link, str(n), "test", 10.0)
             networks.append(Network(config, "test", "run", board, nothing, alone=told[n].append))
-        until(lambda: all(True in own for own in told))
+        until(lambda: all((not expired) in own for own in told))
+        time.sleep(1.5)
+        assert (True in told[1]) is not expired
     finally:
         for network in networks:
             network.close()

@@ -83,9 +83,9 @@ def key(folder: Path, name: str) -> Path:
     return path
 
 
-def check_pair(folder: Path, name: str) -> None:
-    """Raise UserError where a certificate, its key or that of the authority cannot be read, or the first two
-    do not belong together: a link that fails for it is tried again for ever."""
+def check_own(folder: Path, name: str, now: datetime.datetime | None = None) -> None:
+    """Raise UserError where a certificate, its key or that of the authority cannot be read, the first two do
+    not belong together, or its time is not now: a link that fails for it is tried again for ever."""
     x509, _, _, serialization = _cryptography()
     _read(folder / AUTHORITY, x509.load_pem_x509_certificate)
     own = _read(folder / f"{name}.pem", x509.load_pem_x509_certificate)
@@ -97,6 +97,13 @@ def check_pair(folder: Path, name: str) -> None:
         raise UserError(
             f"expected {name}.key in {folder} to be the key of {name}.pem, got another's: copy both from "
             "where they were made"
+        )
+    first, last = own.not_valid_before_utc, own.not_valid_after_utc
+    if not first <= (now or datetime.datetime.now(datetime.UTC)) <= last:
+        raise UserError(
+            f"expected {name}.pem in {folder} to be valid now, got one from {first:%Y-%m-%d %H:%M} to "
+            f"{last:%Y-%m-%d %H:%M} UTC; set this machine's clock, or remove it and make another (msfusion "
+            f"certs add {name}), which everybody needs then"
         )
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from msfusion.errors import UserError
-from msfusion.peers.certificates import AUTHORITY, certificate, check_pair, key, names_in
+from msfusion.peers.certificates import AUTHORITY, certificate, check_own, key, names_in
 from msfusion.peers.settings import Link
 
 ROUTER = "router"
@@ -87,7 +87,7 @@ def _tls(folder: Path, name: str) -> dict[str, Any]:
     """Both sides show a certificate of the group's authority. It names a participant, not a machine, so the
     address is not compared with it."""
     own, secret = str(certificate(folder, name)), str(key(folder, name))
-    check_pair(folder, name)
+    check_own(folder, name)
     return {
         "root_ca_certificate": str(folder / AUTHORITY),
         "enable_mtls": True,
