@@ -163,9 +163,7 @@ def peer(
     from msfusion.peers.settings import Link
 
     settings = given.settings({"rounds": rounds, "data.path": data}, set_)
-    addresses = [address for address in connect.split(",") if address]
-    here = [address for address in (listen or "127.0.0.1:0").split(",") if address]
-    link = Link(addresses, here, certs, outbound, insecure)
+    link = Link(given.listed(connect), given.listed(listen or "127.0.0.1:0"), certs, outbound, insecure)
     if local is not None:
         unused = {
             "--participant": participant,

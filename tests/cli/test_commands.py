@@ -765,6 +765,17 @@ def test_what_cannot_be_tuned(run: Callable[..., Answer], preset: Path, grid: st
     assert message in err
 
 
+def test_addresses_may_have_a_space_after_the_comma(
+    run: Callable[..., Answer], preset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = []
+    monkeypatch.setattr("msfusion.commands.peer.run", lambda *_, link, **more: links.append(link))
+    addresses = "127.0.0.1:1, localhost:2 ,"
+    code, _, err = run("peer", preset, "--participant", 0, "--connect", addresses, "--listen", addresses)
+    assert (code, err) == (0, "")
+    assert links[0].connect == links[0].listen == ["127.0.0.1:1", "localhost:2"]
+
+
 @pytest.mark.parametrize("flag", [("--participant", "anna"), ("--export", "folder"), ("--router",)])
 def test_a_local_try_refuses_what_it_does_not_use(
     run: Callable[..., Answer], preset: Path, flag: tuple[str, ...]

@@ -24,6 +24,11 @@ def _values(text: str) -> Any:
     return values if len(values) > 1 else values[0]
 
 
+def listed(text: str) -> list[str]:
+    """What stands between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def pairs(assignments: list[str] | None) -> dict[str, Any]:
     from msfusion.config import parse_setting
 
