@@ -156,6 +156,23 @@ def test_who_hears_others_is_not_told_that_nobody_is_there(monkeypatch: pytest.M
             session.close()
 
 
+def test_names_on_certificates_are_of_any_letters(tmp_path: Path) -> None:
+    names, address = ["müller", "日本²"], f"127.0.0.1:{free_port()}"
+    new_group(tmp_path, "test")
+    for name in names:
+        add_member(tmp_path, name)
+    networks: list[Network] = []
+    try:
+        for n, name in enumerate(names):
+            link = Link([address] if n else [], [address if not n else "127.0.0.1:0"], tmp_path)
+            board = Board(State(n, f"s{n}", 1, FIRST, FIRST), patience=60)
+            networks.append(Network(configuration(link, name, "test", 10.0), "test", "run", board, nothing))
+        assert board.wait(lambda: len(board.here()) == 2, 30)
+    finally:
+        for network in networks:
+            network.close()
+
+
 def test_a_request_to_a_peer_that_goes_is_made_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(msfusion.peers.network, "_PATIENCE", 3600.0)
     sessions, asked, over = Sessions(), threading.Event(), threading.Event()

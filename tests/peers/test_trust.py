@@ -60,6 +60,19 @@ def anothers_key(folder: Path) -> None:
     shutil.copy(folder / "1.key", folder / "0.key")
 
 
+def test_names_are_as_long_as_a_certificate_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "certs"
+    with pytest.raises(UserError, match=r"a group's name of at most 54 bytes in UTF-8 for .*, got 55"):
+        new_group(folder, "g" * 55)
+    new_group(folder, "g" * 54)
+    for name in ("a" * 65, "ü" * 33):
+        with pytest.raises(UserError, match=r"a name of at most 64 bytes in UTF-8 for .*, got 6"):
+            add_member(folder, name)
+    for name in ("a" * 64, "ü" * 32):
+        add_member(folder, name)
+        check_own(folder, name)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

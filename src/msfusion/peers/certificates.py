@@ -12,14 +12,18 @@ AUTHORITY = "authority.pem"
 AUTHORITY_KEY = "authority.key"
 DAYS = 365
 
+_OF_AUTHORITY = " authority"
+_LONGEST = 64  # bytes of a name on a certificate (RFC 5280, ub-common-name)
+
 
 def new_group(folder: Path, group: str, days: int = 10 * DAYS) -> None:
     """Make a group's authority in a new folder; its key stays with whoever adds participants."""
     if (folder / AUTHORITY).exists():
         raise UserError(f"expected a folder without an authority, got {folder}, which has one: name another")
+    _check_length("a group's name", group, _LONGEST - len(_OF_AUTHORITY))
     x509, ec, _, _ = _cryptography()
     secret = ec.generate_private_key(ec.SECP256R1())
-    subject = _called(f"{group} authority", group)
+    subject = _called(f"{group}{_OF_AUTHORITY}", group)
     usage = x509.KeyUsage(
         digital_signature=False,
         content_commitment=False,
@@ -44,6 +48,7 @@ def add_member(folder: Path, name: str, days: int = DAYS) -> None:
     on, which is the names that have a certificate in the folder."""
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name in ("authority", ".", ".."):
         raise UserError(f"expected a name of letters, digits, '-', '_' and '.', got {name!r}")
+    _check_length("a name", name, _LONGEST)
     if (folder / f"{name}.pem").exists():
         raise UserError(f"expected a name without a certificate in {folder}, got {name!r}, which has one")
     if not (folder / AUTHORITY_KEY).exists():
@@ -56,10 +61,19 @@ def add_member(folder: Path, name: str, days: int = DAYS) -> None:
     certificate = (
         _builder(_called(name, None), authority.subject, secret.public_key(), days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .add_extension(x509.ExtendedKeyUsage([usage.SERVER_AUTH, usage.CLIENT_AUTH]), critical=False)
     )
+    if name.isascii():  # others cannot be a name of a machine, and nobody compares it with one
+        alternative = x509.SubjectAlternativeName([x509.DNSName(name)])
+        certificate = certificate.add_extension(alternative, critical=False)
     _write(folder, f"{name}.pem", certificate, secret, signer)
+
+
+def _check_length(what: str, name: str, longest: int) -> None:
+    if (size := len(name.encode())) > longest:
+        raise UserError(
+            f"expected {what} of at most {longest} bytes in UTF-8 for a certificate, got {size}: shorten it"
+        )
 
 
 def names_in(folder: Path) -> list[str]:
