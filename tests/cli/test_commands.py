@@ -197,6 +197,57 @@ def test_compare_tries_a_setting_and_takes_the_best_of_each_method(
     assert "train.lr" in run("compare", preset, *flags, "--resume")[1]
 
 
+TUNED = ("--tune", "train.lr=[0.01, 0.05]", "--seeds", 1, "--jobs", 1, "--rounds", 1)
+
+
+def test_a_comparison_keeps_the_tuning_of_methods_that_it_leaves_out(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = (*TUNED, "--out", tmp_path / "c", "--json")
+    one_object(run("compare", preset, "--methods", "msfusion,fedavg", *flags))
+    before = json.loads((tmp_path / "c" / "tuning.json").read_text())
+    one_object(run("compare", preset, "--methods", "fedrolex,fedavg", *flags, "--resume"))
+    after = json.loads((tmp_path / "c" / "tuning.json").read_text())
+    for key in ("scores", "chosen"):
+        assert list(after[key]) == ["msfusion", "fedavg", "fedrolex"]
+        assert after[key] == {**after[key], **before[key]}
+    one_object(
+        run("compare", preset, "--methods", "fedavg", *flags, "--resume", "--tune", "train.lr=[0.01, 0.1]")
+    )
+    assert list(json.loads((tmp_path / "c" / "tuning.json").read_text())["scores"]) == ["fedavg"]
+
+
+def test_a_comparison_that_may_not_run_leaves_the_tuning_as_it_is(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    flags = (*TUNED, "--methods", "fedavg", "--out", tmp_path / "c", "--json")
+    wrong = ("--set", "model.name=nothing", "--out", tmp_path / "d")
+    one_object(run("compare", preset, *flags))
+    before = (tmp_path / "c" / "tuning.json").read_bytes()
+    refused(run("compare", preset, *flags), "without a run")
+    refused(run("compare", preset, *flags, "--resume", "--set", "train.steps=3"), "settings of the run")
+    refused(run("compare", preset, *flags, *wrong))
+    assert (tmp_path / "c" / "tuning.json").read_bytes() == before
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_comparison_that_is_stopped_keeps_the_tuning_that_it_found(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = (*TUNED, "--out", tmp_path / "c", "--json")
+    one_object(run("compare", preset, "--methods", "fedavg", *flags))
+    before = (tmp_path / "c" / "tuning.json").read_bytes()
+
+    def stop(record: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("msfusion.commands.compare.note", stop)
+    assert run("compare", preset, "--methods", "fedavg,msfusion", *flags, "--resume")[0] == 130
+    assert (tmp_path / "c" / "tuning.json").read_bytes() == before
+    assert run("compare", preset, "--methods", "msfusion", *TUNED, "--out", tmp_path / "new")[0] == 130
+    assert json.loads((tmp_path / "new" / "tuning.json").read_text())["scores"] == {}
+
+
 def test_compare_without_a_directory_prints_the_table(run: Callable[..., Answer], preset: Path) -> None:
     code, out, err = run("compare", preset, "--methods", "fedavg", "--jobs", 1, "--rounds", 1)
     assert (code, err) == (0, "")

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from json import dumps as json_text
@@ -99,9 +99,13 @@ def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[st
         for method in comparison.methods
         for value, folder in zip(grid.values, grid.folders(_tuning(out, method)), strict=True)
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    _write_tuning(out, tuning.facts(grid, seed, {}, {}))  # tells a report that these are tries
-    _train(tasks, jobs)
+    file = out / "tuning.json"
+
+    def begun() -> None:
+        if not file.exists():
+            _write_tuning(file, tuning.facts(grid, seed, {}, {}))  # tells a report that these are tries
+
+    _train(tasks, jobs, begun)
     metric = records.read(tasks[0].out).header["metric"]
     rounds = tasks[0].config.rounds
     scores = {
@@ -109,20 +113,21 @@ def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[st
         for method in comparison.methods
     }
     chosen = {method: grid.best(own, metric=metric) for method, own in scores.items()}
-    _write_tuning(out, tuning.facts(grid, seed, scores, chosen))
+    new = tuning.facts(grid, seed, scores, chosen)
+    _write_tuning(file, tuning.with_kept(new, tuning.kept(file, grid)))
     return {method: {grid.key: value} for method, value in chosen.items()}
 
 
-def _write_tuning(out: Path, facts: Mapping[str, Any]) -> None:
-    (out / "tuning.json").write_text(json_text(facts, indent=2) + "\n")
+def _write_tuning(file: Path, facts: Mapping[str, Any]) -> None:
+    file.write_text(json_text(facts, indent=2) + "\n")
 
 
 def _tuning(out: Path, method: str) -> Path:
     return out / "tuning" / folder_name(method)
 
 
-def _train(tasks: Sequence[Task], jobs: int) -> list[str]:
-    """What runs that diverged say."""
+def _train(tasks: Sequence[Task], jobs: int, begun: Callable[[], None] = lambda: None) -> list[str]:
+    """What runs that diverged say; ``begun`` is called with every round."""
     with progress() as display:
         bars = [
             display.add_task(f"{config.method}, seed {config.seed}", total=config.rounds, note="")
@@ -130,6 +135,7 @@ def _train(tasks: Sequence[Task], jobs: int) -> list[str]:
         ]
 
         def report(number: int, record: records.Round) -> None:
+            begun()
             display.update(bars[number], completed=record["round"] + 1, note=note(record))
 
         return run_all(tasks, jobs, report)

@@ -1,5 +1,6 @@
 """One setting of every method tried with the same values, by runs of their own."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,3 +69,22 @@ def facts(grid: Grid, seed: int, scores: Scores, chosen: Mapping[str, Any]) -> d
         "scores": {m: [None if math.isnan(s) else s for s in own] for m, own in scores.items()},
         "chosen": dict(chosen),
     }
+
+
+def kept(file: Path, grid: Grid) -> dict[str, Any]:
+    """The facts that a file states, where they are of the same grid; else none."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    none = facts(grid, 0, {}, {})
+    if not isinstance(found, dict) or found.keys() != none.keys():
+        return {}
+    return found if all(found[key] == none[key] for key in ("setting", "values")) else {}
+
+
+def with_kept(new: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """New facts, and what old ones of the same seed say of other methods."""
+    if old.get("seed") != new["seed"]:
+        return new
+    return new | {key: {**old[key], **new[key]} for key in ("scores", "chosen")}
