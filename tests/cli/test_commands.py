@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, load_model
 from torch.utils.data import TensorDataset
 
@@ -939,6 +940,27 @@ def test_models_with_constants_of_their_own_are_captured_for_every_seed(
     )
     assert first["train_loss"] == second["train_loss"]
     assert first["evaluation"] == second["evaluation"]
+
+
+def test_models_are_captured_for_every_shape_of_the_data(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    """The first training image says whether all are grey or coloured, and the seed says which comes first."""
+    for n in range(40):
+        path = tmp_path / "images" / "ab"[n % 2] / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if n % 4 < 2 else "RGB", (8, 8), n).save(path)
+    data = f'[data]\nname = "folder"\npath = "{tmp_path / "images"}"\nlimit = 8\n'
+    start, _, train = SMALL.partition("[data]")
+    preset.write_text(start + data + train[train.index("[train]") :].replace("16", "2"))
+    config = load(str(preset), {})
+    channels = [load_data(config.data, 4, seed).inputs.shape[0] for seed in range(4)]
+    assert set(channels) == {1, 3}
+    flags = ("--methods", "msfusion", "--seeds", 4, "--jobs", 1, "--out", tmp_path / "c", "--json")
+    one_object(run("compare", preset, *flags))
+    for seed, depth in enumerate(channels):
+        model = read(tmp_path / "c" / "msfusion" / f"seed-{seed}").header["model"]
+        assert model["parameters"] == 12 * (depth * 64 + 1) + 8 * (12 + 1) + 2 * (8 + 1)
 
 
 def test_peers_agree_on_what_labels_mean() -> None:

@@ -116,7 +116,7 @@ def _run(number: int, task: Task, report: Report) -> str | None:
     """Why training diverged, where it did."""
     config = task.config
     data = _federation(config.data, config.participants, config.seed)
-    model = f"{config.model} {config.data}"
+    model = f"{config.model} {config.data} {data.inputs}"
     if config.model.name not in MODELS:  # may hold constants, which are other ones with another seed
         model += f" {config.seed}"
     simulation = simulation_of(config, data, task.out, _captured.get(model))
