@@ -249,6 +249,20 @@ def test_a_comparison_that_is_stopped_keeps_the_tuning_that_it_found(
     assert json.loads((tmp_path / "new" / "tuning.json").read_text())["scores"] == {}
 
 
+def test_a_tuned_comparison_keeps_the_seed_of_its_tuning(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    """With fewer seeds it goes on; with more, it would be tuned with one that it compares."""
+    flags = (*TUNED, "--methods", "fedavg", "--out", tmp_path / "c", "--json")
+    one_object(run("compare", preset, *flags, "--seeds", 2))
+    before = (tmp_path / "c" / "tuning.json").read_bytes()
+    assert json.loads(before)["seed"] == 2
+    one_object(run("compare", preset, *flags, "--seeds", 1, "--resume"))
+    more = run("compare", preset, *flags, "--seeds", 3, "--resume")
+    refused(more, "got 0 to 2", "was tuned with seed 2", "give another --out, or --seeds 2")
+    assert (tmp_path / "c" / "tuning.json").read_bytes() == before
+
+
 def test_compare_without_a_directory_prints_the_table(run: Callable[..., Answer], preset: Path) -> None:
     code, out, err = run("compare", preset, "--methods", "fedavg", "--jobs", 1, "--rounds", 1)
     assert (code, err) == (0, "")

@@ -91,15 +91,15 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
 
 def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[str, dict[str, Any]]:
     """The settings that are each method's own, and ``tuning.json`` about how they were found."""
-    grid, seed = comparison.tune, comparison.seeds
+    grid, file = comparison.tune, out / "tuning.json"
     if grid is None:
         return {method: {} for method in comparison.methods}
+    seed = tuning.seed_beside(comparison.seeds, file, grid)
     tasks = [
         Task(comparison.config(method, seed, {grid.key: value}), folder, resume)
         for method in comparison.methods
         for value, folder in zip(grid.values, grid.folders(_tuning(out, method)), strict=True)
     ]
-    file = out / "tuning.json"
 
     def begun() -> None:
         if not file.exists():

@@ -83,6 +83,18 @@ def kept(file: Path, grid: Grid) -> dict[str, Any]:
     return found if all(found[key] == none[key] for key in ("setting", "values")) else {}
 
 
+def seed_beside(seeds: int, file: Path, grid: Grid) -> int:
+    """The seed that values are tried on: that of the kept tries, else the first that is not compared.
+    UserError where the tries were made on a seed that is."""
+    seed: int = kept(file, grid).get("seed", seeds)
+    if seed < seeds:
+        raise UserError(
+            f"expected seeds to compare that {grid.key} was not tuned with, got 0 to {seeds - 1}, while "
+            f"{file} was tuned with seed {seed}; give another --out, or --seeds {seed}"
+        )
+    return seed
+
+
 def with_kept(new: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
     """New facts, and what old ones of the same seed say of other methods."""
     if old.get("seed") != new["seed"]:
