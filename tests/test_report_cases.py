@@ -248,6 +248,14 @@ def test_a_run_that_ended_early_has_no_final_score(tmp_path: Path) -> None:
     assert "before" not in rows["fedavg"]
 
 
+def test_a_seed_that_ended_in_its_first_round_is_counted(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", a_header("msfusion", 0), 3)
+    none = write(tmp_path / "none", a_header("msfusion", 1), 0)
+    row = one(tmp_path, whole, none).row("msfusion")
+    assert row[1].endswith("% (1 seed), 1 of 2 before round 3")
+    assert row[-1] == "0 to 3"
+
+
 def test_a_seed_that_ended_early_does_not_cut_the_line_of_the_others(tmp_path: Path) -> None:
     whole = [write(tmp_path / f"whole-{n}", a_header("msfusion", n), 6) for n in (0, 1)]
     early = write(tmp_path / "early", a_header("msfusion", 2), 1)

@@ -67,7 +67,9 @@ def _row(group: Group, name: Metric, rounds: int) -> Row:
 
 
 def _final(group: Group, name: Metric, rounds: int) -> str:
-    early = sum(0 < len(run.rounds) < rounds and not diverged(run) for run in group.runs)
+    early = sum(len(run.rounds) < rounds and not diverged(run) for run in group.runs)
+    if not any(run.rounds for run in group.runs):
+        early = 0  # all of them are about to start
     lost = {"diverged": sum(map(diverged, group.runs)), f"before round {rounds}": early}
     return finals(finals_of(group, name, rounds), name, lost, len(group.runs))
 
