@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from msfusion.commands.compare import row_of
 from msfusion.commands.tuning import score
 from msfusion.errors import UserError
 from msfusion.records import Writer, read
@@ -256,6 +257,15 @@ def test_a_seed_that_ended_in_its_first_round_is_counted(tmp_path: Path) -> None
     assert row[-1] == "0 to 3"
 
 
+def test_coverage_at_the_end_is_that_of_the_seeds_with_a_score(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", a_header("msfusion", 0), 3, coverage=0.8)
+    early = [write(tmp_path / f"early-{n}", a_header("msfusion", n), 1, coverage=0.2 * n) for n in (1, 2)]
+    assert one(tmp_path, whole, *early).row("msfusion")[2] == "80.0%"
+    headers = [a_header("msfusion", n, config={"rounds": 9}) for n in (0, 1)]
+    going = [write(tmp_path / f"on-{n}", headers[n], 1, coverage=0.2 * (n + 1)) for n in (0, 1)]
+    assert one(tmp_path, *going).row("msfusion")[2] == "30.0%"
+
+
 def test_a_seed_that_ended_early_does_not_cut_the_line_of_the_others(tmp_path: Path) -> None:
     whole = [write(tmp_path / f"whole-{n}", a_header("msfusion", n), 6) for n in (0, 1)]
     early = write(tmp_path / "early", a_header("msfusion", 2), 1)
@@ -306,3 +316,16 @@ def test_a_run_whose_loss_is_lost_is_not_chosen(tmp_path: Path) -> None:
             writer.round(a_round(header, 0, evaluation={"accuracy": 0.1, "loss": loss, "examples": 10}))
     assert score(tmp_path / "good", 1) == 0.1
     assert math.isnan(score(tmp_path / "lost", 1))
+
+
+def test_a_comparison_states_the_most_that_any_seed_pays_and_the_coverage_of_those_that_ended(
+    tmp_path: Path,
+) -> None:
+    whole = write(tmp_path / "whole", a_header("msfusion", 0), 3, coverage=0.8)
+    larger = a_header("msfusion", 1)
+    larger["participants"][3] |= {"flops_per_step": 9e9, "memory_bytes": 8_000_000}
+    early = write(tmp_path / "early", larger, 1, coverage=0.2)
+    row = row_of("msfusion", [whole, early], 3)
+    assert (row["flops_per_step"], row["memory_bytes"]) == (9e9, 8_000_000)
+    assert (row["coverage"], row["diverged"], row["runs"]) == (0.8, 1, 2)
+    assert row_of("msfusion", [early], 3)["coverage"] == 0.2

@@ -81,7 +81,7 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
         for said in diverged:
             print(f"warning: {said}", file=sys.stderr)
         rounds = tasks[0].config.rounds
-        rows = [{**_row(method, own, rounds), "tuned": tuned[method]} for method, own in folders.items()]
+        rows = [{**row_of(method, own, rounds), "tuned": tuned[method]} for method, own in folders.items()]
         if out is not None:
             write_report([folder for own in folders.values() for folder in own], out / "report.html")
     emit({"methods": rows}, _table(rows), json=json)
@@ -150,18 +150,17 @@ def folder_name(method: str) -> str:
     return method.replace(":", "-")
 
 
-def _row(method: str, folders: Sequence[Path], rounds: int) -> dict[str, Any]:
-    """What the table says of a method: costs of its largest participant, scores of all its seeds."""
+def row_of(method: str, folders: Sequence[Path], rounds: int) -> dict[str, Any]:
+    """What the table says of a method: the most that a participant of any seed pays, scores of all seeds."""
     runs = [records.read(folder) for folder in folders]
-    header = runs[0].header
-    metric = header["metric"]
-    ends = [run.rounds[-1] for run in runs if run.rounds]
     scores = [tuning.score(folder, rounds) for folder in folders]
     ended = [score for score in scores if not math.isnan(score)]
-    costs = header["participants"]
+    whole = [run for run, score in zip(runs, scores, strict=True) if not math.isnan(score)]
+    ends = [run.rounds[-1] for run in whole or runs if run.rounds]
+    costs = [participant for run in runs for participant in run.header["participants"]]
     return {
         "method": method,
-        "metric": metric,
+        "metric": runs[0].header["metric"],
         "share": max(p["share"] for p in costs),
         "flops_per_step": max(p["flops_per_step"] for p in costs),
         "bytes_per_round": max(p["bytes_per_round"] for p in costs),

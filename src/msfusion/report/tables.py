@@ -56,7 +56,7 @@ def _row(group: Group, name: Metric, rounds: int) -> Row:
         group.label,
         {
             f"final {name}": _final(group, name, rounds),
-            "coverage at the end": _coverage(group),
+            "coverage at the end": _coverage(group, rounds),
             "share of the model": _over(group, lambda p: p["share"], percent),
             "parameters": _over(group, lambda p: p["parameters"], count),
             "FLOPs per step": _over(group, lambda p: p["flops_per_step"], lambda v: si(v, "FLOP")),
@@ -81,8 +81,10 @@ def _over(
     return mean_max([v for v in values if v is not None], text)
 
 
-def _coverage(group: Group) -> str:
-    ends = [end for run in group.runs if (end := last(field("coverage")(run))) is not None]
+def _coverage(group: Group, rounds: int) -> str:
+    ends = [
+        end for run in ended(group, rounds) or group.runs if (end := last(field("coverage")(run))) is not None
+    ]
     return percent(statistics.fmean(ends)) if ends else NOTHING
 
 
