@@ -168,6 +168,19 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     assert load(config(tmp_path), participants=1, seed=0).inputs.shape == (1, 4, 4)
 
 
+def test_one_image_in_colour_makes_all_so_whatever_the_seed(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [0, 1] * 5, [encoded(7, mode="L")] * 4 + [encoded(7)] * 6)
+    shapes = {load(config(tmp_path), participants=1, seed=seed).inputs.shape for seed in range(8)}
+    assert shapes == {(3, 4, 4)}
+
+
+def test_a_test_image_in_colour_makes_all_so(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", [0, 1] * 5, [encoded(7, mode="L")] * 10)
+    write(tmp_path / "test.parquet", [0, 1], [encoded(7, mode="L"), encoded(7)])
+    test = images(load(config(tmp_path), participants=1, seed=0).test)
+    assert test.images[1, :, 0, 0].tolist() == [7, 0, 255]
+
+
 def test_images_of_all_sizes_are_resized_on_request(tmp_path: Path) -> None:
     sizes = [encoded(9, side) for side in range(3, 13)]
     write(tmp_path / "train.parquet", [0, 1] * 5, sizes)

@@ -15,7 +15,7 @@ from msfusion.errors import UserError
 TEST_SHARE = 0.2
 """Of the examples, where there is no test split and the configuration names no share."""
 
-_GREY_MODES = ("1", "L", "LA")
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ def decode_source(
 ) -> Source:
     """Decodes the rows that the limits leave; without a test split, a share of the training rows is tested.
 
-    All images take the mode (grey or RGB) and the size of the first training image, or the size
-    ``config.image``. ``UserError`` for labels outside the classes, undecodable images and unequal sizes.
+    All images are grey where all of those rows are, else RGB, and take the size of the first training image,
+    or the size ``config.image``. ``UserError`` for labels outside the classes, undecodable images and unequal
+    sizes.
 
     names: of the classes, where they have any.
     """
@@ -50,14 +51,20 @@ def decode_source(
     test_rows = test_rows[choose(len(test_rows), config.test_limit, seed, "test")]
     if not len(train_rows):
         raise UserError(f"expected training images in {train.name}, found none: add some")
-    first = _open(train, int(train_rows[0]))
-    size = (config.image, config.image) if config.image else first.size
-    mode = "L" if first.mode in _GREY_MODES else "RGB"
+    size = (config.image, config.image) if config.image else _open(train, int(train_rows[0])).size
+    # Of the test rows as well: the seed may decide which of the images are tested.
+    grey = _all_grey(train, train_rows) and _all_grey(test, test_rows)
+    mode = "L" if grey else "RGB"
 
     def decode(encoded: Encoded, rows: Indices) -> Split:
         return Split(_decode(encoded, rows, mode, size, config.image is not None), encoded.labels[rows])
 
     return Source(decode(train, train_rows), decode(test, test_rows), classes, tuple(names))
+
+
+def _all_grey(encoded: Encoded, rows: Indices) -> bool:
+    """Reads no more than the headers, and those only up to the first image that has colours."""
+    return all(_open(encoded, row).mode in _GREY_MODES for row in rows.tolist())
 
 
 def _decode(
@@ -93,9 +100,10 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
 
 
 def _open(encoded: Encoded, row: int, mode: str | None = None) -> Image.Image:
+    """Decoded in a mode; without one only the header is read."""
     try:
-        image = _eight_bits(Image.open(BytesIO(encoded.read(row))), encoded.where(row))
-        return image.convert(mode) if mode else image
+        image = Image.open(BytesIO(encoded.read(row)))
+        return _eight_bits(image, encoded.where(row)).convert(mode) if mode else image
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow raises errors of many kinds for broken files
