@@ -100,6 +100,28 @@ def test_declared_classes_count_even_if_they_are_absent(tmp_path: Path) -> None:
     assert load(config(tmp_path), participants=1, seed=0).inputs.classes == 7
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        "no JSON",
+        b"\xff",
+        "null",
+        "[]",
+        '{"info": null}',
+        '{"info": {"features": null}}',
+        '{"info": {"features": {"label": null}}}',
+        '{"info": {"features": {"label": ["a", "b"]}}}',
+        '{"info": {"features": {"label": {"names": null}}}}',
+        '{"info": {"features": {"label": {"names": [1, 2]}}}}',
+        '{"info": {"features": {"label": {"num_classes": "2"}}}}',
+    ],
+)
+def test_what_is_declared_of_the_classes_is_but_a_hint(about: str | bytes, tmp_path: Path) -> None:
+    path = write(tmp_path / "train.parquet", [0, 1, 2] * 5)
+    pq.write_table(pq.read_table(path).replace_schema_metadata({"huggingface": about}), path)
+    assert load(config(path), participants=1, seed=0).inputs.classes == 3
+
+
 def test_cifar10_has_ten_classes(folder: Path) -> None:
     assert load(config(folder, name="cifar10"), participants=1, seed=0).inputs.classes == 10
 

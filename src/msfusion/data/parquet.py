@@ -38,12 +38,12 @@ def load_cifar10(config: Data, seed: int) -> Source:
 def _load(config: Data, seed: int, classes: int | None) -> Source:
     train_files, test_files = _files(config)
     names = _names(train_files, config)
-    declared = _declared(train_files[0], config)
+    declared, count = _declared(train_files[0], config)
     train = _read(train_files, config, names)
     test = _read(test_files, config, names) if test_files else None
-    classes = classes or len(declared.get("names", ())) or declared.get("num_classes")
+    classes = classes or len(declared) or count
     classes = classes or (int(train.labels.max(initial=0)) + 1 if names is None else len(names))
-    return decode_source(train, test, classes, config, seed, names or declared.get("names", ()))
+    return decode_source(train, test, classes, config, seed, names or declared)
 
 
 def _files(config: Data) -> tuple[list[Path], list[Path]]:
@@ -185,10 +185,16 @@ def _reading(path: Path, read: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _declared(path: Path, config: Data) -> dict[str, Any]:
-    """What Hugging Face's ``datasets`` wrote of the labels into the file, if it did."""
+def _declared(path: Path, config: Data) -> tuple[list[str], int | None]:
+    """Names and number of the classes, where Hugging Face's ``datasets`` wrote them into the file.
+
+    They are a hint: what cannot be understood counts as not written."""
     _, label_column = _columns(path, config)
     metadata = _reading(path, pq.read_schema).metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    found: dict[str, Any] = features.get(label_column, {})
-    return found
+    try:
+        label = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"][label_column]
+        names, count = label.get("names"), label.get("num_classes")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [], None
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return names if named else [], count if isinstance(count, int) and count > 0 else None
