@@ -217,7 +217,9 @@ def _silent() -> Iterator[None]:
 
 def _check_data(spec: str, config: Any, main: str, inputs: InputSpec) -> None:
     if main == "input_ids":
-        _expect(inputs.is_text, f"token sequences for {spec}", f"data of shape {inputs.shape}", "other data")
+        _expect(
+            inputs.is_text, f"token sequences for {spec}", f"data of shape {inputs.shape}", "take other data"
+        )
         text = config.get_text_config()
         _at_least(
             spec, "vocab_size", getattr(text, "vocab_size", None), inputs.classes, "the tokens of the data"
@@ -225,20 +227,20 @@ def _check_data(spec: str, config: Any, main: str, inputs: InputSpec) -> None:
         longest = getattr(text, "max_position_embeddings", None)
         _at_least(spec, "max_position_embeddings", longest, inputs.shape[0], "the tokens of an example")
     elif main == "pixel_values":
-        _expect(inputs.is_image, f"images for {spec}", f"data of shape {inputs.shape}", "other data")
+        _expect(inputs.is_image, f"images for {spec}", f"data of shape {inputs.shape}", "take other data")
         channels, height, width = inputs.shape
         size = getattr(config, "image_size", None)
         wanted = {"num_labels": inputs.classes, "num_channels": channels}
         if size is not None:
             wanted["image_size"] = height
-            _expect(height == width, f"square images for {spec}", f"{height}x{width}", "data.image")
+            _expect(height == width, f"square images for {spec}", f"{height}x{width}", "set data.image")
         for name, value in wanted.items():
             got = getattr(config, name, value)
             _expect(
                 got == value or got == [value, value],
                 f"{name} = {value} in {spec}, as the data have it",
                 repr(got),
-                f"--set model.options.{name}={value}",
+                f"set model.options.{name}={value}",
             )
 
 
@@ -247,13 +249,13 @@ def _at_least(spec: str, name: str, got: int | None, least: int, what: str) -> N
         got is None or got >= least,
         f"{name} of at least {least} in {spec}, {what}",
         repr(got),
-        f"--set model.options.{name}={least}, or other data",
+        f"set model.options.{name}={least}, or take other data",
     )
 
 
 def _expect(holds: bool, wanted: str, got: str, remedy: str) -> None:
     if not holds:
-        raise UserError(f"expected {wanted}, got {got}: set {remedy}")
+        raise UserError(f"expected {wanted}, got {got}: {remedy}")
 
 
 def _examples(spec: str, config: Any, kind: Any, inputs: InputSpec | None) -> tuple[torch.Tensor, ...]:
