@@ -185,6 +185,23 @@ def test_labels_that_the_training_files_lack(tmp_path: Path) -> None:
         load(config(tmp_path), participants=1, seed=0)
 
 
+@pytest.mark.parametrize("other", ["train-1", "test"])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([0, 1] * 5, ["cat", "owl"] * 5, "expected integer labels in {}, as in the first .*, got names"),
+        (["cat", "owl"] * 5, [0, 1] * 5, "expected names in {}, as in the first .*, got integer labels"),
+    ],
+)
+def test_labels_of_another_kind_than_in_the_first_file(
+    other: str, first: list[int], second: list[int], message: str, tmp_path: Path
+) -> None:
+    named(tmp_path / "train-0.parquet", first)
+    named(tmp_path / f"{other}.parquet", second)
+    with pytest.raises(UserError, match=message.format(rf"\S*{other}\.parquet")):
+        load(config(tmp_path), participants=1, seed=0)
+
+
 def test_grey_images_have_one_channel(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [0, 1] * 5, [encoded(7, mode="L")] * 10)
     assert load(config(tmp_path), participants=1, seed=0).inputs.shape == (1, 4, 4)

@@ -116,25 +116,31 @@ def _column(
 
 
 def _names(paths: list[Path], config: Data) -> list[str] | None:
-    """The names among the training labels, sorted; None for labels that are numbers."""
+    """The names among the training labels, sorted; None where those of the first file are numbers."""
     found: set[str] = set()
     for path in paths:
         _, column = _columns(path, config)
         label = _reading(path, partial(pq.read_table, columns=[column]))[column]
-        if not _holds_names(label.type):
+        if path == paths[0] and not _holds_names(label.type):
             return None
+        _check_kind(label, True, path)
         found.update(label.cast(pa.string()).drop_null().unique().to_pylist())
     return sorted(found)
 
 
+def _check_kind(label: pa.ChunkedArray, named: bool, path: Path) -> None:
+    if _holds_names(label.type) != named:
+        kinds = ("integer labels", "names")
+        raise UserError(
+            f"expected {kinds[named]} in {path}, as in the first training file, got {kinds[not named]}: "
+            "take labels of one kind"
+        )
+
+
 def _numbers(label: pa.ChunkedArray, names: list[str] | None, path: Path) -> Indices:
-    """Labels as numbers. UserError for a name that ``names`` lack, and for names where they are None."""
+    """Labels as numbers. UserError for those of another kind, and for a name that ``names`` lack."""
+    _check_kind(label, names is not None, path)
     if names is None:
-        if _holds_names(label.type):
-            raise UserError(
-                f"expected integer labels in {path}, as in the first training file, got names: "
-                "take labels of one kind"
-            )
         return label.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
     text = label.cast(pa.string())
     numbers = pc.index_in(text, value_set=pa.array(names, pa.string()))
