@@ -34,7 +34,7 @@ def test_what_is_read_is_what_scikit_learn_reads() -> None:
 
 
 def test_label_counts_are_those_of_the_datasets() -> None:
-    federation = load(Data(partition="pathological"), participants=5, seed=0)
+    federation = load(Data(partition="pathological"), participants=10, seed=0)
     assert federation.label_counts is not None
     for dataset, counts in zip(federation.train, federation.label_counts, strict=True):
         _, y = fetch(dataset, torch.arange(len(images(dataset))), None)

@@ -22,7 +22,7 @@ def test_every_example_goes_to_exactly_one_participant(kind: Partition) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_seed_decides(kind: Partition) -> None:
     first, again, other = (
-        [part.tolist() for part in partition(LABELS, Data(partition=kind), 4, seed)] for seed in (0, 0, 1)
+        [part.tolist() for part in partition(LABELS, Data(partition=kind), 5, seed)] for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -39,9 +39,24 @@ def test_pathological_gives_each_participant_its_number_of_classes() -> None:
     assert all(len(set(LABELS[part])) == 2 for part in parts)
 
 
-def test_pathological_may_leave_classes_out_without_a_warning() -> None:
-    (part,) = partition(LABELS, Data(partition="pathological", classes_per_participant=2), 1, seed=0)
+FEW = Data(partition="pathological", classes_per_participant=2)
+
+
+@pytest.mark.parametrize("names", [(), ("ant", "bee", "cat", "dog", "eel")])
+def test_pathological_tells_of_the_classes_that_it_leaves_out(names: tuple[str, ...]) -> None:
+    with pytest.warns(UserWarning, match="leaves out the classes") as told:
+        (part,) = partition(LABELS, FEW, 1, seed=0, names=names)
     assert len(part) == 80
+    missing = sorted({*range(5)} - set(LABELS[part]))
+    (message,) = [str(warning.message) for warning in told]
+    called = ", ".join(names[i] if names else str(i) for i in missing)
+    assert f"the classes {called}, which are 120 of the 200 training examples" in message
+    assert "take more participants or raise data.classes_per_participant" in message
+
+
+def test_it_names_no_more_than_ten() -> None:
+    with pytest.warns(UserWarning, match=r"the classes (\w+, ){9}\w+ and 8 more, which are 180 of"):
+        partition(np.arange(200) % 20, FEW, 1, seed=0)
 
 
 def test_smaller_alpha_is_more_uneven() -> None:

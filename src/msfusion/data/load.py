@@ -53,7 +53,7 @@ def _divide(source: Source, config: Data, participants: int, seed: int) -> Feder
         raise UserError(
             "expected at least one test example, got none: raise data.test_share or data.test_limit"
         )
-    parts = partition(source.train.labels, config, participants, seed)
+    parts = partition(source.train.labels, config, participants, seed, source.names)
     labels = torch.from_numpy(source.train.labels)
     images = _channels_first(source.train.images)
     mean, std = mean_and_std(images)

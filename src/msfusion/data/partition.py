@@ -1,6 +1,7 @@
 """Who gets which examples: the partitioners of flwr-datasets, by labels."""
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
 _TRIES = 20
 """DirichletPartitioner itself gives up after 11 draws; each of our tries starts it from another seed."""
 
+_NAMED = 10
+"""Most of the classes left out that a warning names."""
 
-def partition(labels: Indices, config: Data, participants: int, seed: int) -> list[Indices]:
+
+def partition(
+    labels: Indices, config: Data, participants: int, seed: int, names: Sequence[str] = ()
+) -> list[Indices]:
     """The rows of each participant, in random order. The same for the same seed.
 
+    Warns where "pathological" leaves classes out, which it calls by these ``names``.
     ``UserError`` where there are more participants than examples, where one would get fewer than
     ``config.min_examples``, or for "blocks", which divide text."""
     if participants > len(labels):
@@ -35,6 +42,7 @@ def partition(labels: Indices, config: Data, participants: int, seed: int) -> li
         )
     parts = _with_flower(kind, labels, config, participants, seed)
     _check_sizes(parts, kind, config)
+    _tell_left_out(labels, parts, names)
     return parts
 
 
@@ -79,7 +87,7 @@ def _partitioner(kind: Partition, config: Data, participants: int, seed: int) ->
 def _parts(partitioner: "Partitioner") -> list[Indices]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The specified min_partition_size")  # each redraw says so
-        warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")  # label_counts shows it
+        warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")  # said by us
         parts: list[Any] = [
             partitioner.load_partition(i)["row"][:] for i in range(partitioner.num_partitions)
         ]
@@ -114,3 +122,18 @@ def _check_sizes(parts: list[Indices], kind: Partition, config: Data) -> None:
             f"for participant {smallest} with partition {kind!r}: lower data.min_examples, take fewer "
             "participants or raise data.limit"
         )
+
+
+def _tell_left_out(labels: Indices, parts: list[Indices], names: Sequence[str]) -> None:
+    left_out = len(labels) - sum(map(len, parts))
+    if not left_out:
+        return
+    missing = np.setdiff1d(labels, labels[np.concatenate(parts)]).tolist()
+    called = [names[number] if number < len(names) else str(number) for number in missing]
+    more = f" and {len(called) - _NAMED} more" if len(called) > _NAMED else ""
+    warnings.warn(
+        f"data.partition 'pathological' leaves out the classes {', '.join(called[:_NAMED])}{more}, which are "
+        f"{left_out} of the {len(labels)} training examples and are tested all the same: take more "
+        "participants or raise data.classes_per_participant",
+        stacklevel=2,
+    )
