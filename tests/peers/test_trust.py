@@ -92,13 +92,20 @@ def test_files_that_are_no_certificates_are_named(
         configuration(Link(certificates=folder), "0", "test", 10.0)
 
 
-@pytest.mark.parametrize("days", [-10, 366])
-def test_a_certificate_whose_time_is_not_now_is_named(tmp_path: Path, days: int) -> None:
+@pytest.mark.parametrize(("days", "whose"), [(-10, "authority"), (366, "0"), (4000, "authority")])
+def test_a_certificate_whose_time_is_not_now_is_named(tmp_path: Path, days: int, whose: str) -> None:
     folder = keyring(tmp_path / "certs", "0")
     check_own(folder, "0")
     at = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-    with pytest.raises(UserError, match=r"expected 0.pem in .* to be valid now, got one from \d+-\d+-\d+ "):
+    with pytest.raises(UserError, match=rf"expected {whose}.pem in .* to be valid now, got one from \d+-"):
         check_own(folder, "0", at)
+
+
+def test_a_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
+    folder, other = keyring(tmp_path / "certs", "0"), keyring(tmp_path / "other", "0")
+    shutil.copy(other / AUTHORITY, folder / AUTHORITY)
+    with pytest.raises(UserError, match=r"expected 0.pem in .* to be signed by authority.pem beside it"):
+        check_own(folder, "0")
 
 
 def test_an_address_that_cannot_be_listened_on_is_named(tmp_path: Path) -> None:

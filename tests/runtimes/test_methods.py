@@ -145,6 +145,15 @@ def test_where_somebody_trains_all_units_the_full_model_is_scored(method: str) -
     assert result.evaluation == score
 
 
+@pytest.mark.parametrize("method", ["msfusion", "heterofl", "fjord"])
+def test_the_statistics_of_the_full_model_are_estimated_with_and_without_a_folder(
+    method: str, tmp_path: Path
+) -> None:
+    kept, free = (state(play(out, method=method)) for out in (tmp_path / "run", None))
+    assert torch.equal(kept["norm.running_mean"], free["norm.running_mean"])
+    assert free["norm.running_mean"].abs().min() > 0
+
+
 def test_fedrolex_rolls_by_one_unit_for_all_at_once() -> None:
     history = play(method="fedrolex", rounds=9).history
     for round, seen in enumerate(windows(history, "first.out")):

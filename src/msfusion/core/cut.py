@@ -35,7 +35,7 @@ Rows = slice | EllipsisType
 
 _MOST_PIECES = 64  # more slices than this are slower than one index per dimension
 _MOST_SELECTIONS = 64  # whose cuts are kept: those of a group that trains at once
-_MOST_CUTS = 512  # that are kept: windows come again, and tensors are cut alike
+_MOST_CUTS = 512  # in few pieces that are kept: windows come again, and tensors are cut alike
 _BLOCK = 1 << 18  # elements that are worked on at once: on a CPU they stay in the cache,
 _BLOCK_GPU = 1 << 24  # on a GPU they are worth the launch
 
@@ -62,12 +62,11 @@ class Cut:
         return Cut.at(tuple(positions(dim, selection) for dim in dims), tuple(dim.size for dim in dims))
 
     @staticmethod
-    @lru_cache(_MOST_CUTS)
     def at(places: tuple[Units, ...], full: tuple[int, ...]) -> "Cut":
         """The cut at ``places`` of a tensor of the shape ``full``."""
-        few = math.prod(map(len, places)) <= _MOST_PIECES
-        shape = tuple(map(count, places))
-        return Cut(full, shape, places, tuple(_pieces(places, full)) if few else None)
+        if math.prod(map(len, places)) <= _MOST_PIECES:
+            return _in_pieces(places, full)
+        return Cut(full, tuple(map(count, places)), places, None)
 
     @cached_property
     def table(self) -> tuple[tuple[int, ...], "Cut"]:
@@ -220,6 +219,11 @@ def _shared(own: Units, other: Units) -> list[tuple[slice, slice]]:
             there += last - first
         at += stop - start
     return out
+
+
+@lru_cache(_MOST_CUTS)
+def _in_pieces(places: tuple[Units, ...], full: tuple[int, ...]) -> Cut:
+    return Cut(full, tuple(map(count, places)), places, tuple(_pieces(places, full)))
 
 
 def _pieces(places: tuple[Units, ...], full: tuple[int, ...]) -> Iterator[tuple[Slices, Slices]]:

@@ -150,4 +150,7 @@ def get_method(name: str) -> Method:
 def check_makes_full(name: str) -> None:
     """Raise UserError for a method of which no full model comes."""
     if not get_method(name).makes_full:
-        raise UserError(f"expected a method that trains the full model, got {name}, which does not")
+        raise UserError(
+            f"expected a run of a method that trains the full model, got {name}, which trains small ones; "
+            "take another method"
+        )

@@ -64,14 +64,14 @@ def may_begin(states: States, last: States, start: int) -> bool:
     """Whether those who are here may play round 0, of which everybody has every shard.
 
     A run begins with ``start`` peers. From the first view on, more than half of the newest view's members
-    are needed, or half of them with the lowest, so that of a network that is cut only one side goes on; and
-    nobody begins anew who knows of a round that was over.
+    are needed, or half of them with the lowest, so that of a network that is cut only one side goes on,
+    unless somebody is started again on the other; and nobody begins anew who knows of a round that was over.
 
     last: the last known states of all others, gone or not.
     """
     if any(state.committed.round > 0 for state in last.values()):
         return False
-    view = _newest_view(states)
+    view = newest_view(states)
     if view is None:
         return len(states) >= start
     here = view.members.keys() & states.keys()
@@ -79,10 +79,20 @@ def may_begin(states: States, last: States, start: int) -> bool:
     return 2 * len(here) + lowest > len(view.members)
 
 
+def begun_with(states: States, last: States) -> list[int]:
+    """Those who are not here and took part in what has begun.
+
+    last: as for ``may_begin``.
+    """
+    view = newest_view(states)
+    past = {number for number, state in last.items() if state.committed.round > 0}
+    return sorted((past | (view.members.keys() if view else set())) - states.keys())
+
+
 def proposer(states: States) -> int:
     """Who proposes the next view: the lead of the newest one, or else its lowest member, of those who are
     here; where nobody has a view, the lowest of all."""
-    top = _newest_view(states)
+    top = newest_view(states)
     if top is None:
         return min(states)
     left = [n for n, session in top.members.items() if n in states and states[n].session == session]
@@ -91,7 +101,8 @@ def proposer(states: States) -> int:
     return top.lead if top.lead in left else min(left)
 
 
-def _newest_view(states: States) -> View | None:
+def newest_view(states: States) -> View | None:
+    """That with the highest number; None where nobody follows any."""
     views = (state.view for state in states.values() if state.view)
     return max(views, key=lambda view: view.id, default=None)
 

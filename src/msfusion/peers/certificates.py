@@ -98,10 +98,10 @@ def key(folder: Path, name: str) -> Path:
 
 
 def check_own(folder: Path, name: str, now: datetime.datetime | None = None) -> None:
-    """Raise UserError where a certificate, its key or that of the authority cannot be read, the first two do
-    not belong together, or its time is not now: a link that fails for it is tried again for ever."""
+    """Raise UserError where a certificate, its key or the authority's certificate cannot be read, they do not
+    belong together, or the time of one is not now: a link that fails for it is tried again for ever."""
     x509, _, _, serialization = _cryptography()
-    _read(folder / AUTHORITY, x509.load_pem_x509_certificate)
+    authority = _read(folder / AUTHORITY, x509.load_pem_x509_certificate)
     own = _read(folder / f"{name}.pem", x509.load_pem_x509_certificate)
     secret = _read(
         folder / f"{name}.key", lambda text: serialization.load_pem_private_key(text, password=None)
@@ -112,12 +112,33 @@ def check_own(folder: Path, name: str, now: datetime.datetime | None = None) -> 
             f"expected {name}.key in {folder} to be the key of {name}.pem, got another's: copy both from "
             "where they were made"
         )
-    first, last = own.not_valid_before_utc, own.not_valid_after_utc
-    if not first <= (now or datetime.datetime.now(datetime.UTC)) <= last:
+    if not _signed_by(own, authority):
         raise UserError(
-            f"expected {name}.pem in {folder} to be valid now, got one from {first:%Y-%m-%d %H:%M} to "
-            f"{last:%Y-%m-%d %H:%M} UTC; set this machine's clock, or remove it and make another (msfusion "
-            f"certs add {name}), which everybody needs then"
+            f"expected {name}.pem in {folder} to be signed by {AUTHORITY} beside it, got one of another "
+            "authority: copy both from where they were made"
+        )
+    now = now or datetime.datetime.now(datetime.UTC)
+    _check_time(folder / AUTHORITY, authority, now, "begin a new group (msfusion certs new)")
+    remedy = f"remove it and make another (msfusion certs add {name}), which everybody needs then"
+    _check_time(folder / f"{name}.pem", own, now, remedy)
+
+
+def _signed_by(own: Any, authority: Any) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        own.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _check_time(path: Path, certificate: Any, now: datetime.datetime, remedy: str) -> None:
+    first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not first <= now <= last:
+        raise UserError(
+            f"expected {path.name} in {path.parent} to be valid now, got one from {first:%Y-%m-%d %H:%M} to "
+            f"{last:%Y-%m-%d %H:%M} UTC; set this machine's clock, or {remedy}"
         )
 
 

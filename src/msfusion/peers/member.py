@@ -140,8 +140,10 @@ class Member:
         if base.round == 0:
             start = self._peers.start or self._participants
             begins = agreement.may_begin(states, self._board.last(), start)
-            if not begins:
-                self._tell.waiting(len(states), start if len(states) < start else self._participants)
+            if not begins and agreement.newest_view(states) is None and len(states) < start:
+                self._tell.waiting(len(states), start)
+            elif not begins:
+                self._tell.begun(agreement.begun_with(states, self._board.last()))
             return begins
         settled = time.monotonic() - self._board.started > self._peers.settle
         return view is not None or settled or len(states) == self._participants

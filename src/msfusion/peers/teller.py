@@ -19,6 +19,12 @@ class Teller:
         """The run has not begun."""
         self._tell(f"waiting for {wanted - here} of {wanted} participants")
 
+    def begun(self, without: Sequence[int]) -> None:
+        """Round 0 has begun, and too few of those who began it are here."""
+        if without:
+            names = ", ".join(self._name(n) for n in without)
+            self._tell(f"waiting for {names}: the run goes on with more than half of those who began it")
+
     def going_on(self, view: View) -> None:
         """There is a new view."""
         names = ", ".join(self._name(n) for n in view.members)

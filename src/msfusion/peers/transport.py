@@ -43,13 +43,16 @@ def opened(config: str) -> Any:
 
 
 def _unopened(config: dict[str, Any], why: str) -> str:
-    addresses = config["listen"]["endpoints"] or config["connect"]["endpoints"]
+    listens = config["listen"]["endpoints"]
+    remedy = "give --listen an address of this machine and a port that is free"
+    if not listens:
+        remedy = "give --connect the address of a router that is up"
     told = re.sub(r" at \S+\.rs:\d+\.?", "", why).rstrip(". ")  # where in Zenoh's own source
     tls = config["transport"]["link"].get("tls")
     also = f", and look at the certificates in {Path(tls['root_ca_certificate']).parent}" if tls else ""
     return (
-        f"expected a session at {', '.join(addresses)}, got from Zenoh {told!r}; give --listen an address of "
-        f"this machine and a port that is free{also}"
+        f"expected a session at {', '.join(listens or config['connect']['endpoints'])}, got from Zenoh "
+        f"{told!r}; {remedy}{also}"
     )
 
 

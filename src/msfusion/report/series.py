@@ -46,7 +46,7 @@ def field(name: Literal["coverage", "overlap", "shift"]) -> Callable[[Run], Trac
 
 
 def metric(name: Metric) -> Callable[[Run], Track]:
-    """The full model's accuracy or loss in the rounds that ended with an evaluation."""
+    """The accuracy or loss of what the method trains in the rounds that ended with an evaluation."""
     return lambda run: {r["round"]: value for r in run.rounds if (value := _measured(r, name)) is not None}
 
 

@@ -180,6 +180,8 @@ class Simulation:
                     self._save(0)  # from here on the run can be resumed, whatever happens
                 history = self._rounds(done, watch)
             evaluation = self._evaluation or self.evaluate()
+            if self.setup.method.evaluated == "widest":  # then no score was of the full model
+                self.scores.estimate(self.model, self.problem.train)
             check_finite(evaluation, self.config.rounds)
         return Result(self.model.eval(), self.config.method, evaluation, self.coverage.summary(), history)
 
