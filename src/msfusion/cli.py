@@ -9,7 +9,7 @@ import typer
 import typer.core
 
 from msfusion.commands import given, options
-from msfusion.errors import UserError
+from msfusion.errors import UserError, warn_in_sentences
 
 typer.core.HAS_RICH = False  # or typer 0.20 puts backslashes before the brackets of plain help
 app = typer.Typer(
@@ -304,6 +304,7 @@ def new(
 
 def main() -> None:
     """Entry point: errors that the user can mend are one sentence and exit code 2."""
+    warn_in_sentences()
     try:
         app()
     except UserError as error:

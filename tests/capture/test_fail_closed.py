@@ -80,7 +80,10 @@ class Branch(nn.Module):
 def test_a_forward_that_depends_on_values_is_refused_in_one_sentence(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    message = r"torch\.export can capture.*test_fail_closed\.py:\d+ .*change that line"
+    message = (
+        r"torch\.export can capture with example inputs of 3x8 \(float32\), "
+        r".*test_fail_closed\.py:\d+ .*change that line"
+    )
     with pytest.raises(UserError, match=message) as caught:
         capture(Branch(), (torch.randn(3, 8),))
     assert "\n" not in str(caught.value)

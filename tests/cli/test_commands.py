@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     """Calls the command line in this process."""
 
     def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back behind the test
         monkeypatch.setattr(sys, "argv", ["msfusion", *map(str, arguments)])
         try:
             cli.main()
@@ -64,6 +66,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return code, out, err
 
     return call
+
+
+def test_warnings_are_sentences(run: Callable[..., Answer]) -> None:
+    run("settings")
+    assert warnings.formatwarning("mind this", UserWarning, "file.py", 3) == "warning: mind this\n"
+    told = warnings.formatwarning("mind this", FutureWarning, "file.py", 3)
+    assert told == "warning: FutureWarning: mind this\n"
 
 
 @pytest.fixture

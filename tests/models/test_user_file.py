@@ -68,8 +68,13 @@ def test_module_with_examples(file: Path) -> None:
 
 
 def test_module_with_one_example(file: Path) -> None:
-    module, examples = build(f"{file}:one_tensor", VECTOR)
+    module, examples = build(f"{file}:one_tensor", None)
     assert module(*examples).shape == (1, 3)
+
+
+def test_data_decide_the_example_where_there_are_any(file: Path) -> None:
+    _, (example,) = build(f"{file}:one_tensor", VECTOR)
+    assert example.shape == (2, *VECTOR.shape)
 
 
 def test_two_files_of_one_name_stay_apart(file: Path, tmp_path: Path) -> None:

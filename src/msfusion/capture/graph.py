@@ -98,12 +98,20 @@ def capture_graph(
             )
     except Exception as error:
         raise UserError(
-            "expected a model that torch.export can capture with the example inputs, got at"
-            f" {user_line(error)} {type(error).__name__}: {first_line(error)}; change that line of the model,"
-            " or its inputs"
+            f"expected a model that torch.export can capture with example inputs of {_shapes(args, kwargs)},"
+            f" got at {user_line(error)} {type(error).__name__}: {first_line(error)}; change that line of the"
+            " model, or its inputs"
         ) from error
     program.graph.eliminate_dead_code()
     return Graph(program, _tensor_inputs(program), training)
+
+
+def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """``2x1x8x8 (float32)`` for every tensor among the inputs."""
+    tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, torch.Tensor)]
+    sizes = ["x".join(map(str, t.shape)) or "no dimension" for t in tensors]
+    types = [str(t.dtype).removeprefix("torch.") for t in tensors]
+    return " and ".join(f"{size} ({type})" for size, type in zip(sizes, types, strict=True)) or "no tensor"
 
 
 def _check_can_be_cut(model: nn.Module) -> None:

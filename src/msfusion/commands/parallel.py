@@ -20,7 +20,7 @@ from msfusion.capture import Capture
 from msfusion.commands.training import simulation_of
 from msfusion.config import Config
 from msfusion.data import load as load_data
-from msfusion.errors import Diverged, UserError
+from msfusion.errors import Diverged, UserError, warn_in_sentences
 from msfusion.models import MODELS
 from msfusion.runtimes.checkpoint import begun
 from msfusion.runtimes.interrupt import interrupt
@@ -85,6 +85,7 @@ _channel: tuple[Reports, Event] | None = None  # of a worker process, set as it 
 def _start(queue: Reports, stop: Event) -> None:
     global _channel
     _channel = queue, stop
+    warn_in_sentences()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # between runs; a run saves its last round, then ends
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

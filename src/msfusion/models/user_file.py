@@ -24,9 +24,9 @@ Built = tuple[nn.Module, tuple[torch.Tensor, ...]]
 def build_from_file(spec: str, inputs: InputSpec | None, options: Mapping[str, object]) -> Built:
     """Calls ``function(**options)`` of the file that ``spec`` names.
 
-    The function returns a module, or a module and its example inputs (a tensor or a tuple of tensors).
-    ``UserError`` where the file, the function or an option does not exist, the result is something else, or
-    the file's own code fails."""
+    The function returns a module, or a module and its example inputs (a tensor or a tuple of tensors), which
+    serve where there are no data. ``UserError`` where the file, the function or an option does not exist, the
+    result is something else, or the file's own code fails."""
     function = _function(spec)
     _check_options(spec, function, options)
     with _explained(Path(spec.rpartition(":")[0])):
@@ -34,7 +34,8 @@ def build_from_file(spec: str, inputs: InputSpec | None, options: Mapping[str, o
     if isinstance(result, nn.Module):
         return result, (_example(spec, inputs),)
     if isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], nn.Module):
-        return result[0], _as_tensors(spec, result[1])
+        own = _as_tensors(spec, result[1])
+        return result[0], own if inputs is None else (example(inputs),)
     raise UserError(
         f"expected {spec} to return a torch.nn.Module or (module, example_inputs), got "
         f"{type(result).__name__}: mend its return statement"
