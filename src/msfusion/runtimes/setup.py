@@ -238,11 +238,16 @@ class Setup:
         if cut is None:
             return [{}]
         axes, names = self.captured.axes, self.captured.parameters
-        divide = self._tie is not None
-        plans = [capacity.plan(axes, names, cut, self._price, divide=divide) for capacity in capacities]
+        plans = [capacity.plan(axes, names, cut, self._price, divide=self._divides) for capacity in capacities]
         if self.method.evaluated == "small":  # one model that everybody can train
             plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
         return plans
+
+    @property
+    def _divides(self) -> bool:
+        """Whether a capacity gives widths that divide the axes: where twins are set, for a method that has
+        them, and for those that cut as such a one does, which are compared with it at its shapes."""
+        return self.run.twins is not None and (self.method.twins or self.method.cut == "inner")
 
     def _price(self, plan: Widths) -> Cost:
         return self.submodels.cost(plan, self.run.train, self.contrast)
