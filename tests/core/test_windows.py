@@ -207,6 +207,23 @@ def test_nine_participants_visit_them_in_one_round() -> None:
         assert len(met) == 9
 
 
+def test_a_coarsely_cut_axis_takes_few_diagonals() -> None:
+    """Axis b goes around in two windows, so of the 16 offsets to axis a it takes the first and the ninth: all
+    pairs in four rounds of eight participants, where 16 diagonals would take 32."""
+    sizes, widths = {"a": 16, "b": 8}, {"a": 1, "b": 4}
+    schedule = DoubleShift(sizes, 8, 0, {"a": 0, "b": 1})
+    assert (schedule.slots(widths), schedule.diagonals(widths)) == (16, 2)
+    assert (schedule.epoch(widths), schedule.cycle(widths)) == (4, 32)
+    met = [pairs_trained(schedule, sizes, widths, 8, range(rounds))["a", "b"] for rounds in (3, 4)]
+    assert (met[0].sum(), met[1].sum()) == (96, 128)
+
+
+def test_axes_of_one_colour_are_covered_as_fast_as_one() -> None:
+    schedule = DoubleShift({"a": 16, "b": 8}, 4, 0, {"a": 1, "b": 1})
+    widths = {"a": 2, "b": 4}
+    assert (schedule.diagonals(widths), schedule.epoch(widths), schedule.cycle(widths)) == (1, 2, 16)
+
+
 def test_in_step_axes_of_one_size_always_start_together() -> None:
     schedule = DoubleShift(PAIR, 3, 0, {"a": 0, "b": 1}, "in-step")
     for round in range(30):
@@ -234,9 +251,9 @@ def test_the_finest_cut_sets_the_grid() -> None:
 
 
 def test_an_axis_that_the_plan_leaves_whole_has_no_part_in_the_grid() -> None:
-    schedule = DoubleShift({"a": 6, "b": 4}, 7, 0, {"a": 0, "b": 1}, overlap=0.9)
+    schedule = DoubleShift({"a": 6, "b": 4}, 3, 0, {"a": 0, "b": 1}, overlap=0.9)
     assert schedule.slots({"a": 6, "b": 2}) == schedule.slots({"b": 2}) == 4
-    assert schedule.epoch({"a": 6, "b": 2}) == schedule.epoch({"b": 2}) == 3
+    assert schedule.epoch({"a": 6, "b": 2}) == schedule.epoch({"b": 2}) == 2
     assert schedule.windows(1, 3, {"a": 6, "b": 2}) == schedule.windows(1, 3, {"b": 2})
 
 
@@ -320,19 +337,23 @@ def test_designed_starts_train_every_entry_within_one_epoch(case: Case, overlap:
     sizes, widths, colours = case
     schedule = DoubleShift(sizes, n, 2, colours, overlap=overlap)
     epoch = schedule.epoch(widths)
-    for first in (0, 3 * epoch):
+    for first in (0, 3 * schedule.cycle(widths)):
         met = pairs_trained(schedule, sizes, widths, n, range(first, first + epoch))
         assert all(table.all() for (a, b), table in met.items() if colours[a] != colours[b])
 
 
 @settings(max_examples=200, deadline=None)
 @given(cases(), overlaps, participants)
-def test_an_epoch_is_as_short_as_the_pairs_of_slots_allow(case: Case, overlap: float, n: int) -> None:
-    """P^2 pairs of slots, N of them per round."""
+def test_an_epoch_is_no_longer_than_the_pairs_of_slots_allow(case: Case, overlap: float, n: int) -> None:
+    """P D pairs, N of them per round; D is P where two colours are cut as finely as any."""
     sizes, widths, colours = case
     schedule = DoubleShift(sizes, n, 2, colours, overlap=overlap)
-    slots, epoch = schedule.slots(widths), schedule.epoch(widths)
-    assert n * (epoch - 1) < slots**2 <= n * epoch
+    slots, diagonals, epoch = (f(widths) for f in (schedule.slots, schedule.diagonals, schedule.epoch))
+    assert n * (epoch - 1) < slots * diagonals <= n * epoch
+    assert diagonals <= slots
+    alike = DoubleShift(dict.fromkeys(colours, slots), n, 2, colours)
+    several = slots > 1 and len(set(colours.values())) > 1
+    assert alike.diagonals(dict.fromkeys(colours, 1)) == (slots if several else 1)
 
 
 @settings(max_examples=200, deadline=None)

@@ -88,6 +88,11 @@ def test_the_rate_moves_and_is_recorded(kind: Any, tmp_path: Path) -> None:
     assert all((shift is not None) == (kind == "feedback") for shift in shifts)
 
 
+def test_a_rate_that_cannot_move_is_told_of() -> None:
+    with pytest.warns(UserWarning, match=r"stays at 0\.5: .* changes every 4 rounds, .* the run has 2"):
+        play(rounds=2, overlap=0.5, adapt=Adapt("linear"))
+
+
 def test_measuring_the_shift_changes_nothing(tmp_path: Path) -> None:
     measured = state(play(tmp_path, adapt=Adapt(measure=True)))
     assert same(measured, state(play()))
@@ -346,6 +351,17 @@ def test_twins_are_of_msfusion_only() -> None:
     assert not same(state(play(twins=0.5)), state(play()))
     for method in ("fedrolex", "fedavg", "msfusion:no-twins"):
         assert same(state(play(method=method, twins=0.5)), state(play(method=method)))
+
+
+def test_controls_of_a_method_with_twins_have_its_widths(tmp_path: Path) -> None:
+    methods = ("msfusion", "msfusion:no-twins", "fedavg-small:inner-first", "fedavg-small")
+    for method in methods:
+        play(tmp_path / method, method=method, rounds=1, width=None, share=0.45, twins=0.5)
+    own, *controls, usual = (
+        read(tmp_path / method).header["participants"][0]["parameters"] for method in methods
+    )
+    assert controls == [own, own]
+    assert usual > own
 
 
 def test_fully_tied_twins_stay_alike() -> None:

@@ -106,12 +106,13 @@ class DoubleShift:
 
     All axes share one grid of P slots, the least P with slots at most ``(1 - overlap) * width`` apart that
     shares no factor with a difference of two colours. The windows of neighbouring slots of an axis have at
-    least ``floor(overlap * width)`` units in common, so the slots cover every axis. A participant trains slot
-    ``i + colour * d (mod P)`` of an axis. With N >= P, ``i`` runs through all slots in a round (the
-    participant shift, rotated by one each round) while the diagonal ``d`` moves on (the round shift). Axes
-    that meet in a tensor have different colours, so their relative offset runs through all its values and
-    every pair of slots, hence every entry of a tensor of two axes, has been trained after about P^2 / N
-    rounds, the least possible. Then each axis is turned by a random offset and the next such epoch begins.
+    least ``floor(overlap * width)`` units in common, so the slots cover every axis; those of axes that are
+    cut less finely have more. A participant trains slot ``i + floor((colour * d mod D) * P / D) (mod P)`` of
+    an axis. With N >= P, ``i`` runs through all slots in a round (the participant shift, rotated by one each
+    round) while the diagonal ``d`` moves on (the round shift). Axes that meet in a tensor have different
+    colours, so their relative offset runs through D values, which go once around the less finely cut of the
+    two; D is P where all are cut alike. Every entry of a tensor of two axes has been trained after about
+    P D / N rounds. After P^2 / N rounds each axis is turned by a random offset, and diagonals begin anew.
     The grid is that of the narrowest windows: where participants differ, a wider window holds the narrowest
     one of its slot and more, so all this still holds. Where the overlap rate moves, it has to be held for
     whole epochs, and they are counted from ``since``.
@@ -145,17 +146,20 @@ class DoubleShift:
     twins: bool = False
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
-        slots = self.slots(widths)
-        epoch, place = divmod(round - self.since, self.epoch(widths))
+        slots, diagonals = self._grid(widths)
+        turn, place = divmod(round - self.since, self._cycle(slots))
         slot, diagonal = self._slot((participant + round) % self.participants, place, slots)
+        drawn = (round, diagonal if diagonal >= 0 else slots + diagonal)
         colours = self.colours if self.starts == "designed" else {}
         return {
             axis: self._units(
                 axis,
-                (slot + colours.get(axis, 0) * diagonal) * self.sizes[axis] // slots
-                + math.floor(self._turn(round, epoch, diagonal, axis) * self.sizes[axis]),
+                (slot + colours.get(axis, 0) * diagonal % diagonals * slots // diagonals)
+                * self.sizes[axis]
+                // slots
+                + math.floor(self._turn(turn, drawn, axis) * self.sizes[axis]),
                 width,
-                (round, diagonal),
+                drawn,
             )
             for axis, width in self._cut(widths).items()
         }
@@ -171,45 +175,76 @@ class DoubleShift:
 
     def slots(self, widths: Widths) -> int:
         """P: the number of windows that it takes to go once around the finest-cut axis."""
-        steps = {
-            axis: max(1.0, (1 - self.overlap) * width)
-            for axis, width in self._cut(self.narrowest or widths).items()
-        }
-        around = (round(self.sizes[axis] / step, 9) for axis, step in steps.items())
-        slots = max(map(math.ceil, around), default=1)
-        differences = range(2, max(self.colours.values(), default=0) + 1)
-        while any(math.gcd(slots, difference) > 1 for difference in differences):
-            slots += 1
-        return slots
+        return self._grid(widths)[0]
+
+    def diagonals(self, widths: Widths) -> int:
+        """D: the offsets between two colours that it takes to go once around the less finely cut of them."""
+        return self._grid(widths)[1]
 
     def epoch(self, widths: Widths) -> int:
-        """Rounds until every pair of slots of two axes of different colour has been trained."""
-        return math.ceil(self.slots(widths) ** 2 / self.participants)
+        """Rounds until every pair of units of two axes of different colour has been trained."""
+        return math.ceil(math.prod(self._grid(widths)) / self.participants)
+
+    def cycle(self, widths: Widths) -> int:
+        """Rounds until axes are turned."""
+        return self._cycle(self.slots(widths))
+
+    def _cycle(self, slots: int) -> int:
+        return math.ceil(slots**2 / self.participants)
+
+    def _grid(self, widths: Widths) -> tuple[int, int]:
+        """P and D."""
+        *_, second, slots = sorted([1, 1, *self._around(widths).values()])
+        most = max(self.colours.values(), default=0)
+        while not _without_common_factor(slots, most):
+            slots += 1
+        if second == 1:
+            return slots, 1
+        rounding = most > 1  # offsets between two colours above 0 are rounded twice
+        for number in range(second, slots):
+            fits = second * (math.ceil(slots / number) + rounding) <= slots
+            if fits and _without_common_factor(number, most):
+                return slots, number
+        return slots, slots
+
+    def _around(self, widths: Widths) -> dict[int, int]:
+        """Colour -> how many windows go once around the finest-cut axis of it."""
+        around: dict[int, int] = {}
+        for axis, width in self._cut(self.narrowest or widths).items():
+            least = math.ceil(round(self.sizes[axis] / max(1.0, (1 - self.overlap) * width), 9))
+            colour = self.colours.get(axis, 0)
+            around[colour] = max(least, around.get(colour, 1))
+        return around
 
     def _cut(self, widths: Widths) -> dict[str, int]:
         return {axis: width for axis, width in widths.items() if width < self.sizes[axis]}
 
     def _slot(self, turned: int, place: int, slots: int) -> tuple[int, int]:
-        """Slot and diagonal of the participant at place ``turned``, ``place`` rounds into the epoch.
+        """Slot and diagonal of the participant at place ``turned``, ``place`` rounds into the cycle.
 
         Whole groups of P participants fill one diagonal each, from the front; those who are left over fill
-        diagonals from the back, as far as they get in each round.
+        diagonals from the back, -1, -2, ..., as far as they get in each round.
         """
         group, slot = divmod(turned, slots)
         full, rest = divmod(self.participants, slots)
         if group < full:
             return slot, place * full + group
         back, slot = divmod(place * rest + slot, slots)
-        return slot, slots - 1 - back
+        return slot, -1 - back
 
-    def _turn(self, round: int, epoch: int, diagonal: int, axis: str) -> float:
-        """How far the slots of an axis are turned, as a share of the axis."""
+    def _turn(self, turn: int, when: tuple[int, int], axis: str) -> float:
+        """How far the slots of an axis are turned, as a share of the axis; when: round and diagonal."""
         if self.starts == "independent":
-            return generator(self.seed, "start", round, diagonal, axis).random()
-        if epoch == self.since == 0:
+            return generator(self.seed, "start", *when, axis).random()
+        if turn == self.since == 0:
             return 0.0
         start = (self.since,) if self.since else ()
-        return generator(self.seed, "turn", *start, epoch, axis if self.starts == "designed" else "").random()
+        return generator(self.seed, "turn", *start, turn, axis if self.starts == "designed" else "").random()
+
+
+def _without_common_factor(number: int, most: int) -> bool:
+    """Whether it shares no factor with a difference of colours, the greatest of which is ``most``."""
+    return all(math.gcd(number, difference) == 1 for difference in range(2, most + 1))
 
 
 def colour_axes(axes: Iterable[str], meetings: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -46,7 +46,7 @@ class Run:
     flops: Positive | tuple[Positive, ...] | None = None  # most per optimizer step
     rounds: Annotated[int, Ge(1)] = 20  # in all; a resumed run counts those that it has done
     seed: int = 0  # of every random choice
-    overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: share of a window that the next one repeats
+    overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: least share of windows that the next repeat
     twins: Annotated[float, Ge(0), Le(1)] | None = None  # msfusion: units start as copies; 1: stay so
     server_step: ServerStep = "constant"  # how much of the merged change is applied: all, or ever less
     server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the last move that the next one repeats

@@ -91,6 +91,7 @@ class Setup:
             run.seed,
             twins=self._tie is not None,
         )
+        self._warn_of_a_rate_that_stays()
 
     @property
     def twins(self) -> Twins | None:
@@ -203,6 +204,19 @@ class Setup:
             )
         return names
 
+    def _warn_of_a_rate_that_stays(self) -> None:
+        schedule, kind = self._schedule(self.first_overlap()), self.run.adapt.kind
+        if not self.method.overlap or kind == "constant" or not isinstance(schedule, DoubleShift):
+            return
+        epoch = schedule.epoch(self.setting.narrowest)
+        if epoch >= self.run.rounds:
+            warnings.warn(
+                f"the overlap rate stays at {self.run.overlap}: with adapt.kind {kind!r} it changes every "
+                f"{epoch} rounds, once all pairs of windows have been trained, and the run has "
+                f"{self.run.rounds}",
+                stacklevel=2,
+            )
+
     def _check_compiled(self) -> None:
         if self.run.compile and self.contrast:
             raise UserError(
@@ -238,7 +252,9 @@ class Setup:
         if cut is None:
             return [{}]
         axes, names = self.captured.axes, self.captured.parameters
-        plans = [capacity.plan(axes, names, cut, self._price, divide=self._divides) for capacity in capacities]
+        plans = [
+            capacity.plan(axes, names, cut, self._price, divide=self._divides) for capacity in capacities
+        ]
         if self.method.evaluated == "small":  # one model that everybody can train
             plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
         return plans
