@@ -80,9 +80,9 @@ def test_an_output_without_logits_is_refused(output: object) -> None:
 def test_a_custom_loss_takes_any_output_and_has_no_accuracy() -> None:
     """Squared errors 1, 4 and 9: mean 14/3, sum 14."""
     objective = Objective(nn.MSELoss())
-    output, targets = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(3)
+    output, targets = torch.tensor([1.0, 2.0, 3.0], requires_grad=True), torch.zeros(3)
     assert not objective.classes
-    assert float(objective.loss(output, targets)) == pytest.approx(14 / 3)
-    score = objective.score(output, targets)
+    assert objective.loss(output, targets).item() == pytest.approx(14 / 3)
+    score = objective.score(output.detach(), targets)
     assert score.loss == pytest.approx(14)
     assert score == Score(score.loss, 0.0, 3)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
 from msfusion.learn.local import Train, batches, optimizer_of, precision, seeded
-from msfusion.learn.objective import Objective
+from msfusion.learn.objective import Objective, reads_a_model
 from msfusion.learn.submodels import trained_names
 from msfusion.learn.ways import Unbatchable
 
@@ -92,7 +92,9 @@ def program(
         found = torch.autograd.grad(loss(own, {}, inputs, targets), parameters, allow_unused=True)
         trained = [name for name, gradient in zip(wanted, found, strict=True) if gradient is not None]
         alone = {name: tensor.detach()[None] for name, tensor in own.items()}
-        _tried(gradients, *_parted(alone, trained), inputs[None], targets[None])
+        _, losses = _tried(gradients, *_parted(alone, trained), inputs[None], targets[None])
+    if losses.requires_grad:
+        raise reads_a_model()
     if backend is not None:
         gradients = torch.compile(gradients, backend=backend, dynamic=False)
     return Program(trained, gradients)
@@ -106,12 +108,12 @@ def _parted(
     return own, {name: tensor for name, tensor in tensors.items() if name not in own}
 
 
-def _tried(gradients: Gradients, *batch: Any) -> None:
+def _tried(gradients: Gradients, *batch: Any) -> tuple[dict[str, Tensor], Tensor]:
     """Run once; what vmap cannot do, or only slowly, is said as Unbatchable."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "There is a performance drop", UserWarning)
         try:
-            gradients(*batch)
+            return gradients(*batch)
         except (RuntimeError, UserWarning) as error:
             raise Unbatchable(str(error).strip().splitlines()[0]) from None
 

@@ -24,7 +24,7 @@ from msfusion.learn.carried import Carried
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.methods import check_makes_full
-from msfusion.learn.objective import Objective
+from msfusion.learn.objective import Objective, no_gradients_in
 from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
 from msfusion.learn.store import MemoryStore, OwnStore
@@ -81,7 +81,9 @@ def simulate(
     """Train ``model`` in place, together with one participant per dataset.
 
     participants, test: datasets of (input, target) pairs; at least one example each.
-    loss: (output, targets) -> mean loss; the default is cross-entropy of logits (..., classes).
+    loss: (output, targets) -> mean loss; the default is cross-entropy of logits (..., classes). It sees what
+        a sub-model returns and nothing else of it: ``model``, its parameters and its attributes are those of
+        the full model, which does not train itself, and parameters of the loss are not trained.
     example: example inputs, if the first two training examples do not serve.
     out: run directory for records and checkpoints; None keeps nothing on disk.
     Raises UserError for settings or data that cannot work.
@@ -203,7 +205,10 @@ class Simulation:
 
     @contextmanager
     def _trainers(self) -> Iterator[None]:
-        with crew(self.config, self.setup, self.participants, self.learner) as self._crew:
+        with (
+            no_gradients_in(self.model),  # before workers are forked
+            crew(self.config, self.setup, self.participants, self.learner) as self._crew,
+        ):
             yield
 
     def evaluate(self) -> Evaluation:
