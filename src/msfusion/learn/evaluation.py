@@ -1,6 +1,7 @@
 """How good a model is on a dataset."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,20 +26,30 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
-    """Score a model in evaluation mode."""
+    """Score a model in evaluation mode; it is in training mode afterwards, as in any training loop: modules that
+    merge weights or keep results while they are evaluated undo that then.
+    """
     examples = len(data)  # type: ignore[arg-type]
     if not examples:
         raise UserError("expected a test set with at least one example, got none")
     device = next(module.parameters()).device
-    module.eval()
     loss, correct, count = 0.0, 0.0, 0
-    with uncompiled(module):
+    with uncompiled(module), _evaluating(module):
         for index in torch.split(torch.arange(examples), batch):
             inputs, targets = fetch(data, index, None)
             score = objective.score(module(inputs.to(device)), targets.to(device))
             loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
     accuracy = correct / count if objective.classes else None
     return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
 
 
 def uncompiled(module: nn.Module) -> AbstractContextManager[Any]:

@@ -126,6 +126,7 @@ class Simulation:
             *train, test = resident([*problem.train, problem.test], device)
             self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
+        self.model.train()  # values are pulled as they are in training: a module may merge weights in eval mode
         captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
         self.setup = setup = Setup(
             captured,
