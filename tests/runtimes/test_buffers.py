@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from blobs import CLASSES, FEATURES, TEST, net, participants, settings
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -109,3 +110,31 @@ def test_what_is_saved_can_be_loaded_into_the_model(tmp_path: Path) -> None:
         other.register_buffer("table", torch.ones(3), persistent=False)
         load_model(other, tmp_path / f"{name}.safetensors")
         assert all(torch.equal(v, model.state_dict()[key]) for key, v in other.state_dict().items())
+
+
+class Renaming(nn.Module):
+    """Leaves out of its state dict what its user does not store, and renames the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(FEATURES, 12), nn.Linear(12, CLASSES)
+        self.register_buffer("scale", torch.ones(FEATURES))
+        self.first.register_buffer("table", torch.ones(FEATURES), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.first(x * self.scale * self.first.table)))
+        return out
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {"head": self.head.state_dict()}
+
+
+def test_a_state_dict_of_the_models_own_leaves_nothing_out(tmp_path: Path) -> None:
+    model = Renaming()
+    result = msfusion.simulate(model, participants(), TEST, settings(rounds=1), out=tmp_path / "run")
+    result.save(tmp_path / "saved.safetensors")
+    export.run(tmp_path / "run", tmp_path / "exported.safetensors", shard="5GB", json=True)
+    for name in ("saved", "exported"):
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert found.keys() == {"first.weight", "first.bias", "head.weight", "head.bias", "scale"}
+        assert torch.equal(found["head.bias"], model.head.bias)

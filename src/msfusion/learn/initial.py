@@ -13,6 +13,7 @@ from msfusion.errors import UserError
 from msfusion.learn.in_files import into_a_file
 from msfusion.learn.local import seeded
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create
+from msfusion.learn.submodels import stored
 from msfusion.models.meta import made_without_values, registering
 
 Copies: TypeAlias = Callable[[Mapping[str, Tensor]], None]
@@ -48,7 +49,7 @@ def write_initial(
 
     model = made_without_values(first)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    specs = {name: Spec.of(tensor) for name, tensor in _stored(model).items()}
+    specs = {name: Spec.of(tensor) for name, tensor in stored(model).items()}
     shards = create(folder, specs, shard_bytes)
 
     def mapped(number: int, parameter: nn.Parameter) -> nn.Parameter:
@@ -67,7 +68,7 @@ def write_initial(
 
     with seeded(seed, torch.device("cpu")), _Releasing(shards), registering(_once([], mapped)):
         model = build()
-    for name, value in _stored(model).items():
+    for name, value in stored(model).items():
         if shards[name].data_ptr() != value.data_ptr():
             shards[name].copy_(value.detach())
             shards.release()
@@ -95,13 +96,6 @@ def _once(
         return new
 
     return registered
-
-
-def _stored(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, tied ones once."""
-    kept = model.state_dict(keep_vars=True)
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in kept}
-    return {**dict(model.named_parameters()), **buffers}
 
 
 class _Releasing(TorchDispatchMode):  # type: ignore[no-untyped-call]

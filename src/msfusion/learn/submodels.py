@@ -232,6 +232,19 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
+def transient(module: nn.Module) -> set[str]:
+    """Names of the buffers that no file of the model holds. A ``state_dict`` of the model's own would not tell:
+    it may rename tensors, or leave out those that its user does not store."""
+    parts = module.named_modules()
+    return {f"{name}.{own}".lstrip(".") for name, part in parts for own in part._non_persistent_buffers_set}
+
+
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers, tied ones once."""
+    without = transient(module)
+    return {name: tensor for name, tensor in tensors_of(module).items() if name not in without}
+
+
 def materialised(module: nn.Module, device: torch.device) -> nn.Module:
     """The module with its tensors on the meta device made real, unset; the others are moved. Ties stay."""
     made: dict[Tensor, Tensor] = {}

@@ -14,6 +14,7 @@ from msfusion.core.axes import Selection
 from msfusion.core.merge import Contribution, extract
 from msfusion.errors import Diverged, TooFew
 from msfusion.learn.evaluation import Evaluation
+from msfusion.learn.submodels import transient
 from msfusion.peers import agreement
 from msfusion.peers.board import Board
 from msfusion.peers.chronicle import Chronicle, own_line
@@ -260,8 +261,8 @@ class Peer:
 
     def _stored(self) -> dict[str, Tensor]:
         """The buffers that belong into a file of the model: the persistent ones."""
-        names = self.task.model.state_dict().keys()
-        return {name: value for name, value in buffers_in(self.folder).items() if name in names}
+        without = transient(self.task.model)
+        return {name: value for name, value in buffers_in(self.folder).items() if name not in without}
 
     def _last(self) -> bool:
         """Score, record and export what all rounds have led to; whether the group left the time."""

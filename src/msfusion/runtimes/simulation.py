@@ -28,7 +28,7 @@ from msfusion.learn.objective import Objective, no_gradients_in
 from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
 from msfusion.learn.store import MemoryStore, OwnStore
-from msfusion.learn.submodels import tensors_of
+from msfusion.learn.submodels import stored, tensors_of, transient
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.cores import Crew, crew
 from msfusion.runtimes.facts import run_facts
@@ -62,9 +62,7 @@ class Result:
         """Write the full model's parameters and persistent buffers as safetensors, tied tensors once: what
         ``safetensors.torch.load_model`` loads. Raises UserError for methods that train no full model."""
         check_makes_full(self.method)
-        names = self.model.state_dict().keys()
-        tensors = {name: tensor for name, tensor in tensors_of(self.model).items() if name in names}
-        checkpoint.write(Path(path), tensors, {"format": "pt"})
+        checkpoint.write(Path(path), stored(self.model), {"format": "pt"})
 
 
 def simulate(
@@ -162,9 +160,8 @@ class Simulation:
         self._evaluation: Evaluation | None = None
         self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
-        transient = values.keys() - self.model.state_dict().keys()
         said = dict(settings or dataclasses.asdict(run))
-        self.journal = Journal(out, said, captured.axes, examples, transient)
+        self.journal = Journal(out, said, captured.axes, examples, transient(self.model))
 
     def run(
         self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None
