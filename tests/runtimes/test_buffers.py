@@ -138,3 +138,14 @@ def test_a_state_dict_of_the_models_own_leaves_nothing_out(tmp_path: Path) -> No
         found = load_file(tmp_path / f"{name}.safetensors")
         assert found.keys() == {"first.weight", "first.bias", "head.weight", "head.bias", "scale"}
         assert torch.equal(found["head.bias"], model.head.bias)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_expanded_buffers_resume_and_are_saved(norm: bool, tmp_path: Path) -> None:
+    model = net(norm=norm)
+    model.register_buffer("scale", torch.ones(1, 1).expand(1, FEATURES))
+    for rounds in (1, 2):
+        run = settings(rounds=rounds)
+        result = msfusion.simulate(model, participants(), TEST, run, out=tmp_path, resume=rounds == 2)
+    result.save(tmp_path / "saved.safetensors")
+    assert load_file(tmp_path / "saved.safetensors")["scale"].shape == (1, FEATURES)

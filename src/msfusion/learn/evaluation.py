@@ -26,8 +26,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
-    """Score a model in evaluation mode; it is in training mode afterwards, as in any training loop: modules that
-    merge weights or keep results while they are evaluated undo that then.
+    """Score a model in evaluation mode; it is in training mode afterwards, as in any training loop: modules
+    that merge weights or keep results while they are evaluated undo that then.
     """
     examples = len(data)  # type: ignore[arg-type]
     if not examples:

@@ -233,8 +233,8 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def transient(module: nn.Module) -> set[str]:
-    """Names of the buffers that no file of the model holds. A ``state_dict`` of the model's own would not tell:
-    it may rename tensors, or leave out those that its user does not store."""
+    """Names of the buffers that no file of the model holds. A ``state_dict`` of the model's own would not
+    tell: it may rename tensors, or leave out those that its user does not store."""
     parts = module.named_modules()
     return {f"{name}.{own}".lstrip(".") for name, part in parts for own in part._non_persistent_buffers_set}
 

@@ -27,6 +27,7 @@ from msfusion.learn.methods import check_makes_full
 from msfusion.learn.objective import Objective, no_gradients_in
 from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
+from msfusion.learn.storage import own_memory_
 from msfusion.learn.store import MemoryStore, OwnStore
 from msfusion.learn.submodels import stored, tensors_of, transient
 from msfusion.runtimes import checkpoint
@@ -124,8 +125,9 @@ class Simulation:
             *train, test = resident([*problem.train, problem.test], device)
             self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
-        self.model.train()  # values are pulled as they are in training: a module may merge weights in eval mode
+        self.model.train()  # values are pulled as in training: a module may merge weights in eval mode
         captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
+        own_memory_(self.model)
         self.setup = setup = Setup(
             captured,
             problem.example,
