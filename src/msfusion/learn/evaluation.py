@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from msfusion.data import fetch
 from msfusion.errors import UserError
+from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 
 
@@ -25,16 +26,20 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256) -> Evaluation:
+def evaluate(
+    module: nn.Module, data: Dataset[Any], objective: Objective, batch: int = 256, *, seed: int = 0
+) -> Evaluation:
     """Score a model in evaluation mode; it is in training mode afterwards, as in any training loop: modules
     that merge weights or keep results while they are evaluated undo that then.
+
+    What model or data draw follows from ``seed``; the global generators are left as they were.
     """
     examples = len(data)  # type: ignore[arg-type]
     if not examples:
         raise UserError("expected a test set with at least one example, got none")
     device = next(module.parameters()).device
     loss, correct, count = 0.0, 0.0, 0
-    with uncompiled(module), _evaluating(module):
+    with seeded(seed, device), uncompiled(module), _evaluating(module):
         for index in torch.split(torch.arange(examples), batch):
             inputs, targets = fetch(data, index, None)
             score = objective.score(module(inputs.to(device)), targets.to(device))

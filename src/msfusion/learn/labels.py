@@ -10,14 +10,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msfusion.data import fetch
+from msfusion.learn.local import seeded
 
 
 def label_counts(data: Dataset[Any]) -> Counter[int]:
     """How many examples (or tokens) there are of each label in a dataset."""
     counts: Counter[int] = Counter()
-    for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
-        labels, numbers = torch.unique(fetch(data, index, None)[1], return_counts=True)
-        counts.update(dict(zip(labels.tolist(), numbers.tolist(), strict=True)))
+    with seeded(0, torch.device("cpu")):  # datasets may draw
+        for index in torch.split(torch.arange(len(data)), 256):  # type: ignore[arg-type]
+            labels, numbers = torch.unique(fetch(data, index, None)[1], return_counts=True)
+            counts.update(dict(zip(labels.tolist(), numbers.tolist(), strict=True)))
     return counts
 
 

@@ -11,7 +11,7 @@ from msfusion.core.axes import Widths
 from msfusion.core.scale import scale_
 from msfusion.data import fetch
 from msfusion.learn.batched import Stack, program, train_together, without_running_statistics
-from msfusion.learn.local import Train
+from msfusion.learn.local import Train, seeded
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
 from msfusion.learn.ways import Group, Trained
@@ -67,7 +67,9 @@ class Stacks:
         """The stack with its program, which is made once per width plan."""
         if stack.program is None:
             first = torch.arange(min(config.batch, len(data)))  # type: ignore[arg-type]
-            inputs, targets = (part.to(self.submodels.device) for part in fetch(data, first, None))
+            with seeded(0, torch.device("cpu")):  # datasets may draw
+                batch = fetch(data, first, None)
+            inputs, targets = (part.to(self.submodels.device) for part in batch)
             backend = compiler() if self.compiled else None
             made = program(stack, inputs, targets, objective, config, backend)
             self._stacks[plan_of(widths)] = replace(self._stacks[plan_of(widths)], program=made)

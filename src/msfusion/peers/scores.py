@@ -36,7 +36,8 @@ class Sample(Dataset[Any]):
 def score_own(module: nn.Module, data: Dataset[Any], objective: Objective, seed: int) -> Evaluation:
     """Score a sub-model on some of the participant's own examples."""
     estimate_batch_norm(module, [data], derive(seed, "batch norm"))
-    return evaluate(module, Sample(data, OWN_EXAMPLES, seed), objective)
+    own = Sample(data, OWN_EXAMPLES, seed)
+    return evaluate(module, own, objective, seed=derive(seed, "evaluation"))
 
 
 def score_full(
@@ -51,7 +52,7 @@ def score_full(
     from this participant's data alone, as nobody else's are at hand."""
     module = with_values(model, values)
     estimate_batch_norm(module, [data], derive(seed, "batch norm"))
-    return evaluate(module, test, objective)
+    return evaluate(module, test, objective, seed=derive(seed, "evaluation"))
 
 
 def with_values(model: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:

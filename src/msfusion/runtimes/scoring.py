@@ -56,7 +56,8 @@ class Scores:
 
     def _score(self, module: nn.Module, data: Sequence[Dataset[Any]]) -> Evaluation:
         self.estimate(module, data)
-        return evaluate(module, self._problem.test, self._problem.objective)
+        seed = derive(self._seed, "evaluation")
+        return evaluate(module, self._problem.test, self._problem.objective, seed=seed)
 
 
 def _widest(participants: Sequence[Participant], axes: AxisMap) -> Selection:

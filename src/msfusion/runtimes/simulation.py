@@ -23,6 +23,7 @@ from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Participant, check_somebody_trains
+from msfusion.learn.local import seeded
 from msfusion.learn.methods import check_makes_full
 from msfusion.learn.objective import Objective, no_gradients_in
 from msfusion.learn.round import in_turn, play
@@ -97,7 +98,8 @@ def simulate(
     participants = list(participants)
     check_participants(participants)
     if example is None:
-        example = (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
+        with seeded(0, torch.device("cpu")):  # datasets may draw
+            example = (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
     problem = Problem(model, as_tuple(example), participants, test, Objective(loss), type(model).__name__)
     settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
     return Simulation(problem, settings, out=None if out is None else Path(out)).run(resume=resume)
