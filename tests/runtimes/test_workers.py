@@ -46,7 +46,7 @@ def simulation(
     number: int | str, out: Path | None = None, loss: Callable[..., Tensor] | None = None, **changes: Any
 ) -> Simulation:
     torch.manual_seed(0)
-    model = build("mlp", None, {"hidden": [24, 24], "dropout": 0.3})[0]
+    model = changes.pop("model", None) or build("mlp", None, {"hidden": [24, 24], "dropout": 0.3})[0]
     data: list[Dataset[Any]] = [examples(size, i) for i, size in enumerate(SIZES)]
     data = changes.pop("data", data)
     settings = {"width": 0.5, "rounds": 3, "train": Train(batch=8, steps=3), "workers": number, **changes}
@@ -262,6 +262,47 @@ def test_a_dataset_of_the_users_own_stays_in_one_process_unless_asked() -> None:
     data = [Counter(), Counter()]
     assert "a dataset of type Counter may keep a state" in str(chosen(data=data))
     assert str(chosen(2, data=data)) == "2 workers"
+
+
+class Anneal:
+    """A loss that is another one at every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, output: Tensor, targets: Tensor) -> Tensor:
+        self.calls += 1
+        return nn.functional.cross_entropy(output, targets) / self.calls
+
+
+@pytest.mark.usefixtures("four")
+def test_a_loss_that_remembers_stays_in_one_process() -> None:
+    assert "the loss may keep a state that processes cannot share" in str(chosen(loss=Anneal()))
+    assert str(chosen(loss=nn.CrossEntropyLoss())) == "4 workers"
+    with pytest.raises(UserError, match=r"a loss that remembers nothing .* 2 workers"):
+        simulation(2, loss=Anneal()).run()
+
+
+class Counts(nn.Module):
+    """A model that is another one at every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.calls, self.width = nn.Linear(64, 16), 0, 0
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.width = x.shape[-1]
+        out: Tensor = self.head(torch.relu(self.inside(x)) / self.calls)
+        return out
+
+
+@pytest.mark.usefixtures("four")
+def test_a_model_that_counts_stays_in_one_process() -> None:
+    assert "1 worker (the model's forward counts in calls, which" in str(chosen(model=Counts()))
+    with pytest.raises(UserError, match="2 workers can train, but the model's forward counts in calls"):
+        chosen(2, model=Counts())
 
 
 @pytest.mark.usefixtures("four")

@@ -16,7 +16,7 @@ from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.batch_norm import one_value
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.flops import counter
-from msfusion.learn.known import lay_out, layout_for
+from msfusion.learn.known import is_known, lay_out, layout_for
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.objective import Objective
@@ -70,6 +70,13 @@ def changing_buffers(module: nn.Module, example: tuple[Tensor, ...]) -> list[str
         return []
     changed = _of_first_that_runs(module, example, Train(batch=2), _Count.changed_buffers)
     return [name for name in others if name in changed]
+
+
+def counters(module: nn.Module, example: tuple[Tensor, ...]) -> list[str]:
+    """Attributes that hold another number after each forward pass in train mode."""
+    if is_known(module):
+        return []
+    return _of_first_that_runs(module, example, Train(batch=2), _Count.counted)
 
 
 def least_batch(module: nn.Module, example: tuple[Tensor, ...]) -> int:
@@ -173,6 +180,21 @@ class _Count:
             name
             for name, buffer in self._module.named_buffers()
             if name in before and (buffer is not before[name][0] or buffer._version != before[name][1])
+        }
+
+    def counted(self) -> list[str]:
+        """Attributes that are other numbers after a second forward pass than after the first."""
+        self.run()
+        before = self._numbers()
+        self.run()
+        return [name for name, number in self._numbers().items() if number != before.get(name)]
+
+    def _numbers(self) -> dict[str, float]:
+        return {
+            f"{name}.{own}".lstrip("."): value
+            for name, part in self._module.named_modules()
+            for own, value in vars(part).items()
+            if isinstance(value, int | float)
         }
 
     def _step(self, contrast: Contrast | None) -> tuple[int, int]:

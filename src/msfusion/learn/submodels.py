@@ -13,7 +13,7 @@ from msfusion.capture import Capture
 from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.cost import Cost, changing_buffers, cost, least_batch
+from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch
 from msfusion.learn.known import lay_out
 from msfusion.learn.local import Train
 
@@ -115,6 +115,10 @@ class SubModels:
     def changing_buffers(self) -> list[str]:
         """Buffers that training changes, but for those of batch norm."""
         return changing_buffers(self._unset({}), self._example)
+
+    def counters(self) -> list[str]:
+        """Attributes in which the model counts its forward passes."""
+        return counters(self._unset({}), self._example)
 
     @property
     def axes(self) -> AxisMap:

@@ -16,6 +16,7 @@ from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.round import Trainer, in_turn
 from msfusion.runtimes.run import Run
 from msfusion.runtimes.setup import Setup
+from msfusion.runtimes.state import may_remember
 from msfusion.runtimes.workers import CannotFork, Workers, distinct
 
 _MOST = 64  # workers, unless more are asked for: this process pulls and merges for all of them
@@ -71,7 +72,7 @@ def _number(run: Run, setup: Setup, participants: Sequence[Participant]) -> tupl
     wanted = min(min(cores(), _MOST) if run.workers == "auto" else run.workers, training)
     if wanted == 1:
         return 1, None
-    why = _impossible(run, setup)
+    why = _impossible(run, setup) or _counting(setup)
     if why is not None:
         _refuse(run, why)
     elif run.workers == "auto":
@@ -98,10 +99,18 @@ def _impossible(run: Run, setup: Setup) -> str | None:
     return None
 
 
+def _counting(setup: Setup) -> str | None:
+    if names := setup.submodels.counters():
+        return f"the model's forward counts in {', '.join(names)}, which processes cannot share"
+    return None
+
+
 def _unwise(setup: Setup, participants: Sequence[Participant], number: int) -> str | None:
     own = next((one.data for one in participants if not _plain(one.data)), None)
     if own is not None:
         return f"a dataset of type {type(own).__name__} may keep a state that processes cannot share"
+    if kept := may_remember(setup.objective.custom):
+        return f"the loss may keep a state that processes cannot share, in {kept}"
     each = max(
         setup.submodels.cost(plan, setup.run.train, setup.contrast).memory_bytes
         for plan in distinct(participants)

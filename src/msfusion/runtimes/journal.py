@@ -17,7 +17,8 @@ from msfusion.runtimes.sole import sole
 from msfusion.settings import differences, flat
 
 _FREE = {"workers"}
-"""Settings that change nothing of what comes of a run: a resumed one may have others."""
+"""Settings that change nothing of what comes of a run: a resumed one may have others. Workers do not, as
+``cores`` keeps what has a state in one process."""
 
 
 class Journal:
