@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
@@ -143,3 +144,26 @@ def test_fetch_wants_inputs_of_one_part() -> None:
     pairs = [((torch.zeros(2), torch.zeros(3)), 1)] * 4
     with pytest.raises(UserError, match="got tuple and int: pack the parts"):
         fetch(pairs, torch.tensor([0, 1]), None)  # type: ignore[arg-type]
+
+
+class Named(Pairs):
+    """A dataset with a number of its own under the name of what ``Examples`` have as a method."""
+
+    batch = 32
+
+
+def test_an_attribute_of_the_users_own_is_no_method_of_the_packages() -> None:
+    assert fetch(Named(), torch.tensor([1]), None)[1].tolist() == [10]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ([(torch.zeros(2), 0), (torch.zeros(3), 0)], r"of one shape each, got others \(.*\): pad or cut"),
+        ([(Image.new("L", (2, 2)), 0)] * 2, "got Image and int: make tensors of them"),
+        ([(torch.zeros(2), None)] * 2, "got Tensor and NoneType: make tensors of them"),
+    ],
+)
+def test_items_that_are_no_batch_are_one_sentence(pairs: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        fetch(pairs, torch.tensor([0, 1]), None)

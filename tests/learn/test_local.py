@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from msfusion.data import Examples
 from msfusion.errors import UserError
 from msfusion.learn.batch_norm import estimate_batch_norm
 from msfusion.learn.evaluation import evaluate
@@ -239,7 +240,7 @@ def test_batches_follow_from_the_seed_alone() -> None:
     assert drawn(20, 4, 10, seed=4) != first
 
 
-class Asked(Dataset[Any]):
+class Asked(Examples):
     """Notes which generator it is asked with."""
 
     def __init__(self) -> None:
@@ -248,7 +249,7 @@ class Asked(Dataset[Any]):
     def __len__(self) -> int:
         return 4
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         self.generators.append(generator)
         shift = 0 if generator is None else torch.randint(1000, (1,), generator=generator)
         x = indices[:, None].float() + shift

@@ -1,6 +1,7 @@
 """Datasets that serve whole batches at once from shared storage, and ``fetch``, which serves any dataset."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,10 +84,10 @@ class TokenBlocks(Examples):
 def fetch(dataset: Dataset[Any], indices: Tensor, generator: torch.Generator | None) -> Batch:
     """Inputs and targets of the examples ``indices`` of any map-style dataset.
 
-    A dataset with a ``batch`` method serves them itself, with augmentation drawn from ``generator``; from
-    others the items, which must be pairs (``UserError``), are collated as a ``DataLoader`` does."""
-    if hasattr(dataset, "batch"):
-        return dataset.batch(indices, generator)  # type: ignore[no-any-return]
+    ``Examples`` serve them themselves, with augmentation drawn from ``generator``; from others the items,
+    which must be pairs (``UserError``), are collated as a ``DataLoader`` does."""
+    if isinstance(dataset, Examples):
+        return dataset.batch(indices, generator)
     numbers = indices.tolist()
     if hasattr(dataset, "__getitems__"):
         items = dataset.__getitems__(numbers)
@@ -97,11 +98,24 @@ def fetch(dataset: Dataset[Any], indices: Tensor, generator: torch.Generator | N
             f"expected the items of {type(dataset).__name__} to be pairs (input, target), got "
             f"{type(items[0]).__name__}: return pairs from its __getitem__"
         )
-    x, y = default_collate(items)
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        parts = " and ".join(type(part).__name__ for part in items[0])
+    try:
+        x, y = default_collate(items)
+    except TypeError:
+        raise _no_tensors(dataset, items, "make tensors of them in its __getitem__") from None
+    except RuntimeError as error:
         raise UserError(
-            f"expected the items of {type(dataset).__name__} to be pairs of one tensor or number each, got "
-            f"{parts}: pack the parts of an input into one tensor, and take it apart in the model"
-        )
+            f"expected the items of {type(dataset).__name__} to be pairs of tensors of one shape each, got "
+            f"others ({str(error).splitlines()[0]}): pad or cut them to one shape"
+        ) from None
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        todo = "pack the parts of an input into one tensor, and take it apart in the model"
+        raise _no_tensors(dataset, items, todo)
     return x, y
+
+
+def _no_tensors(dataset: Dataset[Any], items: Sequence[Any], todo: str) -> UserError:
+    parts = " and ".join(type(part).__name__ for part in items[0])
+    return UserError(
+        f"expected the items of {type(dataset).__name__} to be pairs of one tensor or number each, got "
+        f"{parts}: {todo}"
+    )

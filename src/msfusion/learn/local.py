@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive
-from msfusion.data import fetch
+from msfusion.data import Examples, fetch
+from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared
 from msfusion.learn.known import layout_for
 from msfusion.learn.objective import Objective
@@ -171,10 +172,24 @@ def forward_backward(
         if compared is not None:
             output, term = compared.forward(module, inputs)
         else:
-            output, term = module(inputs), None
+            output, term = forward(module, inputs), None
         loss = objective.loss(output, targets)
     (loss if term is None else loss + term).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def forward(module: nn.Module, inputs: Tensor) -> Any:
+    """What a module makes of inputs; UserError where it fails on those of another precision than its own."""
+    try:
+        return module(inputs)
+    except RuntimeError:
+        own = {p.dtype for p in module.parameters() if p.is_floating_point()}
+        if own and inputs.is_floating_point() and inputs.dtype not in own:
+            raise UserError(
+                f"expected inputs of {' or '.join(sorted(map(str, own)))}, as the model's parameters are, "
+                f"got {inputs.dtype}: convert them in the dataset, for instance with .float()"
+            ) from None
+        raise
 
 
 def precision(config: Train, device: torch.device) -> AbstractContextManager[Any]:
@@ -187,12 +202,13 @@ def precision(config: Train, device: torch.device) -> AbstractContextManager[Any
 def batches(data: Dataset[Any], batch: int, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """``steps`` batches; examples are reshuffled whenever all have been seen.
 
-    A dataset that serves batches itself is asked for many at once, as far as ``_FETCHED`` bytes hold them.
+    ``Examples``, which serve batches themselves, are asked for many at once, as far as ``_FETCHED`` bytes
+    hold them.
     """
     changes = torch.Generator().manual_seed(derive(seed, "augmentation"))
     size = min(batch, len(data))  # type: ignore[arg-type]
     chosen = order(len(data), size, steps, seed)  # type: ignore[arg-type]
-    serves, at_once = hasattr(data, "batch"), 1
+    serves, at_once = isinstance(data, Examples), 1
     while len(chosen):
         now, chosen = chosen[: at_once * size], chosen[at_once * size :]
         inputs, targets = fetch(data, now, changes)

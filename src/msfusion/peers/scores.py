@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.core.seeds import derive, generator
-from msfusion.data import fetch
+from msfusion.data import Examples, fetch
 from msfusion.learn.batch_norm import estimate_batch_norm
 from msfusion.learn.evaluation import Evaluation, evaluate
 from msfusion.learn.objective import Objective
@@ -18,7 +18,7 @@ OWN_EXAMPLES = 512
 """So many of its own examples, at most, a peer scores its sub-model on in every round."""
 
 
-class Sample(Dataset[Any]):
+class Sample(Examples):
     """Some examples of a dataset, the same ones always."""
 
     def __init__(self, data: Dataset[Any], most: int, seed: int) -> None:
