@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from msfusion.data import fetch
 from msfusion.errors import UserError
-from msfusion.learn.local import seeded
+from msfusion.learn.local import forward, seeded
 from msfusion.learn.objective import Objective
 
 
@@ -42,7 +42,7 @@ def evaluate(
     with seeded(seed, device), uncompiled(module), _evaluating(module):
         for index in torch.split(torch.arange(examples), batch):
             inputs, targets = fetch(data, index, None)
-            score = objective.score(module(inputs.to(device)), targets.to(device))
+            score = objective.score(forward(module, inputs.to(device)), targets.to(device))
             loss, correct, count = loss + score.loss, correct + score.correct, count + score.count
     accuracy = correct / count if objective.classes else None
     return Evaluation(loss=loss / count, accuracy=accuracy, examples=examples)

@@ -116,6 +116,14 @@ class SubModels:
         """Buffers that training changes, but for those of batch norm."""
         return changing_buffers(self._unset({}), self._example)
 
+    def takes(self, inputs: Tensor) -> bool:
+        """Whether the full model takes inputs of this shape, seen without values."""
+        try:
+            least_batch(self._unset({}), (inputs,))
+        except (RuntimeError, ValueError):
+            return False
+        return True
+
     def counters(self) -> list[str]:
         """Attributes in which the model counts its forward passes."""
         return counters(self._unset({}), self._example)

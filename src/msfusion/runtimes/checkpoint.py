@@ -47,7 +47,12 @@ def digest(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file as a whole: it is the old one or the new one. UserError where it cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"expected a file to write to, got the directory {path}: name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"expected a directory for {path}, got a file in its way; name another") from None
     draft = path.with_name(f"{path.name}.draft")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:

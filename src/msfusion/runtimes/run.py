@@ -1,12 +1,12 @@
 """Settings of a run, and what it trains on what."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from msfusion.errors import UserError
 from msfusion.learn.adapt import Adapt
@@ -160,7 +160,12 @@ def check_test(data: Dataset[Any]) -> None:
 
 
 def _check_indexed(data: Dataset[Any], whose: str) -> None:
-    if not hasattr(data, "__len__"):
+    if isinstance(data, DataLoader):
+        raise UserError(
+            f"expected datasets to draw batches from, got a DataLoader for {whose}; give its .dataset"
+        )
+    serves = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not serves or isinstance(data, IterableDataset | str | bytes | Mapping):
         raise UserError(
             f"expected datasets with a length and an index, got {type(data).__name__} for {whose}; read its "
             "examples into such a dataset first"

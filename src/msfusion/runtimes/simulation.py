@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from msfusion import records
 from msfusion.capture import Capture, capture
@@ -88,10 +88,16 @@ def simulate(
     out: run directory for records and checkpoints; None keeps nothing on disk.
     Raises UserError for settings or data that cannot work.
     """
-    if isinstance(participants, Dataset):
+    _check_module(model)
+    if isinstance(participants, Dataset | DataLoader):
         raise UserError(
             f"expected a list of datasets, one per participant, got one {type(participants).__name__}: split "
             "it, or give [dataset] for a single participant"
+        )
+    if isinstance(participants, Mapping):
+        raise UserError(
+            f"expected a list of datasets, one per participant, got a {type(participants).__name__}: give "
+            "list(participants.values())"
         )
     if run is not None and not isinstance(run, Run):
         raise UserError(f"expected run as msfusion.Run(width=0.5, ...), got {type(run).__name__}")
@@ -102,7 +108,10 @@ def simulate(
             example = (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
     problem = Problem(model, as_tuple(example), participants, test, Objective(loss), type(model).__name__)
     settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
-    return Simulation(problem, settings, out=None if out is None else Path(out)).run(resume=resume)
+    with torch.enable_grad():
+        simulation = Simulation(problem, settings, out=None if out is None else Path(out))
+        _check_test_shape(simulation)
+        return simulation.run(resume=resume)
 
 
 class Simulation:
@@ -122,6 +131,8 @@ class Simulation:
         captured: Capture | None = None,
     ) -> None:
         self.problem, self.config = problem, run
+        _check_directory(out)
+        _check_values(problem.model)
         device = device_of(run.device)
         if device.type != "cpu":
             *train, test = resident([*problem.train, problem.test], device)
@@ -320,6 +331,41 @@ class Simulation:
         saved = sum(name.startswith("coverage/") for name in tensors)
         self.coverage.restore([tensors[f"coverage/{i}"] for i in range(saved)])
         return done
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UserError(f"expected model as a torch.nn.Module, got {got}: give an object of such a class")
+
+
+def _check_test_shape(simulation: Simulation) -> None:
+    """Say before the first round what the first evaluation would fail on."""
+    problem = simulation.problem
+    with seeded(0, torch.device("cpu")):  # datasets may draw
+        inputs, _ = fetch(problem.test, torch.tensor([0, 0]), None)
+    first, *more = problem.example
+    if not more and inputs.shape[1:] != first.shape[1:] and not simulation.setup.submodels.takes(inputs):
+        raise UserError(
+            f"expected test inputs of shape {tuple(first.shape[1:])} as those that the model trains on, got "
+            f"{tuple(inputs.shape[1:])}, which it does not take: give both the same shape"
+        )
+
+
+def _check_directory(out: Path | None) -> None:
+    if out is None:
+        return
+    if blocks := [place for place in (out, *out.parents) if place.exists() and not place.is_dir()]:
+        raise UserError(f"expected a run directory, got the file {blocks[0]}: name another place for it")
+
+
+def _check_values(model: nn.Module) -> None:
+    if torch.is_inference_mode_enabled():
+        raise UserError("expected training outside of torch.inference_mode(), got it inside: leave it out")
+    if empty := [name for name, tensor in tensors_of(model).items() if tensor.is_meta]:
+        raise UserError(
+            f"expected a model with values, got {empty[0]} on the meta device: load its values first"
+        )
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
