@@ -331,7 +331,7 @@ def test_a_comparison_states_the_most_that_any_seed_pays_and_the_coverage_of_tho
     assert row_of("msfusion", [early], 3)["coverage"] == 0.2
 
 
-def test_the_cost_of_fjord_is_said_to_be_that_of_its_widest_sub_model(tmp_path: Path) -> None:
+def test_the_cost_of_fjord_is_said_to_be_that_of_all_that_a_participant_affords(tmp_path: Path) -> None:
     other, drawn = (write(tmp_path / name, a_header(name, 0), 1) for name in ("msfusion", "fjord"))
-    assert "widest sub-model" not in one(tmp_path, other).source
-    assert one(tmp_path, other, drawn).source.count("that of its widest sub-model") == 1
+    assert "The cost of fjord" not in one(tmp_path, other).source
+    assert one(tmp_path, other, drawn).source.count("that of all that a participant affords") == 1

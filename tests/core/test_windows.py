@@ -154,6 +154,31 @@ def test_ordered_dropout_takes_a_level_of_the_width() -> None:
     assert of_three.count(3) > 1.5 * of_three.count(1)  # as three quarters of 3 are 3 as well
 
 
+def test_ordered_dropout_draws_among_the_levels_that_a_participant_affords() -> None:
+    """Quarters of the widest, 80 of 100 units: 20, 40, 60 and 80."""
+    schedule = OrderedDropout({"a": 100, "b": 10}, seed=0, widest={"a": 80})
+
+    def widths(own: int) -> list[int]:
+        return [count(schedule.windows(r, 0, {"a": own})["a"]) for r in range(400)]
+
+    drawn = {own: widths(own) for own in (80, 59, 19)}
+    assert {own: set(units) for own, units in drawn.items()} == {80: {20, 40, 60, 80}, 59: {20, 40}, 19: {19}}
+    for own, levels in ((80, 4), (59, 2)):
+        assert all(abs(drawn[own].count(n) - 400 / levels) < 50 for n in set(drawn[own]))
+
+
+def test_ordered_dropout_counts_a_level_within_a_unit_as_afforded_and_takes_the_least_of_all_axes() -> None:
+    """Three quarters of 7 units are 5.25: 6 for who affords them, 5 for who affords 5. Of the other axis this
+    participant affords a half."""
+    pair = OrderedDropout({"a": 7, "b": 8}, seed=0, widest={"a": 7, "b": 8})
+    one = OrderedDropout({"a": 7}, seed=0, widest={"a": 7})
+    assert {count(one.windows(r, 0, {"a": 5})["a"]) for r in range(40)} == {2, 4, 5}
+    drawn = [pair.windows(r, 0, {"a": 5, "b": 4}) for r in range(40)]
+    assert {(count(own["a"]), count(own["b"])) for own in drawn} == {(2, 2), (4, 4)}
+    whole = [pair.windows(r, 0, {}) for r in range(80)]
+    assert {count(own["a"]) for own in whole} == {2, 4, 6, 7}
+
+
 def test_random_units_reach_everything() -> None:
     schedule = RandomUnits({"a": 10}, seed=0)
     drawn = [members(schedule.windows(r, 0, {"a": 3})["a"]) for r in range(40)]

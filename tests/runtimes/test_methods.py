@@ -180,6 +180,16 @@ def test_fjord_trains_parts_of_the_nested_part() -> None:
     assert {width for _, width in widths} == {2, 3, 5, 6}
 
 
+def test_fjord_shares_its_levels_among_participants_of_all_widths() -> None:
+    """Quarters of 12 units are 3, 6, 9 and 12, whoever trains; 2 units are none of them."""
+    history = play(method="fjord", rounds=20, width=(1.0, 0.5, 0.2)).history
+    drawn: dict[int, set[int]] = {}
+    for seen in windows(history, "first.out"):
+        for p, runs in seen.items():
+            drawn.setdefault(p % 3, set()).add(sum(b - a for a, b in runs))
+    assert drawn == {0: {3, 6, 9, 12}, 1: {3, 6}, 2: {2}}
+
+
 def test_coverage_is_full_for_msfusion_and_stays_a_band_for_fedrolex() -> None:
     """Two axes of 12 units in windows of 3 that move in step: 5 of 12 offsets are ever trained."""
 

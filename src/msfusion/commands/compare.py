@@ -23,7 +23,7 @@ from msfusion.learn.methods import get_method
 from msfusion.report import check_page_at, write_report
 from msfusion.report.numbers import finals, percent, si
 
-_WIDEST = "The cost of fjord is that of its widest sub-model; most rounds draw a narrower one."
+_WIDEST = "The cost of fjord is that of all that a participant affords; it may draw less."
 
 
 @dataclass(frozen=True)

@@ -59,17 +59,31 @@ class Nested:
 class OrderedDropout:
     """The first units of every axis, as many as a draw from ``levels`` allows (FjORD, arXiv 2102.13451).
 
-    FjORD draws for every batch; here a participant draws once per round. Its models of all widths share their
+    Levels are shares of the widest sub-model, the same for all; a participant draws among those that it
+    affords, or trains all that it affords where that is less than the lowest. A level and what a participant
+    affords are both rounded to units: less than a unit too much counts as afforded, and is left away. FjORD
+    draws for every batch; here a participant draws once per round. Its models of all widths share their
     values as they are, so there is no scale rule for it.
+
+    widest: greatest width of each axis among the participants; by default everyone's own.
     """
 
     sizes: Widths
     seed: int
+    widest: Widths = field(default_factory=dict)
     levels: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
 
     def windows(self, round: int, participant: int, widths: Widths) -> Selection:
-        level = generator(self.seed, "ordered dropout", round, participant).choice(self.levels)
-        return {axis: window(self.sizes[axis], 0, math.ceil(level * width)) for axis, width in widths.items()}
+        most = self.widest or widths
+        own = {axis: widths.get(axis, self.sizes[axis]) for axis in most}
+        afforded = [
+            level for level in self.levels if all(level * most[axis] < own[axis] + 1 for axis in most)
+        ]
+        draw = generator(self.seed, "ordered dropout", round, participant)
+        level = draw.choice(afforded) if afforded else 1.0
+        return {
+            axis: window(self.sizes[axis], 0, min(own[axis], math.ceil(level * most[axis]))) for axis in most
+        }
 
 
 @dataclass(frozen=True)

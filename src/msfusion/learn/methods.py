@@ -30,6 +30,7 @@ class Setting:
     """What a schedule is made from.
 
     narrowest: axis -> its least width among the participants, for every axis that is cut.
+    widest: axis -> its greatest; by default everyone's own.
     overlap: overlap rate of windows that have one.
     since: round in which this rate began.
     twins: whether units have twins.
@@ -42,6 +43,7 @@ class Setting:
     overlap: float = 0.0
     since: int = 0
     twins: bool = False
+    widest: Widths = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -128,7 +130,7 @@ _NAMED: dict[str, Method] = {
     "msfusion": _msfusion(),
     "fedrolex": Method(lambda s: Rolling(s.sizes)),
     "heterofl": Method(lambda s: Nested(s.sizes), evaluated="widest"),
-    "fjord": Method(lambda s: OrderedDropout(s.sizes, s.seed), evaluated="widest", scale_power=0.0),
+    "fjord": Method(lambda s: OrderedDropout(s.sizes, s.seed, s.widest), evaluated="widest", scale_power=0.0),
     "random": Method(lambda s: RandomUnits(s.sizes, s.seed)),
     "fedavg": Method(lambda s: Whole(), cut=None),
     "fedavg-small": Method(lambda s: Nested(s.sizes), evaluated="small", scale_power=0.5),

@@ -90,6 +90,7 @@ class Setup:
             participants,
             run.seed,
             twins=self._tie is not None,
+            widest=widest(self._plans[:participants], captured.axes),
         )
         self._warn_of_a_rate_that_stays()
 
@@ -326,3 +327,9 @@ def narrowest(plans: Sequence[Widths], axes: AxisMap) -> dict[str, int]:
     """The least width of each axis that one of the plans names."""
     named = dict.fromkeys(axis for plan in plans for axis in plan)
     return {axis: min(plan.get(axis, axes.axes[axis].size) for plan in plans) for axis in named}
+
+
+def widest(plans: Sequence[Widths], axes: AxisMap) -> dict[str, int]:
+    """The greatest width of each axis that one of the plans names."""
+    named = dict.fromkeys(axis for plan in plans for axis in plan)
+    return {axis: max(plan.get(axis, axes.axes[axis].size) for plan in plans) for axis in named}
