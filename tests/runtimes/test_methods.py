@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import msfusion
 from msfusion import UserError
 from msfusion.core.seeds import derive
 from msfusion.learn.batch_norm import estimate_batch_norm
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.evaluation import evaluate
 from msfusion.learn.local import batches, seeded
 from msfusion.learn.methods import METHODS, get_method
@@ -204,6 +206,31 @@ def test_coverage_is_full_for_msfusion_and_stays_a_band_for_fedrolex() -> None:
     assert shares["msfusion"] == 1
     assert shares["fedrolex"] == pytest.approx(1 - 144 * 7 / 12 / parameters)
     assert shares["msfusion:in-step"] < 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"batched": "on"},
+        {"workers": 2},
+        {"logit_adjustment": 1.0},
+        {"train": {"keep_optimizer": True}},
+        {"contrast": Contrast(weight=0.5)},
+        {"method": "fedavg-small", "width": 0.5},
+    ],
+    ids=str,
+)
+def test_what_gets_no_gradient_keeps_its_value_to_the_bit_at_every_width(changes: dict[str, Any]) -> None:
+    """No hidden unit ever fires, so the second layer has no gradient; its factor of the scale rule, 30 over
+    20 units, is no power of two. Server momentum would carry on what was but rounded."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 30), nn.ReLU(), nn.Linear(30, CLASSES))
+    nn.init.constant_(model[0].bias, -1e6)
+    before = copy.deepcopy(model.state_dict())
+    play(model=model, **{"width": 2 / 3, "server_momentum": 0.9, "rounds": 3} | changes)
+    assert torch.equal(model[2].weight, before["2.weight"])
+    assert not torch.equal(model[2].bias, before["2.bias"])
 
 
 def test_what_is_never_trained_keeps_its_start_to_the_bit() -> None:

@@ -161,7 +161,7 @@ def test_a_copy_per_participant_would_be_seen(monkeypatch: pytest.MonkeyPatch) -
     work()
     lent = counted(work).bytes
     plain = run.setup.submodels.unload
-    monkeypatch.setattr(run.setup.submodels, "unload", lambda w, m, lend: plain(w, m, lend=False))
+    monkeypatch.setattr(run.setup.submodels, "unload", lambda w, m, v, lend: plain(w, m, v, lend=False))
     held = run.setup.submodels.parameters(run.participants[0].widths) * 4
     assert counted(work).bytes - lent >= 2 * held
 

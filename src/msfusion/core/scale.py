@@ -13,7 +13,7 @@ learns factor^2 times more slowly.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TypeAlias
 
 import torch
@@ -82,6 +82,33 @@ def scale_(values: Mapping[str, Tensor], factors: Mapping[str, Factor], *, undo:
     for name in own.keys() - numbers.keys():
         factor = on(own[name], values[name])
         values[name].div_(factor) if undo else values[name].mul_(factor)
+
+
+def rounded(factors: Mapping[str, Factor]) -> frozenset[str]:
+    """Those by whose factor values cannot be multiplied and divided without rounding: all but powers of 2."""
+    each = {name: torch.as_tensor(factor).flatten().tolist() for name, factor in factors.items()}
+    return frozenset(name for name, own in each.items() if any(math.frexp(one)[0] != 0.5 for one in own))
+
+
+def undo_(
+    values: Mapping[str, Tensor],
+    factors: Mapping[str, Factor],
+    given: Mapping[str, Tensor],
+    rounded: Set[str],
+) -> None:
+    """Undo ``scale_`` in place, whatever changed the values since. Those that nothing changed become what
+    they were, to the bit: rounding alone would look like a change.
+
+    given: what ``scale_`` was given, for the names in ``rounded``.
+    """
+    for name in rounded & values.keys():
+        factor, before = {name: factors[name]}, given[name].to(values[name].device)
+        scaled = {name: before.clone()}
+        scale_(scaled, factor)
+        same = scaled[name] == values[name]
+        scale_({name: values[name]}, factor, undo=True)
+        values[name].copy_(torch.where(same, before, values[name]))
+    scale_({name: value for name, value in values.items() if name not in rounded}, factors, undo=True)
 
 
 def on(factor: Factor, tensor: Tensor) -> Factor:

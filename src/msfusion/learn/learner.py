@@ -142,7 +142,8 @@ class Learner:
         if reason := self.left_out(participant):
             raise TooFew(f"participant {participant.number}: {reason}")
         offsets = participant.offsets
-        module = self.submodels.load(windows, _offset(values, offsets))
+        given = _offset(values, offsets)
+        module = self.submodels.load(windows, given)
         compared = self._compared(windows, values, previous, offsets)
         lr = learning_rate(self.config, round, self.rounds)
         seed = self._seed(round, participant)
@@ -152,7 +153,7 @@ class Learner:
         own = module, participant.data, self.objective, self.config
         loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
-        trained = _offset(self.submodels.unload(windows, module, lend=lend), offsets, -1.0)
+        trained = _offset(self.submodels.unload(windows, module, given, lend=lend), offsets, -1.0)
         memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
         return self.contribution(participant, windows, trained), loss, memory
 

@@ -12,16 +12,17 @@ in Python would stand still.
 import gc
 import random
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from msfusion.core.axes import Widths
-from msfusion.core.scale import Factor, scale_
+from msfusion.core.scale import Factor, rounded, scale_, undo_
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
@@ -59,7 +60,7 @@ class Slot:
     ) -> None:
         self.tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
         self._module, self._objective, self._config = module.train(), objective, config
-        self._factors = factors
+        self._factors, self._rounded = factors, rounded(factors)
         self._optimizer = make_optimizer(module, config, config.lr, rates)
         self._device = next(iter(self.tensors.values())).device
         self._loss = torch.zeros((), device=self._device)
@@ -114,10 +115,18 @@ class Slot:
                 for part in (inputs, targets):
                     part.record_stream(self._stream)
 
-    def finish(self) -> float:
-        """Wait for what was started; the sum of the losses of its steps."""
+    def finish(self, fill: Callable[[Mapping[str, Tensor]], None]) -> float:
+        """Wait for what was started; the sum of the losses of its steps.
+
+        fill: puts the values that it started from into tensors like its own.
+        """
+        given: dict[str, Tensor] = {}
+        if self._rounded:
+            given = {name: torch.empty_like(tensor) for name, tensor in self.tensors.items()}
+            fill(given)
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
-            scale_(self.tensors, self._factors, undo=True)
+            undo_(self.tensors, self._factors, given, self._rounded)
             return float(self._loss)
 
     def leave(self) -> None:
@@ -184,7 +193,7 @@ class Slots:
             self._record(slots, group)
         except torch.OutOfMemoryError:
             raise Unbatchable("the GPU's memory is too small for it") from None
-        return self._finished(slots, self._started(slots, group), group.config.steps)
+        return self._finished(slots, self._started(slots, group), group)
 
     def _started(self, slots: Sequence[Slot], group: Group) -> ExitStack:
         """Start all; what is returned lets the caller's stream come after them when it is closed."""
@@ -198,10 +207,11 @@ class Slots:
                     slot.start(((x.to(self._device), y.to(self._device)) for x, y in drawn), group.lr, seed)
             return started.pop_all()
 
-    def _finished(self, slots: Sequence[Slot], started: ExitStack, steps: int) -> Generator[Trained]:
+    def _finished(self, slots: Sequence[Slot], started: ExitStack, group: Group) -> Generator[Trained]:
+        steps = group.config.steps
         with started:
-            for slot in slots:
-                yield slot.values, slot.finish() / steps
+            for place, slot in enumerate(slots):
+                yield slot.values, slot.finish(partial(group.fill, place)) / steps
 
     def forget(self) -> None:
         self._slots.clear()

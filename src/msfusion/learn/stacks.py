@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from msfusion.core.axes import Widths
-from msfusion.core.scale import scale_
+from msfusion.core.scale import scale_, undo_
 from msfusion.data import fetch
 from msfusion.learn.batched import Stack, program, train_together, without_running_statistics
 from msfusion.learn.local import Train, seeded
@@ -40,7 +40,12 @@ class Stacks:
         stack = self._known(widths, stack, data[0], group.objective, config)
         rates = self.submodels.rates(widths, config)
         losses = train_together(stack, data, config, group.lr, group.seeds, rates)
-        scale_(stack.tensors, factors, undo=True)
+        spare = {name: tensor.detach() for name, tensor in tensors_of(stack.module).items()}
+        rounded = self.submodels.rounded(widths)
+        for place in range(len(data)):
+            if rounded:
+                group.fill(place, spare)
+            undo_(stack.of(place), factors, spare, rounded)
         return ((stack.values(place), loss) for place, loss in enumerate(losses))
 
     def forget(self) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,13 +56,19 @@ class SubModels:
         self._shapes: dict[Plan, dict[str, Tensor]] = {}
         self._modules: dict[Plan, _Held] = {}
         self._factors: dict[Plan, dict[str, scale.Factor]] = {}
+        self._rounded: dict[Plan, frozenset[str]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
         self._least: dict[Plan, int] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def room(self, selection: Selection) -> Mapping[str, Tensor]:
-        """The own tensors of the module that ``load`` fills: values that are put there are not copied."""
-        return self._held(widths_of(selection)).tensors
+        """Where values for ``load`` may be put: the module's own tensors, which are then not copied. Those
+        that ``unload`` has to see once more get another place."""
+        widths = widths_of(selection)
+        held = self._held(widths)
+        for name in self.rounded(widths) - held.spare.keys():
+            held.spare[name] = torch.empty_like(held.tensors[name])
+        return {**held.tensors, **held.spare}
 
     def load(self, selection: Selection, values: Mapping[str, Tensor]) -> nn.Module:
         """The module of these windows' widths, holding ``values`` under the scale rule. The next call with
@@ -82,19 +88,22 @@ class SubModels:
         scale.scale_(own, self.factors(widths_of(selection)))
         return own
 
-    def unload(self, selection: Selection, module: nn.Module, *, lend: bool = False) -> dict[str, Tensor]:
+    def unload(
+        self, selection: Selection, module: nn.Module, given: Mapping[str, Tensor], *, lend: bool = False
+    ) -> dict[str, Tensor]:
         """The module's trained parameters as values of the full model, the scale rule undone.
 
+        given: the values that it was filled with.
         lend: no copies, but the module's own tensors, changed in place and as they lie in memory: they hold
         until it is filled anew.
         """
         values = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        factors = self.factors(widths_of(selection))
-        if lend:
-            scale.scale_(values, factors, undo=True)
-            return values
-        undone = {name: value / scale.on(factors.get(name, 1.0), value) for name, value in values.items()}
-        return {name: value.contiguous() for name, value in undone.items()}
+        if not lend:
+            apart = torch.contiguous_format
+            values = {name: value.clone(memory_format=apart) for name, value in values.items()}
+        widths = widths_of(selection)
+        scale.undo_(values, self.factors(widths), given, self.rounded(widths))
+        return values
 
     def parameters(self, widths: Widths) -> int:
         """Number of parameters at these widths."""
@@ -164,6 +173,13 @@ class SubModels:
             self._factors[key] = {name: scale.on(factor, on_device) for name, factor in found.items()}
         return self._factors[key]
 
+    def rounded(self, widths: Widths) -> frozenset[str]:
+        """Trained parameters by whose factor values cannot be multiplied and divided without rounding."""
+        key = plan_of(widths)
+        if key not in self._rounded:
+            self._rounded[key] = scale.rounded(self.factors(widths)) & self.trained(widths).keys()
+        return self._rounded[key]
+
     def rates(self, widths: Widths, config: Train) -> dict[str, float]:
         """Parameter -> what its learning rate is multiplied by, where that is not 1."""
         if config.lr_fan_in is None:
@@ -199,11 +215,15 @@ class SubModels:
 
 @dataclass(frozen=True)
 class _Held:
-    """A module, its parameters and buffers."""
+    """A module, its parameters and buffers.
+
+    spare: room for the values of some of them, as they are without the scale rule.
+    """
 
     module: nn.Module
     tensors: Mapping[str, Tensor]
     _buffers: Sequence[tuple[nn.Module, str, Tensor | None]]
+    spare: dict[str, Tensor] = field(default_factory=dict)
 
     @staticmethod
     def of(module: nn.Module) -> "_Held":

@@ -27,7 +27,7 @@ class Group:
     """Participants that train at once, and how; sequences have an entry for each.
 
     widths: of their sub-models.
-    fill: gets the values to train.
+    fill: gets the values to train, and once more when they are trained.
     lr: of the round.
     seeds: as for ``local.train``.
     """
