@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from blobs import CLASSES, SIZES, TEST, net, participants, play, settings, state
+from blobs import CLASSES, SIZES, TEST, net, participants, play, same, settings, state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -246,6 +246,14 @@ def test_what_is_never_trained_keeps_its_start_to_the_bit() -> None:
 
 
 # --- what is scored
+
+
+def test_standalone_has_no_use_for_settings_of_the_merge(tmp_path: Path) -> None:
+    merge = {"server_momentum": 0.9, "server_step": "linear", "mask_unseen": True}
+    for name, changes in (("plain", {}), ("set", merge)):
+        play(tmp_path / name, method="standalone", **changes)
+    plain, given = (checkpoint.load(tmp_path / name)[0] for name in ("plain", "set"))
+    assert same(plain, given)
 
 
 def test_standalone_never_exchanges(tmp_path: Path) -> None:

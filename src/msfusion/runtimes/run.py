@@ -48,14 +48,17 @@ class Run:
     seed: int = 0  # of every random choice
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: least share of windows that the next repeat
     twins: Annotated[float, Ge(0), Le(1)] | None = None  # msfusion: units start as copies; 1: stay so
-    server_step: ServerStep = "constant"  # how much of the merged change is applied: all, or ever less
-    server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the last move that the next one repeats
+    # How much of the merged change is applied: all, or ever less; standalone merges nothing
+    server_step: ServerStep = "constant"
+    # Share of the last move that the next one repeats; standalone has none
+    server_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     evaluate_every: Annotated[int, Ge(1)] = 1  # rounds; the last round is always evaluated
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
     sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
     loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
     late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
-    mask_unseen: bool = False  # leave the head's rows for labels without examples out of contributions
+    # Leave the head's rows for labels without examples out of contributions; standalone has none
+    mask_unseen: bool = False
     # Train as for labels that are equally frequent with every participant; 1: fully
     logit_adjustment: Annotated[float, Ge(0)] = 0.0
     device: str = "cpu"  # or cuda, cuda:1: where to compute
