@@ -56,7 +56,8 @@ class Run:
     checkpoint_every: Annotated[int, Ge(1)] = 10  # rounds; the last round is always saved
     sample: Annotated[float, Gt(0), Le(1)] = 1.0  # share of the participants that take part in a round
     loss_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share of the contributions that get lost
-    late_rate: Annotated[float, Ge(0), Le(1)] = 0.0  # share that is merged one round later
+    # Share that is merged one round later, as values of a round ago; those of the last round are not
+    late_rate: Annotated[float, Ge(0), Le(1)] = 0.0
     # Leave the head's rows for labels without examples out of contributions; standalone has none
     mask_unseen: bool = False
     # Train as for labels that are equally frequent with every participant; 1: fully

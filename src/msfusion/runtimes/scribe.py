@@ -15,6 +15,7 @@ from msfusion.learn.round import Trained
 from msfusion.learn.submodels import widths_of
 
 _REASONS = {"late": "contribution came one round late", "lost": "contribution lost"}
+_NEVER = "contribution came after the last round"
 
 
 class Facts(TypedDict):
@@ -88,7 +89,7 @@ class Scribe:
             "kind": "round",
             "round": round,
             "participants": [one.participant.number for one in arrived],
-            "dropped": [*(dropped_of(one) for one in trained if one.fate != "on time"), *dropped],
+            "dropped": [*(self._dropped(round, one) for one in trained if one.fate != "on time"), *dropped],
             "train_loss": sum(one.loss * one.participant.examples for one in trained) / examples
             if trained
             else None,
@@ -104,6 +105,11 @@ class Scribe:
         if one_by_one is not None:
             record["one_by_one"] = one_by_one
         return record
+
+    def _dropped(self, round: int, one: Trained) -> records.Dropped:
+        """The entry of a participant whose contribution was not merged in its round."""
+        never = one.fate == "late" and round + 1 == self._learner.rounds
+        return {"participant": one.participant.number, "reason": _NEVER if never else _REASONS[one.fate]}
 
     def _participant(self, participant: Participant, full: int) -> records.ParticipantFacts:
         cost = self._learner.cost(participant, participant.widths)
@@ -134,11 +140,6 @@ class Scribe:
             }
             for axis in self._pictured
         }
-
-
-def dropped_of(one: Trained) -> records.Dropped:
-    """The entry of a participant whose contribution was not merged in its round."""
-    return {"participant": one.participant.number, "reason": _REASONS[one.fate]}
 
 
 def pictured(plan: Iterable[str]) -> list[str]:
