@@ -10,7 +10,7 @@ from zoo import ROWS, Row
 
 from msfusion.capture import capture, permutation_errors
 from msfusion.capture.derive import derive
-from msfusion.capture.graph import capture_modes
+from msfusion.capture.modes import capture_modes
 from msfusion.capture.rules import registry
 from msfusion.core.axes import AxisMap, axes_of
 from msfusion.errors import UserError

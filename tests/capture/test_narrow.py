@@ -279,6 +279,7 @@ class Refused(nn.Module):
         return y
 
 
+@pytest.mark.filterwarnings("ignore:train mode is taken for")
 @pytest.mark.parametrize(("early", "differs"), [(True, "sigmoid"), (False, "tanh")])
 def test_a_model_that_cannot_be_cut_is_refused_with_the_line_that_differs(early: bool, differs: str) -> None:
     """Where another operation is expected, and where none is."""

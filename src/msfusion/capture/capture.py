@@ -10,8 +10,9 @@ from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 
 from .derive import OUTPUT, derive, output_of
-from .graph import Graph, capture_modes, copy_with, named_tensors
+from .graph import Graph, copy_with, named_tensors
 from .graph_module import SymbolicGraphs
+from .modes import capture_modes
 from .narrow import Source, narrow_module
 
 
@@ -106,7 +107,7 @@ def capture(
     """Find the axes of a model from example inputs (a batch of two or more).
 
     The model is neither run nor changed, and its parameters may be on meta: it is exported on tensors that
-    hold no memory, in eval mode, and in train mode too if that reads parameters of its own.
+    hold no memory, in eval mode, and in train mode too if that is another program.
 
     overrides: tensors declared by hand: a pattern over parameter names -> a dim per dimension, for instance
     ``{"*.qkv.weight": ["3*{}.heads:4*16", "embed:64"]}``, where ``{}`` is what ``*`` stands for.

@@ -86,7 +86,6 @@ def capture_graph(
     symbolic: the sizes of the inputs are variables, where the model allows it.
     lines: operations know the line that made them (``source_line``); without, it takes a sixth less time.
     """
-    _check_can_be_cut(model)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if symbolic else None)
     shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)
     fake_args, fake_kwargs = (args, dict(kwargs)) if symbolic else fake_inputs((args, dict(kwargs)), mode)
@@ -114,7 +113,7 @@ def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     return " and ".join(f"{size} ({type})" for size, type in zip(sizes, types, strict=True)) or "no tensor"
 
 
-def _check_can_be_cut(model: nn.Module) -> None:
+def check_can_be_cut(model: nn.Module) -> None:
     """Raise UserError for modules whose tensors or gradients have no shape, or no memory, of their own."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
@@ -166,18 +165,6 @@ def _recording(lines: bool) -> Iterator[None]:
         yield
     finally:
         fx_config.do_not_emit_stack_traces = before
-
-
-def capture_modes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Graph]:
-    """The graph in eval mode, and that in train mode if there are parameters that eval mode does not read."""
-    graph = capture_graph(model, args, kwargs)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    if all(node.users for node, name in graph.inputs.items() if name in parameters):
-        return [graph]
-    try:
-        return [graph, capture_graph(model, args, kwargs, training=True)]
-    except UserError:  # what train mode adds depends on chance
-        return [graph]
 
 
 def _tensor_inputs(program: torch.export.ExportedProgram) -> dict[torch.fx.Node, str]:
