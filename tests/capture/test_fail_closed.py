@@ -177,6 +177,47 @@ def test_modules_without_sizes_or_dense_gradients_are_refused(model: nn.Module, 
         capture(model, (torch.zeros(2, 8, dtype=torch.int64),))
 
 
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_gradients_of_parameters_are_refused(kind: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    hook = getattr(model[1].weight, kind)(lambda _: None)
+    with pytest.raises(UserError, match=r"hooks on their gradients, .* got one on 1\.weight"):
+        capture(model, (torch.randn(2, 8),))
+    hook.remove()
+    assert capture(model, (torch.randn(2, 8),)).axes.cuttable
+
+
+class Written(nn.Module):
+    """A size written out, so that the captured graph stands in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x).view(-1, 6))
+        return out
+
+
+@pytest.mark.parametrize(("part", "where"), [("", "the model itself"), ("a", "a")])
+def test_effects_of_forward_hooks_on_tensors_count_once_in_a_graph(part: str, where: str) -> None:
+    plain, model, x = Written(), Written(), torch.ones(2, 8)
+    model.get_submodule(part).register_forward_hook(lambda module, given, out: 3 * out)
+    with pytest.warns(UserWarning, match=f"hooks of {where} do not run"):
+        narrow = capture(model, (x,)).narrow({"a.out": 3}).to_empty(device="cpu")
+    for module in (narrow, plain):
+        for parameter in module.parameters():
+            nn.init.zeros_(parameter) if parameter.ndim == 1 else nn.init.ones_(parameter)
+    assert torch.equal(narrow(x), 3 * plain(x) / 2)  # half the units, and no bias
+
+
+def test_hooks_on_gradients_of_modules_are_refused_where_a_graph_stands_in() -> None:
+    model = Written()
+    model.a.register_full_backward_hook(lambda module, inner, outer: None)
+    with pytest.raises(UserError, match="as a has hooks on gradients"):
+        capture(model, (torch.ones(2, 8),)).narrow({"a.out": 3})
+
+
 def test_a_sparse_table_that_is_frozen_has_no_gradients() -> None:
     table = nn.Embedding.from_pretrained(torch.randn(9, 8), sparse=True)
     assert capture(

@@ -272,6 +272,7 @@ class Looking(Language):
         return 2 * out if self.training and out.sum() > 0 else out
 
 
+@pytest.mark.filterwarnings("ignore:train mode is taken for")
 def test_what_can_be_scaled_nowhere_is_refused() -> None:
     taken = capture(Looking("matmul"), *tokens(VOCABULARY)(2))
     with pytest.raises(

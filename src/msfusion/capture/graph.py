@@ -120,6 +120,12 @@ def check_can_be_cut(model: nn.Module) -> None:
             raise UserError(
                 f"expected parameters with sizes, got a lazy {name}: run the model once on example inputs"
             )
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise UserError(
+                f"expected parameters without hooks on their gradients, which copies of the model do not"
+                f" have, got one on {name}: remove it"
+            )
     for name, part in model.named_modules():
         if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse and part.weight.requires_grad:
             raise UserError(

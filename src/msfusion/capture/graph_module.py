@@ -9,6 +9,7 @@ numbers (heights and widths of images) are captured anew where inputs of another
 
 import copy
 import operator
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -154,15 +155,39 @@ def with_graph_forward(
 ) -> nn.Module | None:
     """The narrow copy with the resized graphs as its forward, or None where these do not fit it either.
 
+    Hooks of its modules do not run then: a warning tells of those on forwards, whose effect on tensors is in
+    the graph, and ``UserError`` refuses those on gradients.
+
     scaled: as for ``SymbolicGraph.resized``.
     """
     runner = _runner(copy.deepcopy(module), symbolic, widths, scaled)
     if runner is None:
         return None
+    _check_hooks(module)
+    module._forward_hooks.clear()  # of this module itself they would run beside the graph
+    module._forward_pre_hooks.clear()
     module.__dict__["_captured_graphs"] = runner
     kind = type(module)
     module.__class__ = type(kind.__name__, (kind,), {"forward": _forward, "__module__": kind.__module__})
     return module
+
+
+def _check_hooks(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        where = name or "the model itself"
+        if part._backward_hooks or part._backward_pre_hooks:
+            raise UserError(
+                f"expected a forward that follows the sizes of its tensors, as {where} has hooks on"
+                " gradients, which do not run where the captured graph stands in for the forward; take sizes"
+                " from x.shape, or take the hooks off"
+            )
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        if any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+            warnings.warn(
+                f"the captured graph stands in for the forward, so hooks of {where} do not run: what they"
+                " make of tensors is in the graph, anything else that they do is not",
+                stacklevel=2,
+            )
 
 
 def runs_graph(module: nn.Module) -> bool:
