@@ -104,6 +104,32 @@ def test_a_loss_of_ones_own_takes_any_output() -> None:
     assert (last["loss"] or 0) < (first["loss"] or 0)
 
 
+class Detector(nn.Module):
+    """Classes, and boxes of four numbers beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head, self.boxes = nn.Linear(2, 16), nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = torch.tanh(self.hidden(x))
+        return {"logits": self.head(x), "boxes": self.boxes(x)}
+
+
+def test_a_loss_of_ones_own_sees_every_output_whole() -> None:
+    seen = set()
+
+    def loss(output: dict[str, Tensor], targets: Tensor) -> Tensor:
+        seen.add((output["logits"].shape[-1], output["boxes"].shape[-1]))
+        return output["logits"].square().mean() + (output["boxes"] - targets).square().mean()
+
+    torch.manual_seed(0)
+    data = [TensorDataset(x, x.sum(1, keepdim=True)) for x in torch.randn(3, 64, 2)]
+    run = msfusion.Run(width=0.5, rounds=1, workers=1)
+    msfusion.simulate(Detector(), data[:2], data[2], run, loss=loss)
+    assert seen == {(3, 4)}
+
+
 class Squares(Dataset[Any]):
     """A dataset that is not made of tensors."""
 

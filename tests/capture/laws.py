@@ -52,7 +52,7 @@ class Remembering(Capture):
 @cache
 def captured(row: Row) -> Capture:
     args, kwargs = row.inputs(2)
-    return Remembering(capture(model_of(row), args, kwargs)._source)
+    return Remembering(capture(model_of(row), args, kwargs, logits_alone=True)._source)
 
 
 def halved(row: Row, *, without: Collection[str] = ()) -> dict[str, int]:
@@ -63,7 +63,7 @@ def halved(row: Row, *, without: Collection[str] = ()) -> dict[str, int]:
 
 
 def run(model: nn.Module, inputs: Inputs) -> Tensor:
-    out = main_output(model(*inputs[0], **inputs[1]))
+    out = main_output(model(*inputs[0], **inputs[1]), logits_alone=True)
     first: Any = out if isinstance(out, Tensor) else next(iter(out.values()))
     assert isinstance(first, Tensor)
     return first

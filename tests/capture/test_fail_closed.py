@@ -8,7 +8,8 @@ from odd import Mysterious
 from torch import Tensor, nn
 from zoo import ROWS, Row
 
-from msfusion.capture import capture, permutation_errors
+import msfusion
+from msfusion.capture import TOLERANCE, capture, permutation_errors
 from msfusion.capture.derive import derive
 from msfusion.capture.modes import capture_modes
 from msfusion.capture.rules import registry
@@ -91,7 +92,7 @@ def test_a_forward_that_depends_on_values_is_refused_in_one_sentence(
 
 
 class Logits(nn.Module):
-    """Returns a mapping whose logits alone reach the loss."""
+    """Returns a mapping of which the default loss reads the logits alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,9 +103,15 @@ class Logits(nn.Module):
         return {"logits": self.b(hidden), "hidden": hidden}
 
 
-def test_only_the_logits_of_a_mapping_are_the_output() -> None:
-    axes = capture(Logits(), (torch.randn(3, 8),)).axes
+def test_of_a_mapping_the_logits_alone_are_the_output_where_the_loss_is_known_to_read_no_more() -> None:
+    model, inputs = Logits(), (torch.randn(3, 8),)
+    axes = capture(model, inputs, logits_alone=True).axes
     assert axes.cuttable == ("a.out",)
+    assert permutation_errors(model, inputs, {}, axes, logits_alone=True)["a.out"] < 1e-9
+    assert permutation_errors(model, inputs, {}, axes)["a.out"] > TOLERANCE
+    assert capture(model, inputs).axes.cuttable == ()
+    assert msfusion.axes(model, inputs).pinned["a.weight:0"] == "output of the model"
+    assert msfusion.axes(model, inputs, logits_alone=True) == axes
 
 
 def share_cut(axes: AxisMap) -> int:

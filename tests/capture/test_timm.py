@@ -34,7 +34,7 @@ def test_timm(row: Row) -> None:
     assert tuple(name for name, info in axes.axes.items() if info.residual) == row.residual
     assert not axes.unknown
     torch.manual_seed(1)
-    errors = permutation_errors(model_of(row), *row.inputs(2), axes)
+    errors = permutation_errors(model_of(row), *row.inputs(2), axes, logits_alone=True)
     assert max(errors.values()) < row.tolerance
     for widths in (halved(row), halved(row, without=row.residual)):
         assert_trains(row, widths)

@@ -38,6 +38,11 @@ class Capture:
         """Those that want a gradient; the others, frozen ones, stay as they are, like buffers."""
         return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
 
+    @property
+    def logits_alone(self) -> bool:
+        """Whether it holds for a loss that reads the logits of an output alone."""
+        return self._source.symbolic.logits_alone
+
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
         classes = output_of(self._source.graphs[0]).meta["val"].shape[-1]
@@ -103,6 +108,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     overrides: Mapping[str, Sequence[str]] | None = None,
+    logits_alone: bool = False,
 ) -> Capture:
     """Find the axes of a model from example inputs (a batch of two or more).
 
@@ -111,12 +117,14 @@ def capture(
 
     overrides: tensors declared by hand: a pattern over parameter names -> a dim per dimension, for instance
     ``{"*.qkv.weight": ["3*{}.heads:4*16", "embed:64"]}``, where ``{}`` is what ``*`` stands for.
+    logits_alone: of an output that is a mapping with ``logits`` nothing else is read, as by the default loss;
+    otherwise every tensor of the output stays whole.
     """
     kwargs = dict(kwargs or {})
-    graphs = capture_modes(model, args, kwargs)
+    graphs = capture_modes(model, args, kwargs, logits_alone=logits_alone)
     skeleton = _skeleton(model)
     derived = derive(skeleton, graphs, overrides)
-    symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs, overrides)
+    symbolic = SymbolicGraphs(skeleton, derived.axes, args, kwargs, overrides, logits_alone=logits_alone)
     return Capture(Source(skeleton, graphs, derived, args, kwargs, symbolic))
 
 
@@ -126,9 +134,10 @@ def axes(
     kwargs: Mapping[str, Any] | None = None,
     *,
     overrides: Mapping[str, Sequence[str]] | None = None,
+    logits_alone: bool = False,
 ) -> AxisMap:
     """The axis map of a model alone; arguments and errors as for ``capture``."""
-    return capture(model, example_inputs, kwargs, overrides=overrides).axes
+    return capture(model, example_inputs, kwargs, overrides=overrides, logits_alone=logits_alone).axes
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

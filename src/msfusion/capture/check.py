@@ -26,6 +26,7 @@ def permutation_errors(
     kwargs: Mapping[str, Any] | None,
     axes: AxisMap,
     *,
+    logits_alone: bool = False,
     seed: int = 0,
 ) -> dict[str, float]:
     """For each axis the relative change of the outputs when its units are permuted: 0 but for rounding.
@@ -33,11 +34,13 @@ def permutation_errors(
     Runs a copy of the model in float64 (float32 where the model refuses that) with every value that
     initialisation leaves alike drawn at random, so that no mistake hides behind equal units; parameters on
     meta are drawn altogether. An error above ``TOLERANCE`` means that the map is wrong for that axis.
+
+    logits_alone: as for ``capture``.
     """
     try:
-        return _errors(model, args, kwargs or {}, axes, seed, torch.float64)
+        return _errors(model, args, kwargs or {}, axes, logits_alone, seed, torch.float64)
     except RuntimeError:  # operations that exist in float32 only, or mix it in
-        return _errors(model, args, kwargs or {}, axes, seed, torch.float32)
+        return _errors(model, args, kwargs or {}, axes, logits_alone, seed, torch.float32)
 
 
 def _errors(
@@ -45,6 +48,7 @@ def _errors(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     axes: AxisMap,
+    logits_alone: bool,
     seed: int,
     dtype: torch.dtype,
 ) -> dict[str, float]:
@@ -52,13 +56,13 @@ def _errors(
     probe = in_dtype(randomised(model, generator), dtype).eval()
     args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (args, dict(kwargs)))
     calibrate(probe, args, kwargs)
-    reference = outputs_of(probe, args, kwargs)
+    reference = outputs_of(probe, args, kwargs, logits_alone=logits_alone)
     tensors = named_tensors(probe)
     errors = {}
     for name, info in axes.axes.items():
         order = _permutation(info.size, generator)
         with _permuted(tensors, axes, name, order):
-            errors[name] = difference(outputs_of(probe, args, kwargs), reference)
+            errors[name] = difference(outputs_of(probe, args, kwargs, logits_alone=logits_alone), reference)
     return errors
 
 
@@ -124,7 +128,9 @@ def calibrate(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         norm.eval()
 
 
-def outputs_of(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+def outputs_of(
+    probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, logits_alone: bool
+) -> list[torch.Tensor]:
     """What reaches the loss, in float64. A model that draws draws the same every time, and attention does not
     leave out what is padded, as PyTorch's short cut for evaluation does in some models and not in others."""
     short_cut = torch.backends.mha.get_fastpath_enabled()
@@ -132,7 +138,7 @@ def outputs_of(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
             torch.default_generator.manual_seed(0)
-            out = main_output(probe(*args, **kwargs))
+            out = main_output(probe(*args, **kwargs), logits_alone=logits_alone)
     finally:
         torch.backends.mha.set_fastpath_enabled(short_cut)
     tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, torch.Tensor)]

@@ -128,7 +128,7 @@ def _pin_outputs(graph: Graph, output: Any) -> None:
     spec = graph.program.call_spec.out_spec
     assert spec is not None
     structured = pytree.tree_unflatten(list(output), spec)
-    for labels in labels_in(main_output(structured)):
+    for labels in labels_in(main_output(structured, logits_alone=graph.logits_alone)):
         for label in labels:
             pin(label, OUTPUT)
 
@@ -138,7 +138,8 @@ def output_of(graph: Graph) -> torch.fx.Node:
     spec, (nodes,) = graph.program.call_spec.out_spec, graph.top.output_node().args
     assert spec is not None
     assert isinstance(nodes, Sequence)
-    main = main_output(pytree.tree_unflatten(list(nodes)[-spec.num_leaves :], spec))
+    structured = pytree.tree_unflatten(list(nodes)[-spec.num_leaves :], spec)
+    main = main_output(structured, logits_alone=graph.logits_alone)
     found: torch.fx.Node = next(
         node
         for node in pytree.tree_leaves(main)

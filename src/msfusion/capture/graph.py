@@ -51,11 +51,13 @@ class Graph:
     program: the exported program, cleaned of dead code.
     inputs: placeholder -> name of the parameter or buffer that it stands for; other inputs are missing.
     training: it was captured in train mode.
+    logits_alone: of a mapping with ``logits`` nothing else reaches the loss.
     """
 
     program: torch.export.ExportedProgram
     inputs: Mapping[torch.fx.Node, str]
     training: bool
+    logits_alone: bool
 
     @property
     def top(self) -> torch.fx.Graph:
@@ -80,6 +82,7 @@ def capture_graph(
     training: bool = False,
     symbolic: bool = False,
     lines: bool = True,
+    logits_alone: bool = False,
 ) -> Graph:
     """Export the model on tensors that hold no memory; the model itself is not touched.
 
@@ -102,7 +105,7 @@ def capture_graph(
             " model, or its inputs"
         ) from error
     program.graph.eliminate_dead_code()
-    return Graph(program, _tensor_inputs(program), training)
+    return Graph(program, _tensor_inputs(program), training, logits_alone)
 
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -249,9 +252,9 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return {name: first[id(tensor)] for name, tensor in every if first[id(tensor)] != name}
 
 
-def main_output(output: Any) -> Any:
-    """What reaches the loss: of a mapping with ``logits`` these, else everything."""
-    return output["logits"] if isinstance(output, Mapping) and "logits" in output else output
+def main_output(output: Any, *, logits_alone: bool) -> Any:
+    """What reaches the loss: everything, or of a mapping with ``logits`` these alone."""
+    return output["logits"] if logits_alone and isinstance(output, Mapping) and "logits" in output else output
 
 
 def module_path(node: torch.fx.Node) -> str:

@@ -77,14 +77,25 @@ class SymbolicGraphs:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         overrides: Mapping[str, Sequence[str]] | None = None,
+        *,
+        logits_alone: bool,
     ) -> None:
         self.model, self.axes, self.overrides = model, axes, overrides
+        self.logits_alone = logits_alone
         self.args, self.kwargs = args, kwargs
 
     @cached_property
     def modes(self) -> dict[bool, SymbolicGraph]:
         graphs = [
-            capture_graph(self.model, self.args, self.kwargs, training=training, symbolic=True, lines=False)
+            capture_graph(
+                self.model,
+                self.args,
+                self.kwargs,
+                training=training,
+                symbolic=True,
+                lines=False,
+                logits_alone=self.logits_alone,
+            )
             for training in (False, True)
         ]
         derived = derive(self.model, graphs, self.overrides)
@@ -205,7 +216,14 @@ def _runner(module: nn.Module, symbolic: SymbolicGraphs, widths: Widths, scaled:
     programs = {training: mode.graph.program for training, mode in modes.items()}
 
     def again(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Runner | None:
-        other = SymbolicGraphs(symbolic.model, symbolic.axes, args, kwargs, symbolic.overrides)
+        other = SymbolicGraphs(
+            symbolic.model,
+            symbolic.axes,
+            args,
+            kwargs,
+            symbolic.overrides,
+            logits_alone=symbolic.logits_alone,
+        )
         return _runner(module, other, widths, scaled)
 
     example = symbolic.args, dict(symbolic.kwargs)

@@ -37,7 +37,9 @@ Call = tuple[Any, ...]
 """A function, and its arguments: of tensors the shapes."""
 
 
-def capture_modes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Graph]:
+def capture_modes(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, logits_alone: bool = False
+) -> list[Graph]:
     """The graph in eval mode, and that in train mode if that is another program.
 
     ``UserError`` for a model that cannot be captured in eval mode; a warning where train mode alone cannot,
@@ -45,11 +47,11 @@ def capture_modes(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     """
     check_can_be_cut(model)
     eval_calls, train_calls = (_calls(model, args, kwargs, training=mode) for mode in (False, True))
-    graph = capture_graph(model, args, kwargs)
+    graph = capture_graph(model, args, kwargs, logits_alone=logits_alone)
     if eval_calls is not None and eval_calls == train_calls:
         return [graph]
     try:
-        return [graph, capture_graph(model, args, kwargs, training=True)]
+        return [graph, capture_graph(model, args, kwargs, training=True, logits_alone=logits_alone)]
     except UserError as error:
         warnings.warn(
             f"train mode is taken for what eval mode is, as it cannot be captured: {error}", stacklevel=2

@@ -71,8 +71,10 @@ def _error(probe: nn.Module, captured: Capture, names: Iterable[str], inputs: An
         id(tensor): take(full[name], captured.axes.tensors[name], selection).detach()
         for name, tensor in named_tensors(narrow).items()
     }
-    found = outputs_of(copy_with(narrow, values).eval(), *inputs)
-    return difference(found, outputs_of(_silenced(probe, captured.axes, selection), *inputs))
+    alone = captured.logits_alone
+    found = outputs_of(copy_with(narrow, values).eval(), *inputs, logits_alone=alone)
+    silent = _silenced(probe, captured.axes, selection)
+    return difference(found, outputs_of(silent, *inputs, logits_alone=alone))
 
 
 def _silenced(probe: nn.Module, axes: AxisMap, selection: Selection) -> nn.Module:

@@ -14,7 +14,7 @@ from msfusion.commands.output import emit, table
 from msfusion.config import load_axes
 from msfusion.core.axes import AxisInfo, AxisMap, axes_of
 from msfusion.errors import UserError
-from msfusion.models import build_without_values
+from msfusion.models import build_without_values, is_from_file
 
 _SHOWN = 4  # tensors, or pinned dimensions, per line
 
@@ -25,7 +25,8 @@ def run(
     """Print every axis and the tensors that follow it; with ``check`` prove them, and exit with 1 where one
     is wrong."""
     module, example = build_without_values(model, None, options)
-    captured = capture(module, example, overrides=load_axes(declared))
+    own = is_from_file(model)  # who may train it with a loss of their own
+    captured = capture(module, example, overrides=load_axes(declared), logits_alone=not own)
     axes = captured.axes
     if not axes.cuttable:
         raise UserError(_nothing_to_cut(axes))
@@ -33,7 +34,7 @@ def run(
     if not check:
         emit(data, _text(axes), json=json)
         return
-    moved = permutation_errors(module, example, {}, axes)
+    moved = permutation_errors(module, example, {}, axes, logits_alone=not own)
     silenced = silence_errors(module, captured)
     wrong = [name for name in axes.axes if max(moved[name], silenced.get(name, 0.0)) > TOLERANCE]
     proof = {

@@ -176,7 +176,7 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
     model, example, drawn = made_as_with_values(
         lambda: build(spec, data.inputs, options), derive(config.seed, "model")
     )
-    captured = capture(model, example, overrides=config.model.axes or None)
+    captured = capture(model, example, overrides=config.model.axes or None, logits_alone=True)
     objective = Objective(language=data.task == "language")
     return Task(
         model,

@@ -36,7 +36,7 @@ class Subject:
     def load(name: str, options: Mapping[str, Any], declared: Path | None, run: Run) -> "Subject":
         """Raises UserError where there is no such model."""
         module, example = build_without_values(name, None, options)
-        captured = capture(module, example, overrides=load_axes(declared))
+        captured = capture(module, example, overrides=load_axes(declared), logits_alone=True)
         return Subject(name, captured, example, run)
 
 

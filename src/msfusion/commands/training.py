@@ -36,7 +36,7 @@ def simulation_of(
     with seeded(derive(config.seed, "model"), torch.device("cpu")):
         model, example = build(config.model.name, data.inputs, config.model.options)
     if config.model.axes:
-        captured = captured or capture(model, example, overrides=config.model.axes)
+        captured = captured or capture(model, example, overrides=config.model.axes, logits_alone=True)
     objective = Objective(language=data.task == "language")
     problem = Problem(model, example, data.train, data.test, objective, config.model.name)
     settings = dataclasses.asdict(config)

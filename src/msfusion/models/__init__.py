@@ -5,7 +5,7 @@ Nothing here knows about windows or widths: a model is cut by reading what it co
 
 from msfusion.models.inputs import InputSpec, example
 from msfusion.models.meta import made_without_values, parameters_on_meta
-from msfusion.models.registry import MODELS, build, build_without_values
+from msfusion.models.registry import MODELS, build, build_without_values, is_from_file
 
 __all__ = [
     "MODELS",
@@ -13,6 +13,7 @@ __all__ = [
     "build",
     "build_without_values",
     "example",
+    "is_from_file",
     "made_without_values",
     "parameters_on_meta",
 ]

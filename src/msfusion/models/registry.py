@@ -56,6 +56,11 @@ def build(spec: str, inputs: InputSpec | None, options: Mapping[str, object] = M
     return module, (example(inputs or _inputs_from_options(spec, options)),)
 
 
+def is_from_file(spec: str) -> bool:
+    """Whether a model comes from a user's own code."""
+    return spec not in MODELS and not spec.startswith((PREFIX, TIMM))
+
+
 def build_without_values(
     spec: str, inputs: InputSpec | None, options: Mapping[str, object] = MappingProxyType({})
 ) -> Built:

@@ -139,7 +139,8 @@ class Simulation:
             self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
         self.model.train()  # values are pulled as in training: a module may merge weights in eval mode
-        captured = captured or capture(self.model, tuple(t.to(device) for t in problem.example))
+        example = tuple(t.to(device) for t in problem.example)
+        captured = captured or capture(self.model, example, logits_alone=problem.objective.classes)
         own_memory_(self.model)
         self.setup = setup = Setup(
             captured,
