@@ -62,6 +62,15 @@ class Mystery(nn.Module):
         return torch.ops.msfusion_cli.mystery(x)
 
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def noisy():
+    return Net(Noise()), torch.randn(2, 64)
+
+
 def ordered():
     return Net(Order()), torch.randn(2, 64)
 
@@ -165,6 +174,16 @@ def test_a_wrong_declaration_is_caught(run: Callable[..., Answer], models: Path,
     found = json.loads(out)["check"]["h"]
     assert found["permuted"] > 1e-3
     assert found["silenced"] > 1e-3
+
+
+def test_noise_that_does_not_move_with_the_units_proves_nothing(
+    run: Callable[..., Answer], models: Path
+) -> None:
+    code, out, err = run("axes", f"{models}:noisy", "--check", "--json")
+    assert code == 1
+    assert json.loads(out)["check"]["a.out"]["right"] is None
+    assert err.startswith("not proved, as the forward draws random numbers")
+    assert err.endswith(": a.out\n")
 
 
 def test_declarations_that_are_none(run: Callable[..., Answer], tmp_path: Path) -> None:

@@ -1,21 +1,24 @@
 """The permutation proof: permuting the units of an axis in every tensor must leave the outputs unchanged."""
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, axes_of
 from msfusion.errors import UserError
 
-from .graph import main_output, named_tensors
+from .graph import first_line, main_output, named_tensors, user_line
 
 TOLERANCE = 1e-4
 """Relative errors of wrong maps start at about 1e-3; right ones stay below 1e-6, in float64 below 1e-12."""
+
+Proved = TypeVar("Proved")
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
@@ -31,16 +34,45 @@ def permutation_errors(
 ) -> dict[str, float]:
     """For each axis the relative change of the outputs when its units are permuted: 0 but for rounding.
 
-    Runs a copy of the model in float64 (float32 where the model refuses that) with every value that
-    initialisation leaves alike drawn at random, so that no mistake hides behind equal units; parameters on
-    meta are drawn altogether. An error above ``TOLERANCE`` means that the map is wrong for that axis.
+    Runs a copy of the model with every value that initialisation leaves alike drawn at random, so that no
+    mistake hides behind equal units; parameters on meta are drawn altogether. An error above ``TOLERANCE``
+    means that the map is wrong for that axis.
 
     logits_alone: as for ``capture``.
     """
-    try:
-        return _errors(model, args, kwargs or {}, axes, logits_alone, seed, torch.float64)
-    except RuntimeError:  # operations that exist in float32 only, or mix it in
-        return _errors(model, args, kwargs or {}, axes, logits_alone, seed, torch.float32)
+    return in_some_type(lambda dtype: _errors(model, args, kwargs or {}, axes, logits_alone, seed, dtype))
+
+
+def in_some_type(proof: Callable[[torch.dtype], Proved]) -> Proved:
+    """A proof in float64; in float32 where an operation or an assertion of the forward wants that; where the
+    forward mixes types in float64 again, with all types that it names taken for that. ``UserError`` where it
+    cannot run in any of these ways."""
+    in_one: Any = _InOneType()  # type: ignore[no-untyped-call]
+    ways = ((torch.float64, nullcontext()), (torch.float32, nullcontext()), (torch.float64, in_one))
+    for dtype, context in ways:
+        try:
+            with context:
+                return proof(dtype)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a forward raises
+            last = error
+    raise UserError(
+        "expected a forward that can run in float64 or in float32 for the proof, got at "
+        f"{user_line(last)} {type(last).__name__}: {first_line(last)}; let it follow the type of its inputs"
+    ) from last
+
+
+class _InOneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Floating point types that a forward names are all float64."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if named.get("dtype") is not None and named["dtype"].is_floating_point:
+            named["dtype"] = torch.float64
+        return func(*args, **named)
 
 
 def _errors(
@@ -53,9 +85,7 @@ def _errors(
     dtype: torch.dtype,
 ) -> dict[str, float]:
     generator = torch.Generator().manual_seed(seed)
-    probe = in_dtype(randomised(model, generator), dtype).eval()
-    args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (args, dict(kwargs)))
-    calibrate(probe, args, kwargs)
+    probe, (args, kwargs) = _probe(model, args, kwargs, generator, dtype)
     reference = outputs_of(probe, args, kwargs, logits_alone=logits_alone)
     tensors = named_tensors(probe)
     errors = {}
@@ -64,6 +94,35 @@ def _errors(
         with _permuted(tensors, axes, name, order):
             errors[name] = difference(outputs_of(probe, args, kwargs, logits_alone=logits_alone), reference)
     return errors
+
+
+def draws(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, logits_alone: bool = False
+) -> bool:
+    """Whether the outputs depend on random numbers, in eval mode: noise that does not move with the units."""
+
+    def differ(dtype: torch.dtype) -> bool:
+        probe, (given, named) = _probe(model, args, kwargs, torch.Generator().manual_seed(0), dtype)
+        first, second = (
+            outputs_of(probe, given, named, logits_alone=logits_alone, drawn=drawn) for drawn in (0, 1)
+        )
+        return difference(first, second) > 0
+
+    return in_some_type(differ)
+
+
+def _probe(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> tuple[nn.Module, tuple[Any, Any]]:
+    """The model to run, and its inputs."""
+    probe = in_dtype(randomised(model, generator), dtype).eval()
+    inputs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (args, dict(kwargs)))
+    calibrate(probe, *inputs)
+    return probe, inputs
 
 
 def in_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -129,15 +188,23 @@ def calibrate(probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 
 
 def outputs_of(
-    probe: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, logits_alone: bool
+    probe: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    logits_alone: bool,
+    drawn: int = 0,
 ) -> list[torch.Tensor]:
     """What reaches the loss, in float64. A model that draws draws the same every time, and attention does not
-    leave out what is padded, as PyTorch's short cut for evaluation does in some models and not in others."""
+    leave out what is padded, as PyTorch's short cut for evaluation does in some models and not in others.
+
+    drawn: seeds what is drawn.
+    """
     short_cut = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), torch.random.fork_rng([]):
-            torch.default_generator.manual_seed(0)
+            torch.default_generator.manual_seed(drawn)
             out = main_output(probe(*args, **kwargs), logits_alone=logits_alone)
     finally:
         torch.backends.mha.set_fastpath_enabled(short_cut)
@@ -192,6 +259,9 @@ def places(dim: Dim, axis: str, order: torch.Tensor) -> torch.Tensor:
 
 
 def difference(outputs: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    """The largest relative change; 1 where the outputs do not have the shapes of the reference."""
+    if [out.shape for out in outputs] != [expected.shape for expected in reference]:
+        return 1.0
     pairs = list(zip(outputs, reference, strict=True))
     scales = [float(expected.abs().max()) + 1e-12 for _, expected in pairs if expected.numel()]
     gaps = [float((out - expected).abs().max()) for out, expected in pairs if expected.numel()]

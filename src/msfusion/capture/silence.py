@@ -19,7 +19,7 @@ from msfusion.core.merge import take
 from msfusion.errors import UserError
 
 from .capture import Capture
-from .check import TOLERANCE, calibrate, cast, difference, in_dtype, outputs_of, randomised
+from .check import TOLERANCE, calibrate, cast, difference, in_dtype, in_some_type, outputs_of, randomised
 from .derive import Derived
 from .graph import copy_with, named_tensors
 from .labels import Label, factors, leaves
@@ -37,10 +37,7 @@ def silence_errors(model: nn.Module, captured: Capture, *, seed: int = 0) -> dic
     """For each axis that may be cut and whose units nothing else mixes: the difference, relative to the
     outputs, between the model with that axis (and the others) at half its units and the full model with the
     rest of them silenced. 0 but for rounding; above ``TOLERANCE`` the map is wrong for that axis."""
-    try:
-        return _errors(model, captured, seed, torch.float64)
-    except RuntimeError:  # operations that exist in float32 only, or mix it in
-        return _errors(model, captured, seed, torch.float32)
+    return in_some_type(lambda dtype: _errors(model, captured, seed, dtype))
 
 
 def _errors(model: nn.Module, captured: Capture, seed: int, dtype: torch.dtype) -> dict[str, float]:
