@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maps import make_map, resnet18
 
-from msfusion.core.axes import AxisMap
+from msfusion.core.axes import AxisInfo, AxisMap
 from msfusion.core.widths import at_width, for_share, largest, parameter_count
 from msfusion.errors import UserError
 
@@ -83,9 +83,12 @@ def test_a_model_without_an_axis_to_cut(tensors: dict[str, list[str]], whole: di
         for_share(axes, axes.tensors, 0.5, "inner")
 
 
-def test_the_message_tells_why_axes_are_pinned() -> None:
-    axes = AxisMap({}, {}, pinned={"w:0": "an operation without a rule"})
-    with pytest.raises(UserError, match="w:0: an operation without a rule"):
+def test_the_message_tells_why_axes_are_pinned_and_whole() -> None:
+    """A few places per reason, and axes that are not cut by themselves."""
+    pinned = {f"w{i}:0": "output of the model" for i in range(6)} | {"v:1": "cumsum"}
+    axes = AxisMap({}, {"a": AxisInfo(8, whole="lies inside each unit of b")}, pinned=pinned)
+    why = "output of the model pins w0:0, w1:0, w2:0, w3:0 and 2 more; cumsum pins v:1; a stays whole: lies"
+    with pytest.raises(UserError, match=f"got none: {why} inside each unit of b; replace these"):
         at_width(axes, 0.5, "all")
 
 

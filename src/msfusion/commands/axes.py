@@ -14,7 +14,7 @@ from msfusion.capture.silence import silence_errors
 from msfusion.commands.output import emit, table
 from msfusion.config import load_axes
 from msfusion.core.axes import AxisInfo, AxisMap, axes_of
-from msfusion.errors import UserError
+from msfusion.core.widths import few, nothing_to_cut
 from msfusion.models import build_without_values, is_from_file
 
 _VERDICTS = {True: "right", False: "WRONG", None: "not proved"}
@@ -23,8 +23,6 @@ _NOISY = (
     "not proved, as the forward draws random numbers in eval mode, which do not move with the units; check"
     " the model without them"
 )
-
-_SHOWN = 4  # tensors, or pinned dimensions, per line
 
 
 def run(
@@ -37,7 +35,7 @@ def run(
     captured = capture(module, example, overrides=load_axes(declared), logits_alone=not own)
     axes = captured.axes
     if not axes.cuttable:
-        raise UserError(_nothing_to_cut(axes))
+        raise nothing_to_cut(axes)
     data = json_format.loads(axes.to_json())
     if not check:
         emit(data, _text(axes), json=json)
@@ -59,11 +57,11 @@ def run(
 
 def _text(axes: AxisMap) -> object:
     rows = [
-        (name, str(info.size), _kind(info), _few(_followers(axes, name))) for name, info in axes.axes.items()
+        (name, str(info.size), _kind(info), few(_followers(axes, name))) for name, info in axes.axes.items()
     ]
     parts = [table(("axis", "units", "kind", "dimensions that follow it"), rows)]
     if pinned := _pinned_by_reason(axes):
-        reasons = [(reason, _few(places)) for reason, places in pinned.items()]
+        reasons = [(reason, few(places)) for reason, places in pinned.items()]
         parts.append(table(("never cut because", "dimensions"), reasons))
     for column in (*parts[0].columns[2:], *(column for part in parts[1:] for column in part.columns)):
         column.justify = "left"
@@ -111,23 +109,8 @@ def _followers(axes: AxisMap, axis: str) -> list[str]:
     ]
 
 
-def _few(places: list[str]) -> str:
-    rest = len(places) - _SHOWN
-    return ", ".join(places[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _pinned_by_reason(axes: AxisMap) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for place, reason in axes.pinned.items():
         found.setdefault(reason, []).append(place)
     return found
-
-
-def _nothing_to_cut(axes: AxisMap) -> str:
-    pinned = _pinned_by_reason(axes)
-    why = [f"{reason} pins {_few(places)}" for reason, places in pinned.items()]
-    why += [f"{name} is not cut, as it {info.whole}" for name, info in axes.axes.items() if info.whole]
-    return (
-        f"expected a model with an axis that can be cut, got none: {'; '.join(why) or 'no parameters'}. "
-        "Replace these operations, or declare axes with --axes FILE and prove them with --check"
-    )

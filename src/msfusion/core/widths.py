@@ -1,7 +1,7 @@
 """Width plans: how many units of each axis a participant trains, found from what it can afford."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from msfusion.core.axes import AxisMap, Widths
@@ -109,9 +109,27 @@ def parameter_count(axes: AxisMap, parameters: Iterable[str], widths: Widths) ->
 def _axes_to_cut(axes: AxisMap, cut: Cut) -> list[str]:
     names = [a for a in axes.cuttable if cut == "all" or not axes.axes[a].residual] or list(axes.cuttable)
     if not names:
-        why = "; ".join(f"{where}: {reason}" for where, reason in list(axes.pinned.items())[:5])
-        raise UserError(f"expected a model with an axis that can be cut, got none ({why or 'no parameters'})")
+        raise nothing_to_cut(axes)
     return names
+
+
+def nothing_to_cut(axes: AxisMap) -> UserError:
+    """What to say of a model none of whose axes may be cut: which operations pinned what."""
+    pinned: dict[str, list[str]] = {}
+    for place, reason in axes.pinned.items():
+        pinned.setdefault(reason, []).append(place)
+    why = [f"{reason} pins {few(places)}" for reason, places in pinned.items()]
+    why += [f"{name} stays whole: {info.whole}" for name, info in axes.axes.items() if info.whole]
+    return UserError(
+        f"expected a model with an axis that can be cut, got none: {'; '.join(why) or 'no parameters'};"
+        " replace these operations, or declare axes as docs/any-model.md has it"
+    )
+
+
+def few(places: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many there are beside them."""
+    rest = len(places) - most
+    return ", ".join(places[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _balance(axes: AxisMap) -> float:
