@@ -1,5 +1,6 @@
 """What is not known is not cut: operations without a rule, rules that are taken away, odd forwards."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -89,6 +90,51 @@ def test_a_forward_that_depends_on_values_is_refused_in_one_sentence(
         capture(Branch(), (torch.randn(3, 8),))
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        out: Tensor = self.b(x[x[:, 0] > 0])
+        return out
+
+
+def test_sizes_that_depend_on_values_are_refused_with_their_line() -> None:
+    message = r"got at .*test_fail_closed\.py:\d+ one that depends on values, .* torch\.where"
+    with pytest.raises(UserError, match=message) as caught:
+        capture(Masked(), (torch.randn(3, 8),))
+    assert "\n" not in str(caught.value)
+
+
+@dataclass
+class Unknown:
+    logits: Tensor
+
+
+class DynamicCache(Unknown):
+    """Called as the one of transformers."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(Unknown, "return one of these"), (DynamicCache, r"set model\.config\.use_cache = False")],
+)
+def test_outputs_of_unknown_types_are_refused(kind: type[Unknown], what: str) -> None:
+    class Returning(Masked):
+        def forward(self, x: Tensor) -> Any:
+            return kind(self.b(self.a(x)))
+
+    with pytest.raises(UserError, match=f"ModelOutputs of them, got {kind.__name__}; {what}$"):
+        capture(Returning(), (torch.randn(3, 8),))
+
+
+def test_no_line_is_named_where_the_model_has_none() -> None:
+    with pytest.raises(UserError, match="got at a line of PyTorch's own modules RuntimeError"):
+        capture(nn.Sequential(nn.Linear(8, 4)), (torch.randn(3, 7),))
 
 
 class Logits(nn.Module):

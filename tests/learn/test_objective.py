@@ -71,10 +71,17 @@ def test_targets_of_the_wrong_form_are_refused(targets: Tensor, words: str) -> N
         Objective().score(LOGITS, targets)
 
 
-@pytest.mark.parametrize("output", [(LOGITS,), {"logits": LOGITS}, None, SimpleNamespace(logits=None)])
+@pytest.mark.parametrize("output", [(LOGITS,), {"logit": LOGITS}, None, SimpleNamespace(logits=None)])
 def test_an_output_without_logits_is_refused(output: object) -> None:
     with pytest.raises(UserError, match="expected a model that returns logits"):
         Objective().loss(output, torch.tensor([0, 1, 0]))
+
+
+def test_the_logits_of_a_mapping_count() -> None:
+    targets = torch.tensor([0, 1, 0])
+    assert Objective().score({"hidden": None, "logits": LOGITS}, targets) == Objective().score(
+        LOGITS, targets
+    )
 
 
 def test_a_custom_loss_takes_any_output_and_has_no_accuracy() -> None:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import logging
+import re
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,8 @@ _KNOWN_WARNINGS = (
     r".*LeafSpec.*",
     r"The tensor attributes .* were assigned during export",
 )
+
+_UNKNOWN_OUTPUT = re.compile(r"Found <class '(.+?)'> in output")
 
 _LOGGERS = (
     "torch._subclasses.fake_tensor",
@@ -99,13 +102,38 @@ def capture_graph(
                 shadow, fake_args, fake_kwargs, dynamic_shapes=dynamic, strict=False
             )
     except Exception as error:
-        raise UserError(
-            f"expected a model that torch.export can capture with example inputs of {_shapes(args, kwargs)},"
-            f" got at {user_line(error)} {type(error).__name__}: {first_line(error)}; change that line of the"
-            " model, or its inputs"
-        ) from error
+        raise _not_captured(error, args, kwargs) from error
     program.graph.eliminate_dead_code()
-    return Graph(program, _tensor_inputs(program), training, logits_alone)
+    graph = Graph(program, _tensor_inputs(program), training, logits_alone)
+    _check_sizes(graph)
+    return graph
+
+
+def _not_captured(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> UserError:
+    if found := _UNKNOWN_OUTPUT.search(str(error)):
+        kind = found[1].rpartition(".")[2]
+        what = "set model.config.use_cache = False" if kind.endswith("Cache") else "return one of these"
+        return UserError(
+            "expected a model that returns tensors, or tuples, named tuples, lists, dicts or ModelOutputs of"
+            f" them, got {kind}; {what}"
+        )
+    return UserError(
+        f"expected a model that torch.export can capture with example inputs of {_shapes(args, kwargs)},"
+        f" got at {user_line(error)} {type(error).__name__}: {first_line(error)}; change that line of the"
+        " model, or its inputs"
+    )
+
+
+def _check_sizes(graph: Graph) -> None:
+    """Raise UserError where an operation makes a tensor whose sizes depend on values."""
+    for node in graph.nodes():
+        values = pytree.tree_leaves(node.meta.get("val"))
+        sizes: list[Any] = [size for t in values if isinstance(t, torch.Tensor) for size in t.shape]
+        if any(not isinstance(size, int) and size.node.hint is None for size in sizes):
+            raise UserError(
+                f"expected sizes that follow from those of the inputs, got at {source_line(node)} one that"
+                " depends on values, as where a mask is an index; compute all and select with torch.where"
+            )
 
 
 def _shapes(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -189,10 +217,11 @@ def first_line(error: BaseException) -> str:
 
 
 def user_line(error: BaseException) -> str:
-    """``file:line`` of the innermost frame outside of PyTorch and this package."""
+    """``file:line`` of the innermost frame outside of PyTorch, code that it writes, and this package."""
     frames = traceback.extract_tb(error.__traceback__)
-    foreign = [f for f in frames if not any(own in f.filename for own in ("/torch/", "/msfusion/capture/"))]
-    return f"{foreign[-1].filename}:{foreign[-1].lineno}" if foreign else "its forward"
+    known = ("/torch/", "/msfusion/capture/", "<")
+    foreign = [f for f in frames if not any(part in f.filename for part in known)]
+    return f"{foreign[-1].filename}:{foreign[-1].lineno}" if foreign else "a line of PyTorch's own modules"
 
 
 def device_of(model: nn.Module, inputs: Any) -> torch.device:

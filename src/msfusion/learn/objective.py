@@ -1,6 +1,6 @@
 """Task losses: pure functions of a model's output and the targets."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -132,12 +132,13 @@ def reads_a_model() -> UserError:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits of a plain tensor or of a Hugging Face output."""
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    """The logits of a plain tensor, of a mapping that has them or of a Hugging Face output."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output if isinstance(output, Tensor) else named
     if not isinstance(logits, Tensor):
         raise UserError(
-            f"expected a model that returns logits or an object with .logits, got {type(output).__name__}; "
-            "give a loss function of your own"
+            "expected a model that returns logits, or a dict or an object with them as 'logits', got "
+            f"{type(output).__name__}; give a loss function of your own"
         )
     return logits
 
