@@ -241,6 +241,13 @@ def test_a_file_of_axes_without_axes_is_refused(text: str, tmp_path: Path) -> No
         load_axes(path)
 
 
+def test_a_file_of_axes_of_another_form_is_refused_by_the_name_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "axes.toml"
+    path.write_text('"a.weight" = "3"\n')
+    with pytest.raises(UserError, match=r"setting model\.axes\.a\.weight: expected a valid list, got '3'"):
+        load_axes(path)
+
+
 def test_twins_of_a_preset_are_not_for_a_model_from_elsewhere(tmp_path: Path) -> None:
     """It may begin with pretrained values, of which they would make copies."""
     assert load("shakespeare").twins == load("cifar10", {"model.name": "mlp"}).twins == 0.9

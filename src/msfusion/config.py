@@ -91,7 +91,14 @@ def load_axes(file: Path | None) -> dict[str, list[str]]:
     own = table["model"] if isinstance(table.get("model"), dict) else {"axes": table}
     if not own.get("axes"):
         raise UserError(f"expected a table [model.axes] in {file}, found none; declare axes in it")
-    return validated(Model, {"axes": own["axes"]}).axes
+    return validated(_Declared, {"model": {"axes": own["axes"]}}).model.axes
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """A file with declared axes."""
+
+    model: Model
 
 
 def presets() -> list[str]:

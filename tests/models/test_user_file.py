@@ -144,6 +144,15 @@ def test_an_import_of_a_broken_file_names_that_file(tmp_path: Path, monkeypatch:
         build(f"{tmp_path / 'net.py'}:net", VECTOR)
 
 
+def test_example_inputs_in_a_dict_are_refused_by_the_inner_type(tmp_path: Path) -> None:
+    path = tmp_path / "inner.py"
+    path.write_text(
+        "import torch\ndef net():\n    return torch.nn.Linear(4, 3), ({'x': torch.zeros(2, 4)},)\n"
+    )
+    with pytest.raises(UserError, match="a tensor or a tuple of tensors, got tuple of dict: return"):
+        build(f"{path}:net", None)
+
+
 def test_code_that_looks_at_values_is_built_with_values(tmp_path: Path) -> None:
     path = tmp_path / "looks.py"
     path.write_text(

@@ -120,7 +120,10 @@ def _as_tensors(spec: str, value: object) -> tuple[torch.Tensor, ...]:
         return (value,)
     if isinstance(value, tuple | list) and value and all(isinstance(v, torch.Tensor) for v in value):
         return tuple(value)
+    got = type(value).__name__
+    if isinstance(value, tuple | list):
+        got += f" of {', '.join(type(v).__name__ for v in value) or 'nothing'}"
     raise UserError(
-        f"expected example inputs of {spec} to be a tensor or a tuple of tensors, got "
-        f"{type(value).__name__}: return what the module's forward takes"
+        f"expected example inputs of {spec} to be a tensor or a tuple of tensors, got {got}: "
+        "return what the module's forward takes"
     )
