@@ -80,6 +80,10 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "an exception": (raises, "out of luck"),
     "no answer": (silent, "no answer within 8 s"),
     "NaN": (other_values(lambda v: v["head.bias"].fill_(torch.nan)), "NaN or infinity in head.bias"),
+    "a large change": (
+        other_values(lambda v: v["head.bias"].fill_(1e4)),
+        "times as large as the others'",
+    ),
     "another shape": (
         other_values(lambda v: v.update({"first.weight": v["first.weight"][:2].clone()})),
         "expected first.weight of shape",
@@ -120,6 +124,27 @@ def test_the_round_goes_on_without_the_faulty_answer(fault: str, tmp_path: Path)
     assert [one["participant"] for one in second["dropped"]] == [FAULTY]
     assert reason in second["dropped"][0]["reason"]
     assert same(stored(tmp_path / "run"), alone(ALL, OTHERS, ALL))
+
+
+@pytest.mark.parametrize("more", [{}, {"server_momentum": 0.5}])
+def test_values_that_a_merge_would_make_infinite_are_not_kept(more: dict[str, Any], tmp_path: Path) -> None:
+    """With one other there is nothing to compare a change with."""
+    nodes = nodes_of(TASK, 2, tmp_path, {1: other_values(lambda v: v["head.bias"].fill_(3e38))})
+    config = {**CONFIG, **more, "participants": 2, "out": str(tmp_path / "run")}
+    play(TASK, nodes, config)
+    found = rounds(tmp_path / "run")
+    assert [r["participants"] for r in found] == [[0, 1], [0], [0, 1]]
+    assert found[1]["dropped"] == [
+        {
+            "participant": 1,
+            "reason": "expected merged values that are finite, got NaN or infinity in head.bias, and this "
+            "change was the largest",
+        }
+    ]
+    if not more:
+        both, one = frozenset({0, 1}), frozenset({0})
+        assert same(stored(tmp_path / "run"), alone(both, one, both, participants=2))
+    assert all(value.isfinite().all() for value in stored(tmp_path / "run").values())
 
 
 def test_a_participant_with_one_example_is_left_out_where_there_is_batch_norm(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "before the copies count": (Home, "_save", 1),
     "before the records are opened": (Home, "writing", 0),
     "before the first round": (server, "ask", 0),
-    "in mid-round": (server, "unpacked", 4),
+    "in mid-round": (server, "unpacked", 10),
     "before the merge counts": (DiskStore, "_point_to", 1),
     "after the merge counts": (DiskStore, "_remove_all_but", 3),
 }

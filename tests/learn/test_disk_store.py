@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -13,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from msfusion.capture import capture
-from msfusion.core.axes import AxisMap, Selection, count, positions
+from msfusion.core.axes import AxisMap, Fixed, Selection, count, positions
 from msfusion.core.merge import Contribution, Shift
 from msfusion.core.seeds import derive
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 from msfusion.learn import disk_store
 from msfusion.learn.disk_store import DiskStore
 from msfusion.learn.initial import write_initial
@@ -417,3 +418,22 @@ def test_values_that_are_set_by_another_name_are_written(tmp_path: Path) -> None
         expected = Named().weight.detach().clone()
     shards = write_initial(Named, tmp_path / "initial", 3)
     assert torch.equal(shards["weight"], expected)
+
+
+def test_a_commit_keeps_no_values_that_are_not_finite(tmp_path: Path) -> None:
+    write(tmp_path / "source", {"w": torch.tensor([1.0, 2.0])}, 1000)
+    axes = AxisMap({"w": (Fixed(2),)}, {})
+    store = DiskStore(tmp_path / "source", tmp_path / "store", axes, frozenset({"w"}))
+    sealed = []
+    moved = Contribution(0, {}, {"w": torch.tensor([4.0, -2.0])}, 1.0)
+    huge = Contribution(1, {}, {"w": torch.tensor([3e38, 0.0])}, 9.0)
+    assert store.change(moved) == pytest.approx(math.sqrt((3**2 + 4**2) / 2))
+    store.push(moved)
+    store.commit(1.0)
+    store.push(huge)
+    with pytest.raises(Diverged, match="expected merged values that are finite, got NaN or infinity in w"):
+        store.commit(1.0, lambda folder, shift: sealed.append(folder))
+    assert not sealed
+    assert [path.name for path in (tmp_path / "store").iterdir() if path.is_dir()] == ["000001"]
+    assert store.commit(1.0) is None
+    assert store.state()["w"].tolist() == [4.0, -2.0]

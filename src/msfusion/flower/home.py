@@ -73,17 +73,18 @@ class Home:
         return self.journal.writing(header, self.done if started else None)
 
     def commit(self, merged: Sequence[Selection], record: records.Round, start: float) -> records.Round:
-        """End a round: merge what was pushed, and keep all of it or nothing.
+        """End a round: merge what was pushed, and keep all of it or nothing. Diverged where values would
+        not be finite; what was pushed is then forgotten.
 
         record: of the round; what is known at the end only is filled in.
         start: when the round began, on the clock time.perf_counter.
         """
         round = self.done
-        for windows in merged:
-            self._coverage.add(windows)
         complete = record.copy()
 
         def seal(folder: Path, shift: Shift | None) -> None:
+            for windows in merged:
+                self._coverage.add(windows)
             ratio = shift.ratio if shift else None
             complete["shift"], complete["coverage"] = ratio, self._coverage.summary().share
             complete["seconds"] = time.perf_counter() - start

@@ -15,8 +15,9 @@ from torch.utils.data import Dataset
 
 from msfusion import records
 from msfusion.core.axes import Selection, Units
+from msfusion.core.bound import too_large
 from msfusion.core.merge import Contribution
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 from msfusion.flower.agreed import agree
 from msfusion.flower.exchange import Job, ask, logger
 from msfusion.flower.home import Home
@@ -112,18 +113,26 @@ class Hub:
                 del there[n]
         windows = {n: learner.windows(round, participants[n]) for n in there}
         answers = self._answers(round, windows, there, dropped)
-        trained = self._push(windows, answers, dropped)
-        record = self._scribe(members).round(
-            round,
-            trained,
-            coverage=0.0,
-            overlap=self.home.overlap.rate,
-            shift=None,
-            evaluation=None,
-            seconds=0.0,
-            dropped=sorted(dropped, key=lambda entry: entry["participant"]),
-        )
-        return self.home.commit([one.windows for one in trained], record, start)
+        changes = self._changes(windows, answers, dropped)
+        while True:
+            trained = self._push(windows, {n: answers[n] for n in changes})
+            record = self._scribe(members).round(
+                round,
+                trained,
+                coverage=0.0,
+                overlap=self.home.overlap.rate,
+                shift=None,
+                evaluation=None,
+                seconds=0.0,
+                dropped=sorted(dropped, key=lambda entry: entry["participant"]),
+            )
+            try:
+                return self.home.commit([one.windows for one in trained], record, start)
+            except Diverged as error:
+                largest = max(changes, key=lambda n: changes[n])
+                reason = f"{error}, and this change was the largest"
+                dropped.append({"participant": largest, "reason": reason})
+                del changes[largest]
 
     def _answers(
         self,
@@ -155,27 +164,37 @@ class Hub:
                 dropped.append({"participant": n, "reason": str(error)})
         return answers
 
-    def _push(
+    def _changes(
         self,
         windows: Mapping[int, Selection],
         answers: Mapping[int, Answer],
         dropped: list[records.Dropped],
-    ) -> list[Trained]:
-        """Push ascending by participant: sums of the same numbers in the same order are equal to the bit."""
-        trained = []
+    ) -> dict[int, float]:
+        """How far each answer moves the values of its windows, ascending by participant; without those that
+        are not to be merged."""
+        changes, reasons = {}, {}
         for n, answer in sorted(answers.items()):
             try:
-                values = self._checked(unpacked(self._file(n).read_bytes()))
-                only = self._only(answer.seen)
-                contribution = Contribution(n, windows[n], values, answer.examples, only)
-                self.home.store.push(contribution)
+                changes[n] = self.home.store.change(self._contribution(n, windows[n], answer))
             except UserError as error:
-                dropped.append({"participant": n, "reason": str(error)})
-            else:
-                participant = self._participant(n, answer.examples)
-                trained.append(Trained(participant, windows[n], answer.loss, answer.first))
-            self._file(n).unlink()
-        return trained
+                reasons[n] = str(error)
+        reasons |= too_large(changes, self.settings.norm_bound)
+        dropped += [{"participant": n, "reason": reason} for n, reason in reasons.items()]
+        return {n: change for n, change in changes.items() if n not in reasons}
+
+    def _push(self, windows: Mapping[int, Selection], answers: Mapping[int, Answer]) -> list[Trained]:
+        """Push ascending by participant: sums of the same numbers in the same order are equal to the bit."""
+        for n, answer in answers.items():
+            self.home.store.push(self._contribution(n, windows[n], answer))
+        return [
+            Trained(self._participant(n, answer.examples), windows[n], answer.loss, answer.first)
+            for n, answer in answers.items()
+        ]
+
+    def _contribution(self, number: int, windows: Selection, answer: Answer) -> Contribution:
+        """What a participant hands over, from its answer on disk; UserError where that is none."""
+        values = self._checked(unpacked(self._file(number).read_bytes()))
+        return Contribution(number, windows, values, answer.examples, self._only(answer.seen))
 
     def _checked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values in the model's order; checks what the merge leaves open: that nothing is missing, and

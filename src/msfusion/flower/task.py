@@ -37,18 +37,21 @@ class Settings(Run):
     SuperNodes state; the setting is for those that state nothing.
 
     out: run directory at the server side; relative to the working directory of its process.
+    norm_bound: largest change of a contribution (RMS), as a multiple of the others' median.
     task: the user's own settings.
     """
 
     participants: Annotated[int, Ge(1)] = 10
     out: str = "runs/flower"
     waiting: Waiting = field(default_factory=Waiting)
+    norm_bound: Annotated[float, Gt(1)] = 10.0
     task: dict[str, int | float | str | bool] = field(default_factory=dict)
 
     @property
     def training(self) -> dict[str, Any]:
         """The settings that decide what is trained; the others may change when a run goes on."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in ("out", "waiting")}
+        own = dataclasses.asdict(self)
+        return {k: v for k, v in own.items() if k not in ("out", "waiting", "norm_bound")}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The full model on disk: pulls read slices, a commit writes the next checkpoint beside the last."""
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
 from msfusion.core.cut import Cuts, Rows
-from msfusion.core.merge import Contribution, Merge, Shift, row_blocks
+from msfusion.core.merge import Contribution, Merge, Shift, row_blocks, squares
 from msfusion.core.momentum import Momentum
 from msfusion.core.twins import Twins
-from msfusion.errors import UserError
+from msfusion.errors import Diverged, UserError
 from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
 
 VELOCITY = "velocity"
@@ -93,21 +94,43 @@ class DiskStore:
             self._merge.add(replace(contribution, values={name: value}))
             self._release()
 
+    def change(self, contribution: Contribution) -> float:
+        """How far a contribution lies from the values that it began with, root mean square; raises UserError
+        where it is not acceptable."""
+        self._merge.check(contribution)
+        cut = self._cuts.of(contribution.selection)
+        total, count = 0.0, 0
+        for name, value in contribution.values.items():
+            total += float(squares(cut(name).take(self._full(name)) - value))
+            count += value.numel()
+            self._shards.release()
+        if not math.isfinite(total):
+            raise Diverged("expected a change whose square is finite, got one that is not")
+        return math.sqrt(total / max(1, count))
+
     def commit(
         self, step: float, seal: Callable[[Path, Shift | None], None] = lambda folder, shift: None
     ) -> Shift | None:
-        """Merge what was pushed since the last commit into the next checkpoint.
+        """Merge what was pushed since the last commit into the next checkpoint. Where that would hold values
+        that are not finite, the last checkpoint stays, what was pushed is forgotten, and Diverged says why.
 
         seal: called with the folder of the complete checkpoint (the last one, where nothing was pushed) and
         the model shift, before the folder takes the last one's place: files that it puts there count if and
         only if the merge does.
         """
         shift = self._merge.shift()
-        if self._maps:
-            self._write(self._merged(step), lambda folder: seal(folder, shift))
-        else:
-            seal(self.path, shift)
-        self.discard()
+        try:
+            if shift and not math.isfinite(shift.size):
+                raise Diverged("expected a model shift that is finite, got one that is not")
+            if self._maps:
+                self._write(self._merged(step), lambda folder: seal(folder, shift))
+            else:
+                seal(self.path, shift)
+        except Diverged:
+            self._remove_all_but(self.path)
+            raise
+        finally:
+            self.discard()
         return shift
 
     def discard(self) -> None:
@@ -166,6 +189,8 @@ class DiskStore:
         velocity = self._velocity() if self._decay else None
         momentum = None if velocity is None else Momentum(self._decay, velocity)
         for name, rows, new in self._merge.moved(step, momentum):
+            if not new.isfinite().all():
+                raise Diverged(f"expected merged values that are finite, got NaN or infinity in {name}")
             yield self._stored(name), rows, new
             if velocity is not None:
                 velocity.release()

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
+from msfusion.core.bound import too_large
 from msfusion.peers.placing import place
 from msfusion.peers.states import Check, Decision, Entry, Left, Offer, State, States, Version, View
 
@@ -232,25 +232,12 @@ def _check_of(view: View, at: Version, home: State, number: int, offer: Offer) -
 
 
 def accepted(found: Mapping[int, Sequence[Check]], bound: float) -> tuple[list[int], list[Left]]:
-    """Who is merged, and who is not and why.
-
-    The root mean square of a change must be at most ``bound`` times the median of the others'; with fewer
-    than two others there is nothing to compare with. It is a mean as sub-models may differ in width.
-    """
-    wrong = {n: next((c.wrong for c in checks if c.wrong), None) for n, checks in found.items()}
-    changes = {n: _root_mean_square(found[n]) for n in found if wrong[n] is None}
-    good, left = [], []
-    for n, reason in sorted(wrong.items()):
-        if reason is None:
-            others = [change for m, change in changes.items() if m != n]
-            median = statistics.median(others) if len(others) > 1 else 0.0
-            if median and changes[n] > bound * median:
-                reason = f"change {changes[n] / median:.0f} times as large as the others'"
-        if reason is None:
-            good.append(n)
-        else:
-            left.append(Left(n, reason))
-    return good, left
+    """Who is merged, and who is not and why: ``bound`` is that of ``too_large``."""
+    wrong = {
+        n: reason for n, checks in found.items() if (reason := next((c.wrong for c in checks if c.wrong), ""))
+    }
+    wrong |= too_large({n: _root_mean_square(found[n]) for n in found if n not in wrong}, bound)
+    return sorted(found.keys() - wrong.keys()), [Left(n, reason) for n, reason in sorted(wrong.items())]
 
 
 def _root_mean_square(checks: Sequence[Check]) -> float:
