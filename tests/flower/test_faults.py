@@ -1,6 +1,8 @@
 """Whatever a participant does, the round goes on with the others, and the record says who and why."""
 
+import json
 import math
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,16 @@ def garbage(content: RecordDict) -> None:
     content["contribution"] = ArrayRecord({"values": Array("uint8", (3,), "safetensors", b"\x80\x04.")})
 
 
+def impossible(size: int) -> Callable[[RecordDict], None]:
+    """A tensor without elements whose shape no tensor can have."""
+    header = {"a": {"dtype": "F32", "shape": [0, size, size], "data_offsets": [0, 0]}}
+    text = json.dumps(header).encode()
+    data = struct.pack("<Q", len(text)) + text
+    return lambda content: content.update(
+        {"contribution": ArrayRecord({"values": Array("uint8", (len(data),), "safetensors", data)})}
+    )
+
+
 def pickled(content: RecordDict) -> None:
     content["contribution"] = ArrayRecord({"values": Array("uint8", (3,), "pickle", b"\x80\x04.")})
 
@@ -98,6 +110,8 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
         "got another one, 'more'",
     ),
     "garbage": (changed(garbage), "cannot read them"),
+    "strides beyond 64 bits": (changed(impossible(2**62)), "cannot read them"),
+    "a size beyond 64 bits": (changed(impossible(2**63)), "cannot read them"),
     "another format": (changed(pickled), "found none"),
     "nothing": (changed(lambda content: content.clear()), "expected 'answer' in the answer, got nothing"),
     "no loss": (
