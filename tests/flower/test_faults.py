@@ -253,6 +253,38 @@ def test_strangers_take_no_part(node: Node, reason: str, absent: str, tmp_path: 
     assert (reason in dropped["reason"]) is (absent != "not connected")
 
 
+HELLOS: dict[str, tuple[dict[str, Any], str]] = {
+    "bytes beyond counting": ({"memory": "9" * 400}, "expected fewer bytes than 8 EiB"),
+    "several shares": ({"share": [0.5, 0.1]}, "expected one value for share"),
+    "no share": ({"share": []}, "expected one value for share"),
+}
+
+
+def says(stated: dict[str, Any]) -> Behaviour:
+    """A hello with other facts in it."""
+
+    def behave(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        replies = honest(message, context, app)
+        if message.metadata.message_type == "query":
+            replies[0].content["hello"].update(stated)  # type: ignore[union-attr]
+        return replies
+
+    return behave
+
+
+@pytest.mark.parametrize("hello", HELLOS)
+def test_who_says_nonsense_of_itself_is_refused_alone(hello: str, tmp_path: Path) -> None:
+    stated, reason = HELLOS[hello]
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: says(stated)})
+    config = {**CONFIG, "rounds": 1, "waiting.patience": 0.5, "out": str(tmp_path / "run")}
+    play(TASK, nodes, config)
+    (found,) = rounds(tmp_path / "run")
+    assert found["participants"] == [0, 2]
+    (dropped,) = found["dropped"]
+    assert dropped["participant"] == FAULTY
+    assert dropped["reason"].startswith(reason)
+
+
 def unready(until: Callable[[], bool]) -> Behaviour:
     """Fails when it is asked who it is, until something is true."""
 

@@ -63,6 +63,8 @@ def test_a_setting_that_says_nothing_or_too_much() -> None:
     ]
     with pytest.raises(UserError, match="500MB"):
         parse_bytes("much")
+    with pytest.raises(UserError, match="fewer bytes than 8 EiB"):
+        parse_bytes("9" * 400)
 
 
 def test_the_grid_is_that_of_the_narrowest() -> None:

@@ -11,7 +11,7 @@ from msfusion import records
 from msfusion.errors import UserError
 from msfusion.flower.exchange import POLL, Connection, Sent, connected, logger
 from msfusion.flower.task import Waiting
-from msfusion.flower.wire import Hello, refused_by
+from msfusion.flower.wire import Hello, named_in
 from msfusion.learn.capacity import Capacity
 
 _SECONDS = 60.0  # at least, for an answer to the question who a SuperNode is
@@ -155,7 +155,7 @@ class Roll:
         try:
             if message.has_error():
                 raise UserError(str(message.error.reason))
-            number = refused_by(message.content)
+            number = named_in(message.content)
             hello = Hello.read(message.content)
             number = hello.number
             if number >= self._participants:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.config import filled
+from msfusion.errors import UserError
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import CAPACITIES, Run, check_exchange, check_real
@@ -88,4 +89,9 @@ def settings_of(run_config: Mapping[str, Any]) -> Settings:
 def capacity_of(table: Mapping[str, Any]) -> Capacity | None:
     """What a node configuration says that a participant can afford; None where it says nothing."""
     stated = {name: table[name] for name in CAPACITIES if name in table}
+    for name, value in stated.items():
+        if not isinstance(value, int | float | str):
+            raise UserError(
+                f"expected one value for {name} of one participant, got {value}"
+            )
     return validated(Run, stated).capacities()[0] if stated else None

@@ -154,11 +154,12 @@ def refusal(error: UserError, number: int | None) -> RecordDict:
     return RecordDict({"refusal": facts})
 
 
-def refused_by(content: RecordDict) -> int | None:
-    """The participant that refuses; None where none does, or it does not say which."""
-    refused: Any = content.config_records.get("refusal")
-    number = refused and refused.get("participant")
-    return number if isinstance(number, int) else None
+def named_in(content: RecordDict) -> int | None:
+    """The participant that says hello, or refuses; None where it does not say which."""
+    records = content.config_records
+    said: Any = records.get("refusal") or records.get("hello")
+    number = said and said.get("participant")
+    return number if type(number) is int else None
 
 
 def _table(content: RecordDict, name: str) -> dict[str, Any]:

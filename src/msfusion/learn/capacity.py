@@ -16,6 +16,8 @@ _UNITS = {"": 1, "B": 1} | {
     for unit, base in (("B", 1000), ("iB", 1024), ("", 1000))
 }
 
+_MOST = 2.0**63  # what a message can say
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -79,4 +81,7 @@ def parse_bytes(text: str | int) -> int:
     unit = match[2].replace("k", "K") if match else ""
     if not match or unit not in _UNITS:
         raise UserError(f"expected bytes such as 500000000, 500MB or 2GiB, got {text!r}")
-    return int(float(match[1]) * _UNITS[unit])
+    number = float(match[1]) * _UNITS[unit]
+    if number >= _MOST:
+        raise UserError(f"expected fewer bytes than 8 EiB, got {text!r}")
+    return int(number)
