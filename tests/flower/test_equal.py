@@ -167,4 +167,8 @@ def test_a_capacity_holds_for_the_whole_run(tmp_path: Path) -> None:
     play(TASK, nodes, {**config, "rounds": 4})
     assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1, 2]] * 2 + [[0, 1]] * 2
     (dropped,) = rounds(tmp_path / "run")[-1]["dropped"]
-    assert "expected the capacity that the run began with, Capacity(width=0.5" in dropped["reason"]
+    assert dropped["reason"] == (
+        "expected a participant that can afford width=0.5, as was settled for it when the run began, got "
+        "width=0.25, with which axis first.out has 3 units and not 6: state that in --node-config if it can, "
+        "or begin a run in another directory while it is connected"
+    )

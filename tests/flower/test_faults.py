@@ -256,6 +256,9 @@ def test_strangers_take_no_part(node: Node, reason: str, absent: str, tmp_path: 
 HELLOS: dict[str, tuple[dict[str, Any], str]] = {
     "bytes beyond counting": ({"memory": "9" * 400}, "expected fewer bytes than 8 EiB"),
     "several shares": ({"share": [0.5, 0.1]}, "expected one value for share"),
+    "a share of nothing": ({"share": 1e-4}, "expected"),
+    "a width of nothing": ({"width": 1e-300}, "expected a width that leaves at least one unit"),
+    "a byte": ({"memory": "1B"}, "expected"),
     "no share": ({"share": []}, "expected one value for share"),
 }
 
@@ -283,6 +286,27 @@ def test_who_says_nonsense_of_itself_is_refused_alone(hello: str, tmp_path: Path
     (dropped,) = found["dropped"]
     assert dropped["participant"] == FAULTY
     assert dropped["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(("width", "joins"), [(0.25, False), (0.5, True), (0.75, True)])
+def test_a_latecomer_takes_part_if_it_can_afford_what_was_settled(
+    width: float, joins: bool, tmp_path: Path
+) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path)
+    late = nodes.nodes[2]
+    late.config["width"] = width
+    nodes.down(late)
+
+    def wakes(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message):
+            nodes.up(late)
+            threading.Event().wait(0.1)
+        return honest(message, context, app)
+
+    nodes.nodes[0].behaviour = wakes
+    play(TASK, nodes, {**CONFIG, "waiting.patience": 0.5, "out": str(tmp_path / "run")})
+    assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1], [0, 1], [0, 1, 2][: 2 + joins]]
+    assert same(stored(tmp_path / "run"), alone(*[frozenset({0, 1})] * 2, frozenset(range(2 + joins))))
 
 
 def unready(until: Callable[[], bool]) -> Behaviour:
@@ -329,7 +353,7 @@ def slow(message: Message, context: Context, app: ClientApp) -> list[Message]:
 
 def test_a_node_that_is_asked_twice_is_not_a_second_one(tmp_path: Path) -> None:
     nodes = nodes_of(TASK, 3, tmp_path)
-    roll = Roll(nodes.grid, 3, Waiting(patience=0.0, quorum=0.3))
+    roll = Roll(nodes.grid, 3, Waiting(patience=0.0, quorum=0.3), lambda number, capacity: None)
     for node in nodes.nodes[1:]:
         nodes.down(node)
     nodes.run_config = dict(CONFIG)

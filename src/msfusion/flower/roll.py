@@ -1,7 +1,7 @@
 """Which SuperNode is which participant."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType, RecordDict
@@ -50,14 +50,14 @@ class Roll:
     """Asks every SuperNode that comes up who it is, and knows who is there.
 
     participants: how many there may be.
-    capacities: what each can afford, if the run has begun with that: who states another one is not let in.
+    check: raises UserError for a participant that states a capacity with which it cannot take part.
     """
 
     def __init__(
-        self, grid: Grid, participants: int, waiting: Waiting, capacities: Sequence[Capacity] = ()
+        self, grid: Grid, participants: int, waiting: Waiting, check: Callable[[int, Capacity], None]
     ) -> None:
         self._grid, self._participants, self._waiting = grid, participants, waiting
-        self.capacities = capacities
+        self._check = check
         self._seconds = max(_SECONDS, waiting.deadline)  # it may be read only when a round has ended
         self._hellos = Sent(grid, MessageType.QUERY, self._seconds)
         self._members: dict[int, Member] = {}  # by participant
@@ -160,11 +160,8 @@ class Roll:
             number = hello.number
             if number >= self._participants:
                 raise UserError(f"expected a partition-id below {self._participants}, got {number}")
-            if self.capacities and hello.capacity not in (None, self.capacities[number]):
-                raise UserError(
-                    f"expected the capacity that the run began with, {self.capacities[number]}, "
-                    f"got {hello.capacity}"
-                )
+            if hello.capacity:
+                self._check(number, hello.capacity)
         except UserError as error:
             self._refuse(node, number, str(error))
             return

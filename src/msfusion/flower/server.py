@@ -24,10 +24,12 @@ from msfusion.flower.home import Home
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
+from msfusion.learn.capacity import Capacity
 from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.round import Trained
 from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.scribe import Scribe
+from msfusion.runtimes.setup import Setup
 from msfusion.runtimes.sole import sole
 
 
@@ -62,8 +64,10 @@ class Hub:
         agreed = agree(task, run_config, torch.device("cpu"))
         self.settings, self.setup, self._key = agreed.settings, agreed.setup, agreed.key
         self.home = Home(task, agreed)
-        fixed = self.home.capacities if self.home.done else ()
-        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, fixed)
+        self._settled = self.home.done > 0
+        if self._settled:
+            self.setup = self._setup_for(self.home.capacities)
+        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, self._check_capacity)
         self._inbox = self.home.out / "answers"
 
     def run(self) -> None:
@@ -85,12 +89,29 @@ class Hub:
             capacities = tuple(
                 stated.get(n) or usual[n % len(usual)] for n in range(self.settings.participants)
             )
-        self.setup = agree(self.task, self._run_config, torch.device("cpu"), capacities).setup
+        self.setup = self._setup_for(capacities)
         if not self.home.done and len(members) == self.settings.participants:
             everyone = [self._participant(number, member.examples) for number, member in members.items()]
             check_somebody_trains(self.setup.learner(self.home.overlap), everyone)
         self.home.begin(self.setup, capacities)
-        self.roll.capacities = capacities
+        self._settled = True
+
+    def _setup_for(self, capacities: tuple[Capacity, ...]) -> Setup:
+        return agree(self.task, self._run_config, torch.device("cpu"), capacities).setup
+
+    def _check_capacity(self, number: int, capacity: Capacity) -> None:
+        """UserError for a participant that can afford nothing, or less than what is settled for it."""
+        plan = self.setup.plan_of(capacity)
+        if not self._settled:
+            return
+        needed = self.setup.widths(number)
+        if short := [axis for axis, width in needed.items() if plan.get(axis, width) < width]:
+            raise UserError(
+                f"expected a participant that can afford {self.home.capacities[number]}, as was settled for it "
+                f"when the run began, got {capacity}, with which axis {short[0]} has {plan[short[0]]} units and "
+                f"not {needed[short[0]]}: state that in --node-config if it can, or begin a run in another "
+                "directory while it is connected"
+            )
 
     def _participant(self, number: int, examples: int) -> Participant:
         return Participant(number, Elsewhere(examples), self.setup.widths(number))

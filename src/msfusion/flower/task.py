@@ -91,7 +91,5 @@ def capacity_of(table: Mapping[str, Any]) -> Capacity | None:
     stated = {name: table[name] for name in CAPACITIES if name in table}
     for name, value in stated.items():
         if not isinstance(value, int | float | str):
-            raise UserError(
-                f"expected one value for {name} of one participant, got {value}"
-            )
+            raise UserError(f"expected one value for {name} of one participant, got {value}")
     return validated(Run, stated).capacities()[0] if stated else None

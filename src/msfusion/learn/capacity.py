@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap, Widths
@@ -33,6 +33,11 @@ class Capacity:
     share: float | None = None
     memory: int | None = None
     flops: float | None = None
+
+    def __str__(self) -> str:
+        """As a node configuration states it."""
+        stated = {name: value for name, value in asdict(self).items() if value is not None}
+        return " ".join(f"{name}={value}" for name, value in stated.items())
 
     def plan(
         self,

@@ -150,6 +150,14 @@ class Setup:
         """The width plan of a participant."""
         return self._plans[participant % len(self._plans)]
 
+    def plan_of(self, capacity: Capacity) -> dict[str, int]:
+        """The width plan that a participant of this capacity would have; UserError where there is none."""
+        cut = self.method.cut
+        if cut is None:
+            return {}
+        axes, names = self.captured.axes, self.captured.parameters
+        return capacity.plan(axes, names, cut, self._price, divide=self._divides)
+
     def learner(self, overlap: State) -> Learner:
         """What all participants agree on while an overlap rate holds."""
         run = self.run
@@ -249,13 +257,10 @@ class Setup:
 
     def _plans_of(self, capacities: Sequence[Capacity]) -> list[dict[str, int]]:
         """The width plans that participants have in turn."""
-        cut = self.method.cut
-        if cut is None:
+        if self.method.cut is None:
             return [{}]
         axes, names = self.captured.axes, self.captured.parameters
-        plans = [
-            capacity.plan(axes, names, cut, self._price, divide=self._divides) for capacity in capacities
-        ]
+        plans = [self.plan_of(capacity) for capacity in capacities]
         if self.method.evaluated == "small":  # one model that everybody can train
             plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
         return plans
