@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from flwr.app import Context, RecordDict
 from inline import nodes_of, play
-from points import CONFIG, TASK, parameters, rounds, same, simulated, stored
+from points import CONFIG, TASK, model, parameters, points, rounds, same, simulated, stored
+from torch.utils.data import TensorDataset
 
 from msfusion.core.twins import Twins
 from msfusion.errors import UserError
-from msfusion.flower import home, server, server_app
+from msfusion.flower import Settings, Task, home, server, server_app
 from msfusion.flower.home import Home
 from msfusion.learn.disk_store import DiskStore
 from msfusion.runtimes.sole import sole
@@ -125,3 +126,19 @@ def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> Non
         "000001.safetensors",
         "000002.safetensors",
     ]
+
+
+def test_what_labels_stand_for_is_kept_by_a_run_that_goes_on(tmp_path: Path) -> None:
+    def classes(settings: Settings, participant: int, node: Any) -> str:
+        return "cat dog bird" if participant in (0, 1) else "dog cat bird"
+
+    def four(settings: Settings, participant: int, node: Any) -> TensorDataset:
+        return points(20, participant)
+
+    task = Task(model, four, meaning=classes)
+    config = {**CONFIG, "participants": 4, "waiting.patience": 0.5, "out": str(tmp_path / "run")}
+    play(task, nodes_of(task, 4, tmp_path), {**config, "rounds": 1})  # of as many, those of the lowest number
+    nodes = nodes_of(task, 4, tmp_path)
+    nodes.down(nodes.nodes[0])
+    play(task, nodes, {**config, "waiting.quorum": 0.25, "rounds": 2})
+    assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1], [1]]

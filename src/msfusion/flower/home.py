@@ -38,6 +38,7 @@ class Home:
     done: rounds that have ended.
     run: names the training, for state that participants keep.
     capacities: what each participant can afford, from which the windows follow.
+    meaning: hash of what labels or tokens stand for, where participants say it.
     """
 
     def __init__(self, task: Task, agreed: Agreed) -> None:
@@ -50,15 +51,16 @@ class Home:
         self.done = 0
         self.run = uuid4().hex
         self.capacities: tuple[Capacity, ...] = ()
+        self.meaning: str | None = None
         self._counts: list[Tensor] = []
         if not self._source.exists():
             self._write_initial(None)
         self.store = self._opened(None)
         self._go_on()
 
-    def begin(self, setup: Setup, capacities: tuple[Capacity, ...]) -> None:
-        """Before the first round of this process: who trains what."""
-        self._setup, self.capacities = setup, capacities
+    def begin(self, setup: Setup, capacities: tuple[Capacity, ...], meaning: str | None) -> None:
+        """Before the first round of this process: who trains what, and what labels stand for."""
+        self._setup, self.capacities, self.meaning = setup, capacities, meaning
         if setup.copies:
             if not self.done:  # who is whose twin is known only now
                 self._write_initial(setup.copies)
@@ -132,6 +134,7 @@ class Home:
             "run": self.run,
             "overlap": dataclasses.astuple(self.overlap),
             "capacities": [dataclasses.asdict(capacity) for capacity in self.capacities],
+            "meaning": self.meaning,
         }
         text = torch.tensor(list(json.dumps(facts).encode()), dtype=torch.uint8)
         counts = {f"coverage/{i}": counts for i, counts in enumerate(self._counts)}
@@ -148,4 +151,5 @@ class Home:
         facts = json.loads(bytes(tensors.pop("facts").tolist()))
         self.run, self.overlap = facts["run"], State(*facts["overlap"])
         self.capacities = tuple(Capacity(**stated) for stated in facts["capacities"])
+        self.meaning = facts.get("meaning") if self.done else None
         self._counts = [tensors[f"coverage/{i}"] for i in range(len(tensors))]

@@ -51,10 +51,17 @@ class Roll:
 
     participants: how many there may be.
     check: raises UserError for a participant that states a capacity with which it cannot take part.
+    meaning: hash of what labels or tokens stand for in the run; where it is none, what most of those say who
+    are there before the first round.
     """
 
     def __init__(
-        self, grid: Grid, participants: int, waiting: Waiting, check: Callable[[int, Capacity], None]
+        self,
+        grid: Grid,
+        participants: int,
+        waiting: Waiting,
+        check: Callable[[int, Capacity], None],
+        meaning: str | None = None,
     ) -> None:
         self._grid, self._participants, self._waiting = grid, participants, waiting
         self._check = check
@@ -65,7 +72,8 @@ class Roll:
         self._why: dict[int, tuple[int | None, str]] = {}  # node -> participant, why it is not let in
         self._places: dict[int, int] = {}  # node -> the participant that another node is already
         self._doubles: list[records.Dropped] = []
-        self._meaning: tuple[str | None] | None = None  # what is agreed on, once the run goes on
+        self._agreed = meaning is not None
+        self.meaning = meaning
 
     def first(self) -> dict[int, Member]:
         """Those who are there before the first round: all, or after some patience a quorum."""
@@ -100,7 +108,7 @@ class Roll:
             settled = not (first or self._expects_news())
             patient = time.monotonic() < start + self._waiting.patience
             if here == self._participants or (here >= quorum and (settled or not patient)):
-                self._meaning = next(((one.meaning,) for one in agreeing.values()), None)
+                self.meaning, self._agreed = next(iter(agreeing.values())).meaning, True
                 return agreeing
             if time.monotonic() > reminded + _REMIND:
                 reminded = time.monotonic()
@@ -187,7 +195,7 @@ class Roll:
         meanings = [member.meaning for member in members.values()]
         if not meanings:
             return {}
-        (agreed,) = self._meaning or (max(meanings, key=meanings.count),)
+        agreed = self.meaning if self._agreed else max(meanings, key=meanings.count)
         agreeing = {number: member for number, member in members.items() if member.meaning == agreed}
         for number, member in members.items():
             if number in agreeing:

@@ -67,7 +67,8 @@ class Hub:
         self._settled = self.home.done > 0
         if self._settled:
             self.setup = self._setup_for(self.home.capacities)
-        self.roll = Roll(grid, self.settings.participants, self.settings.waiting, self._check_capacity)
+        waiting, meaning = self.settings.waiting, self.home.meaning
+        self.roll = Roll(grid, self.settings.participants, waiting, self._check_capacity, meaning)
         self._inbox = self.home.out / "answers"
 
     def run(self) -> None:
@@ -93,7 +94,7 @@ class Hub:
         if not self.home.done and len(members) == self.settings.participants:
             everyone = [self._participant(number, member.examples) for number, member in members.items()]
             check_somebody_trains(self.setup.learner(self.home.overlap), everyone)
-        self.home.begin(self.setup, capacities)
+        self.home.begin(self.setup, capacities, self.roll.meaning)
         self._settled = True
 
     def _setup_for(self, capacities: tuple[Capacity, ...]) -> Setup:
@@ -107,10 +108,10 @@ class Hub:
         needed = self.setup.widths(number)
         if short := [axis for axis, width in needed.items() if plan.get(axis, width) < width]:
             raise UserError(
-                f"expected a participant that can afford {self.home.capacities[number]}, as was settled for it "
-                f"when the run began, got {capacity}, with which axis {short[0]} has {plan[short[0]]} units and "
-                f"not {needed[short[0]]}: state that in --node-config if it can, or begin a run in another "
-                "directory while it is connected"
+                f"expected a participant that can afford {self.home.capacities[number]}, as was settled "
+                f"for it when the run began, got {capacity}, with which axis {short[0]} has "
+                f"{plan[short[0]]} units and not {needed[short[0]]}: state that in --node-config if it can, "
+                "or begin a run in another directory while it is connected"
             )
 
     def _participant(self, number: int, examples: int) -> Participant:
