@@ -117,6 +117,45 @@ def test_other_models_and_metrics_have_their_own_section(tmp_path: Path) -> None
     assert len(page.ids) == len(set(page.ids))
 
 
+def test_other_data_have_their_own_section_that_says_which(tmp_path: Path) -> None:
+    """Settings of the data, the participants, the numbers of examples: a table ranks what can be compared."""
+    few = {"accuracy": 0.5, "loss": 1.0, "examples": 100}
+    data = {"name": "digits", "limit": 400}
+    page = one(
+        tmp_path,
+        write(tmp_path / "a", a_header("msfusion", 0), 1),
+        write(tmp_path / "b", a_header("fedavg", 0), 1),
+        write(tmp_path / "limit", a_header("msfusion", 0, config={"data": data}), 1),
+        write(tmp_path / "more", a_header("msfusion", 0, participants=11), 1),
+        write(tmp_path / "test", a_header("msfusion", 0), 1, evaluation=few),
+    )
+    heads = page.texts["h2"]
+    assert len(heads) == 4
+    assert sum("data.limit 400" in head for head in heads) == 1
+    assert sum("participants 11" in head for head in heads) == 1
+    assert sum("test examples 100" in head for head in heads) == 1
+    assert len([row for row in page.rows if row[0] == "fedavg"]) == 1
+
+
+def test_a_run_before_its_first_evaluation_stays_with_its_like(tmp_path: Path) -> None:
+    new = write(tmp_path / "new", a_header("msfusion", 0), 0)
+    done = write(tmp_path / "done", a_header("random", 0), 2)
+    assert one(tmp_path, new, done).texts["h2"] == ["cnn on digits: accuracy"]
+
+
+def test_settings_that_differ_between_methods_of_one_table_are_named(tmp_path: Path) -> None:
+    """As with a learning rate that is tuned for each method, which stays in one table."""
+    runs = [
+        write(tmp_path / method, a_header(method, 0, config={"train": {"lr": lr, "steps": 5}}), 1)
+        for method, lr in (("msfusion", 0.1), ("fedavg", 0.2), ("random", 0.1))
+    ]
+    page = one(tmp_path, *runs)
+    assert len(page.texts["h2"]) == 1
+    said = "Settings that are not the same for all: train.lr: 0.1 (msfusion, random), 0.2 (fedavg)."
+    assert said in page.texts["p"]
+    assert "Settings that are not" not in one(tmp_path, runs[0], runs[2]).source
+
+
 def test_of_many_participants_the_first_are_shown(tmp_path: Path) -> None:
     page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0, participants=30), 2))
     assert len(page.images) == 2 * 13

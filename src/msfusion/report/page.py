@@ -14,7 +14,7 @@ from msfusion.report.charts import Chart, Style, XUnit, YUnit, chart, styles
 from msfusion.report.ends import drawn, lengths
 from msfusion.report.numbers import count, many
 from msfusion.report.picture import Picture, picture
-from msfusion.report.runs import Group, Task, find, rank, tasks
+from msfusion.report.runs import Group, Task, differing, find, rank, tasks
 from msfusion.report.series import Track
 
 Read = Callable[[Run], Track]
@@ -57,7 +57,8 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One task; `undrawn` says of which methods some seeds are in no chart, and how many."""
+    """One task; `undrawn` says of which methods some seeds are in no chart, and how many, `differing` which
+    settings are not the same for all methods."""
 
     title: str
     metric: str
@@ -67,6 +68,7 @@ class Section:
     methods: list[Method]
     dropouts: int
     undrawn: list[str]
+    differing: list[str]
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> None:
@@ -128,6 +130,7 @@ def _section(task: Task, looks: dict[str, Style], number: int) -> Section:
             for label, group in groups.items()
             if len(seeds[label]) < len(group.runs)
         ],
+        differing(task.groups),
     )
 
 

@@ -28,7 +28,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Task:
-    """Groups that train the same model on the same data and are judged by the same metric."""
+    """Groups that train the same model on the same data, divided alike among as many participants, and are
+    judged by the same metric. What tells the task from others of its model and data is in its title."""
 
     title: str
     metric: Metric
@@ -77,13 +78,16 @@ def _tries(file: Path, below: Path) -> bool:
 
 def tasks(found: Mapping[Path, Run]) -> tuple[Task, ...]:
     """The runs by task, then by method and configuration; the order of the paths does not matter."""
-    by_task: dict[tuple[str, int, Metric], dict[Path, Run]] = {}
+    by_task: dict[tuple[str, Metric, str], dict[Path, Run]] = {}
+    facts = _facts(found)
     for path, run in found.items():
-        key = (_title(run), run.header["model"]["parameters"], run.header["metric"])
+        key = (_title(run), run.header["metric"], json.dumps(facts[path], sort_keys=True))
         by_task.setdefault(key, {})[path] = run
-    return tuple(
-        Task(title, metric, _groups(members)) for (title, _, metric), members in sorted(by_task.items())
-    )
+    out = []
+    for (title, metric, own), members in sorted(by_task.items()):
+        others = [json.loads(f) for name, measure, f in by_task if (name, measure) == (title, metric)]
+        out.append(Task(title + _telling(json.loads(own), others), metric, _groups(members)))
+    return tuple(out)
 
 
 def _title(run: Run) -> str:
@@ -91,6 +95,55 @@ def _title(run: Run) -> str:
     name = data.get("name") if isinstance(data, Mapping) else data
     model = run.header["model"]["name"]
     return f"{model} on {name}" if isinstance(name, str) else model
+
+
+def _facts(found: Mapping[Path, Run]) -> dict[Path, dict[str, str]]:
+    """What must be the same of runs in one table, beside model and metric. A run without an evaluation does
+    not know the size of its test set: it takes that of one that is like it in all else."""
+    known = {path: _problem(run) for path, run in found.items()}
+    sizes = {path: _tested(run) for path, run in found.items()}
+    for path, size in sizes.items():
+        alike = [sizes[other] for other in found if known[other] == known[path]]
+        sizes[path] = size or min((one for one in alike if one), default=0)
+    return {path: known[path] | {"test examples": f"{sizes[path]:,}"} for path in found}
+
+
+def _problem(run: Run) -> dict[str, str]:
+    """Model and data, as far as every seed has the same; where data lie says nothing, their number does."""
+    participants = run.header["participants"]
+    own = {k: v for k, v in flat(run.header["config"]).items() if k.startswith("data.") and k != "data.path"}
+    return own | {
+        "parameters": f"{run.header['model']['parameters']:,}",
+        "participants": f"{len(participants):,}",
+        "training examples": f"{sum(one['examples'] for one in participants):,}",
+    }
+
+
+def _tested(run: Run) -> int:
+    scores = (record["evaluation"] for record in reversed(run.rounds))
+    return next((score["examples"] for score in scores if score is not None), 0)
+
+
+def _telling(own: Mapping[str, str], all_of_them: Sequence[Mapping[str, str]]) -> str:
+    """In brackets, what sets one apart from the others; empty where nothing does."""
+    keys = [key for key in sorted(own) if len({one.get(key) for one in all_of_them}) > 1]
+    said = [f"{key} {own[key]}" for key in keys if own[key] != "null"]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def differing(groups: Sequence[Group]) -> list[str]:
+    """The settings of which methods in one table have others, but for those that the labels tell: each with
+    its values and who has them."""
+    settings = {group.label: _settings(group.first) for group in groups}
+    out = []
+    for key in sorted({key for own in settings.values() for key in own if not key.startswith("data.")}):
+        by_value: dict[str, list[str]] = {}
+        for label, own in settings.items():
+            by_value.setdefault(own.get(key, "not recorded"), []).append(label)
+        if len(by_value) > 1 and not all(f"{key} {own.get(key)}" in label for label, own in settings.items()):
+            values = (f"{'none' if v == 'null' else v} ({', '.join(who)})" for v, who in by_value.items())
+            out.append(f"{key}: {', '.join(values)}")
+    return out
 
 
 def _groups(found: Mapping[Path, Run]) -> tuple[Group, ...]:
@@ -127,10 +180,7 @@ def _labels(bundles: Sequence[tuple[Run, ...]]) -> Iterator[str]:
     for bundle in bundles:
         method = bundle[0].header["method"]
         siblings = [_settings(b[0]) for b in bundles if b[0].header["method"] == method]
-        own = _settings(bundle[0])
-        telling = [key for key in sorted(own) if len({s.get(key) for s in siblings}) > 1]
-        settings = [f"{key} {own[key]}" for key in telling if own[key] != "null"]
-        yield f"{method} ({', '.join(settings)})" if settings else method
+        yield method + _telling(_settings(bundle[0]), siblings)
 
 
 def rank(label: str) -> tuple[bool, str]:
