@@ -10,7 +10,10 @@ from blobs import TEST, net, participants, settings
 from torch import Tensor
 
 from msfusion import records
+from msfusion.core.axes import AxisMap
+from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.run import Problem
 from msfusion.runtimes.simulation import Simulation
 
@@ -72,3 +75,23 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
     run(tmp_path, checkpoint_every=1)
     assert changed == []
     assert checkpoint.load(tmp_path)[1]["rounds_done"] == 6
+
+
+def journal(out: Path, data: str | None = None, settings: dict[str, Any] | None = None) -> Journal:
+    return Journal(out, settings or {}, AxisMap({}, {}), [4], data=data)
+
+
+def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    journal(tmp_path, "one").seal(2, {}, tmp_path)
+    assert journal(tmp_path, "one").load([])[0] == 2
+    with pytest.raises(UserError, match="expected the data of the run in .*, got others of the same size"):
+        journal(tmp_path, "other").load([])
+    with pytest.warns(UserWarning, match="got others of the same size; the score is of these"):
+        journal(tmp_path, "other").load(["data.path"])
+
+
+def test_data_without_a_digest_are_taken(tmp_path: Path) -> None:
+    journal(tmp_path).seal(2, {}, tmp_path)
+    assert journal(tmp_path, "one").load([])[0] == 2
+    journal(tmp_path, "one").seal(3, {}, tmp_path)
+    assert journal(tmp_path).load([])[0] == 3

@@ -20,8 +20,9 @@ from msfusion.commands import given
 from msfusion.commands.training import stoppable
 from msfusion.config import Config, load
 from msfusion.core.seeds import derive
-from msfusion.data import Federation, LabelledImages, TokenBlocks
+from msfusion.data import Federation
 from msfusion.data import load as load_data
+from msfusion.data.digest import divided
 from msfusion.errors import UserError
 from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
@@ -185,7 +186,9 @@ def task_of(config: Config, number: int, *, own_data: bool) -> Task:
         example,
         data.train[0 if own_data else number],
         objective,
-        fingerprint(config, captured.axes.to_json(), data.meaning, drawn, "" if own_data else divided(data)),
+        fingerprint(
+            config, captured.axes.to_json(), data.meaning, drawn, "" if own_data else divided(data.train[0])
+        ),
         config.seed,
         data.test,
         Described(dataclasses.asdict(config), config.model.name, objective.metric),
@@ -200,15 +203,6 @@ def _data_of(config: Config, *, own_data: bool) -> Federation:
     text = config.data.name == "text"
     whole = config.data if text else dataclasses.replace(config.data, partition="iid")
     return load_data(whole, 1, config.seed)
-
-
-def divided(data: Federation) -> str:
-    """Hash of the labels or tokens of all participants: where copies of the data differ in them, each peer
-    divides them in another way."""
-    first = data.train[0]
-    assert isinstance(first, LabelledImages | TokenBlocks)
-    shared = first.labels if isinstance(first, LabelledImages) else first.tokens
-    return hashlib.blake2b(shared.numpy().data, digest_size=8).hexdigest()
 
 
 def fingerprint(config: Config, axes: str, meaning: str, drawn: str = "", divided: str = "") -> str:

@@ -1,6 +1,7 @@
 """A run directory: its records and its checkpoint, kept in step."""
 
 import json
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -29,8 +30,9 @@ class Journal:
 
     settings: the configuration as the records and the checkpoint state it.
     axes: the model's axis map; a checkpoint of a model with another one is refused.
-    examples: number of examples of each participant; a checkpoint of other data is refused.
+    examples: number of examples of each participant; a checkpoint of other numbers is refused.
     transient: tensors of the model that are in no state dict: an export leaves them out.
+    data: digest of the examples where they have one; a checkpoint of another one is refused.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Journal:
         axes: AxisMap,
         examples: Sequence[int],
         transient: Collection[str] = (),
+        data: str | None = None,
     ) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.axes = axes
         self._directory = directory
         self._examples = list(examples)
         self._transient = sorted(transient)
+        self._data = data
         self._fingerprint = checkpoint.fingerprint(axes.to_json())
         self._writer: records.Writer | None = None
         self._thread: ThreadPoolExecutor | None = None
@@ -104,7 +108,7 @@ class Journal:
         checkpoint.save(folder, tensors, self._facts(done))
 
     def _facts(self, done: int) -> dict[str, Any]:
-        same = {"axes": self._fingerprint, "examples": self._examples}
+        same = {"axes": self._fingerprint, "examples": self._examples, "data": self._data}
         return {"rounds_done": done, "settings": self.settings, "transient": self._transient, **same}
 
     @staticmethod
@@ -152,10 +156,20 @@ class Journal:
                 f"expected the settings of the run in {self._directory}, got {differ}; "
                 "resume with the same settings or use another directory"
             )
+        self._check_data(facts, moved="data.path" in free)
+        return int(facts["rounds_done"]), tensors
+
+    def _check_data(self, facts: Mapping[str, Any], *, moved: bool) -> None:
+        """moved: the data may have been read elsewhere, where images may be decoded by other versions."""
         if facts["examples"] != self._examples:
             raise UserError(
                 f"expected the data of the run in {self._directory}, whose participants have "
                 f"{facts['examples']} examples, got {self._examples}; "
                 "resume with the same data or use another directory"
             )
-        return int(facts["rounds_done"]), tensors
+        if None in (was := facts.get("data"), self._data) or was == self._data:
+            return
+        said = f"the data of the run in {self._directory}, got others of the same size"
+        if not moved:
+            raise UserError(f"expected {said}; resume with the same data or use another directory")
+        warnings.warn(f"expected {said}; the score is of these", stacklevel=2)

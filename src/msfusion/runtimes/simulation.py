@@ -19,6 +19,7 @@ from msfusion.core.coverage import Coverage, Summary
 from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import fetch, resident
+from msfusion.data.digest import digest
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried
 from msfusion.learn.evaluation import Evaluation
@@ -177,7 +178,8 @@ class Simulation:
         self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
         said = dict(settings or dataclasses.asdict(run))
-        self.journal = Journal(out, said, captured.axes, examples, transient(self.model))
+        known = digest([*problem.train, problem.test]) if out else None
+        self.journal = Journal(out, said, captured.axes, examples, transient(self.model), known)
 
     def run(
         self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None

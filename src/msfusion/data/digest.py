@@ -1,0 +1,42 @@
+"""Digests of data: whether they are those of an earlier start, or the same with every peer."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from msfusion.data.examples import LabelledImages, TokenBlocks
+
+
+def digest(datasets: Sequence[Dataset[Any]]) -> str | None:
+    """Of all examples and of who has which, tensors that datasets share being read once.
+
+    None where a dataset is not of this package: one of the user's own may draw its examples anew each time.
+    """
+    found: dict[int, str] = {}
+    hasher = hashlib.blake2b(digest_size=16)
+    for one in datasets:
+        if not isinstance(one, LabelledImages | TokenBlocks):
+            return None
+        for field in dataclasses.fields(one):
+            value = getattr(one, field.name)
+            if isinstance(value, Tensor):
+                if id(value) not in found:
+                    found[id(value)] = f"{tuple(value.shape)} {_of(value)}"
+                value = found[id(value)]
+            hasher.update(f"{field.name} {value};".encode())
+    return hasher.hexdigest()
+
+
+def divided(dataset: Dataset[Any]) -> str:
+    """Of the labels or tokens that a participant shares with the others: where copies of the data differ in
+    them, each peer divides them in another way."""
+    assert isinstance(dataset, LabelledImages | TokenBlocks)
+    return _of(dataset.labels if isinstance(dataset, LabelledImages) else dataset.tokens)
+
+
+def _of(tensor: Tensor) -> str:
+    return hashlib.blake2b(tensor.cpu().contiguous().numpy().data, digest_size=8).hexdigest()
