@@ -1,4 +1,5 @@
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,21 @@ def test_a_run_without_a_round_may_be_begun_again(tmp_path: Path) -> None:
     for seed in (0, 1):
         Writer(tmp_path, a_header(seed=seed)).close()
     assert read(tmp_path).header["seed"] == 1
+
+
+def test_a_run_that_goes_on_with_other_versions_says_so(tmp_path: Path) -> None:
+    """In the first round behind each change, and by a warning; the header stays that of the first start."""
+    write(tmp_path, 1)
+    newer = a_header(versions={"msfusion": "0.2.0", "torch": "3"})
+    with pytest.warns(UserWarning, match=r"msfusion 0.2.0 after 0.1.0, torch 3 after none"):
+        writer = Writer.resume(tmp_path, newer, 1)
+    with writer:
+        writer.round(a_round(1))
+        writer.round(a_round(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Writer.resume(tmp_path, newer, 3) as writer:
+            writer.round(a_round(3))
+    run = read(tmp_path)
+    assert [record.get("versions") for record in run.rounds] == [None, newer["versions"], None, None]
+    assert run.header == a_header()

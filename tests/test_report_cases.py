@@ -156,6 +156,19 @@ def test_settings_that_differ_between_methods_of_one_table_are_named(tmp_path: P
     assert "Settings that are not" not in one(tmp_path, runs[0], runs[2]).source
 
 
+def test_every_version_that_computed_a_part_of_a_run_is_shown(tmp_path: Path) -> None:
+    header = a_header("msfusion", 0)
+    run = write(tmp_path / "run", header, 1)
+    newer = header | {"versions": {"msfusion": "0.2.0", "torch": "2.13.0"}}
+    with pytest.warns(UserWarning, match="goes on with msfusion 0.2.0"):
+        writer = Writer.resume(run, newer, 1)  # type: ignore[arg-type]
+    with writer:
+        writer.round(a_round(header, 1))
+    page = one(tmp_path, run)
+    assert ["msfusion", "0.1.0, 0.2.0"] in page.rows
+    assert ["torch", "2.13.0"] in page.rows
+
+
 def test_of_many_participants_the_first_are_shown(tmp_path: Path) -> None:
     page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0, participants=30), 2))
     assert len(page.images) == 2 * 13

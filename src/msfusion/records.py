@@ -7,6 +7,7 @@ Numbers are plain JSON: a value that is not finite is written as null.
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ class Round(TypedDict):
     evaluation: Evaluation | None
     one_by_one: NotRequired[str]  # why participants that were to train at once did not
     own: NotRequired[Own]  # among peers
+    versions: NotRequired[dict[str, str]]  # from here on, where a process with others resumed the run
 
 
 @dataclass(frozen=True)
@@ -133,23 +135,26 @@ class Writer:
                 "choose another directory, resume this run, or delete it"
             )
         self._file = path.open("wb")
+        self._changed: dict[str, str] = {}
         self._write(header)
 
     @classmethod
     def resume(cls, directory: Path, header: Header, rounds_done: int) -> Self:
         """Continues after `rounds_done` rounds: lines of later rounds, and a torn last line, are cut off.
 
-        The header of the first start stays. UserError when the directory holds a run of another method, seed
+        The header of the first start stays; other versions of what computes are told by a warning and by the
+        next round. UserError when the directory holds a run of another method, seed
         or model, or when fewer than `rounds_done` rounds are recorded.
         """
         path = directory / FILE_NAME
         lines = _complete_lines(path)
         first = next(lines)
         _check_same_run(path, _header(path, first), header)
-        end, last = len(first), -1
+        end, last, versions = len(first), -1, _header(path, first)["versions"]
         for record, length in _rounds(path, lines):
             if record["round"] < rounds_done:
                 end, last = end + length, record["round"]
+                versions = record.get("versions", versions)
         if last != rounds_done - 1:
             raise UserError(
                 f"expected {path} to record round {rounds_done - 1}, which the checkpoint holds, but it ends "
@@ -158,11 +163,15 @@ class Writer:
         os.truncate(path, end)
         writer = cls.__new__(cls)
         writer._file = path.open("ab")
+        writer._changed = {} if versions == header["versions"] else header["versions"]
+        if writer._changed:
+            _warn_of_versions(path, versions, header["versions"])
         return writer
 
     def round(self, record: Round) -> None:
         """Appends one round; it is in the operating system's hands on return."""
-        self._write(record)
+        self._write({**record, "versions": self._changed} if self._changed else record)
+        self._changed = {}
 
     def sync(self) -> None:
         """Returns once everything written is on the disk; call it before a checkpoint is committed."""
@@ -290,6 +299,14 @@ def _check_same_run(path: Path, old: Header, new: Header) -> None:
                 f"expected to resume the run in {path} with its {name} {before}, got {now}: "
                 "resume it with the configuration it was started with, or start in another directory"
             )
+
+
+def _warn_of_versions(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    said = ", ".join(f"{name} {now.get(name, 'none')} after {before.get(name, 'none')}" for name in names)
+    warnings.warn(
+        f"the run in {path.parent} goes on with {said}: its numbers may come out otherwise", stacklevel=3
+    )
 
 
 def finite(value: object) -> object:

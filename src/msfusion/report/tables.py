@@ -108,12 +108,14 @@ def origin(group: Group) -> Facts:
     """Seeds, model, versions, commit and hardware, with every value that occurs among the seeds."""
     headers = [run.header for run in group.runs]
     model = headers[0]["model"]
-    packages = dict.fromkeys(package for h in headers for package in h["versions"])
+    rounds = (record for run in group.runs for record in run.rounds)
+    versions = [*(h["versions"] for h in headers), *(r["versions"] for r in rounds if "versions" in r)]
+    packages = dict.fromkeys(package for each in versions for package in each)
     return [
         ("seeds", ", ".join(str(h["seed"]) for h in headers)),
         ("model", f"{model['name']}, {count(model['parameters'])} parameters"),
         ("axes", ", ".join(f"{axis}: {many(units, 'unit')}" for axis, units in model["axes"].items())),
-        *((package, _each(h["versions"].get(package, NOTHING) for h in headers)) for package in packages),
+        *((package, _each(one.get(package, NOTHING) for one in versions)) for package in packages),
         ("commit", _each(h["commit"] or "not recorded" for h in headers)),
         ("hardware", _each(h["hardware"] for h in headers)),
     ]
