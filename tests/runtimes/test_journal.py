@@ -1,5 +1,6 @@
 """Records and checkpoints are written behind the run's back, and nothing that goes wrong there is lost."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from blobs import TEST, net, participants, settings
 from torch import Tensor
 
 from msfusion import records
+from msfusion.config import Config
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.journal import Journal
-from msfusion.runtimes.run import Problem
+from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
 
@@ -84,7 +86,7 @@ def journal(out: Path, data: str | None = None, settings: dict[str, Any] | None 
 def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(tmp_path: Path) -> None:
     journal(tmp_path, "one").seal(2, {}, tmp_path)
     assert journal(tmp_path, "one").load([])[0] == 2
-    with pytest.raises(UserError, match="expected the data of the run in .*, got others of the same size"):
+    with pytest.raises(UserError, match=r"expected the data of the run in .*, got others of the same size"):
         journal(tmp_path, "other").load([])
     with pytest.warns(UserWarning, match="got others of the same size; the score is of these"):
         journal(tmp_path, "other").load(["data.path"])
@@ -95,3 +97,28 @@ def test_data_without_a_digest_are_taken(tmp_path: Path) -> None:
     assert journal(tmp_path, "one").load([])[0] == 2
     journal(tmp_path, "one").seal(3, {}, tmp_path)
     assert journal(tmp_path).load([])[0] == 3
+
+
+def test_a_setting_that_an_older_run_lacks_counts_as_its_default(tmp_path: Path) -> None:
+    now = dataclasses.asdict(Config())
+    old = {key: value for key, value in now.items() if key != "sample"}
+    old["train"] = {key: value for key, value in now["train"].items() if key != "clip"}
+    journal(tmp_path, settings=old).seal(2, {}, tmp_path)
+    assert journal(tmp_path, settings=now).load([])[0] == 2
+    with pytest.raises(UserError, match=r"got sample = 0.5 where the run has 1.0; resume"):
+        journal(tmp_path, settings=now | {"sample": 0.5}).load([])
+
+
+def test_a_setting_that_this_version_does_not_know_is_refused_unless_it_has_no_value(tmp_path: Path) -> None:
+    now = dataclasses.asdict(Config())
+    journal(tmp_path, settings=now | {"later": None}).seal(2, {}, tmp_path)
+    assert journal(tmp_path, settings=now).load([])[0] == 2
+    journal(tmp_path, settings=now | {"later": 0.5}).seal(2, {}, tmp_path)
+    with pytest.raises(UserError, match=r"got later = 0.5; go on with the version that made the run"):
+        journal(tmp_path, settings=now).load(["data.path"])
+
+
+def test_a_run_from_python_is_none_of_the_command_line(tmp_path: Path) -> None:
+    journal(tmp_path, settings=dataclasses.asdict(Run())).seal(2, {}, tmp_path)
+    with pytest.raises(UserError, match=r"data.name = digits where the run has none"):
+        journal(tmp_path, settings=dataclasses.asdict(Config())).load([])

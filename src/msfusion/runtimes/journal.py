@@ -1,5 +1,6 @@
 """A run directory: its records and its checkpoint, kept in step."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,15 +12,42 @@ from typing import Any
 from torch import Tensor
 
 from msfusion import records
+from msfusion.config import Config
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.run import Run
 from msfusion.runtimes.sole import sole
 from msfusion.settings import differences, flat
 
 _FREE = {"workers"}
 """Settings that change nothing of what comes of a run: a resumed one may have others. Workers do not, as
 ``cores`` keeps what has a state in one process."""
+
+_FREE_FORM = ("model.options", "model.axes")
+"""Tables whose keys are no settings."""
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> str:
+    """What differs between the settings of a saved run and others, in words; empty where nothing does.
+
+    A setting that the run lacks is newer than it, and counts as its default. free: settings that may differ.
+    """
+    new = flat(now)
+    defaults = flat(dataclasses.asdict(Config() if "model" in before else Run()))
+    old = {key: value for key, value in defaults.items() if key in new} | flat(before)
+    old = {key: value for key, value in old.items() if key in new or value != "null"}
+    return differences(old, new, {*free, *_FREE})
+
+
+def unknown(before: Mapping[str, Any]) -> str:
+    """Settings of a saved run that this version does not know, in words, but for those without a value."""
+    known = flat(dataclasses.asdict(Config()))
+    return ", ".join(
+        f"{key} = {value}"
+        for key, value in flat(before).items()
+        if key not in known and not key.startswith(_FREE_FORM) and value != "null"
+    )
 
 
 class Journal:
@@ -151,7 +179,12 @@ class Journal:
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
                 "use the run's own model or another directory"
             )
-        if differ := differences(flat(facts["settings"]), flat(self.settings), {*free, *_FREE}):
+        if strange := unknown(facts["settings"]):
+            raise UserError(
+                f"expected settings that this version of msfusion knows in {self._directory}, got {strange}; "
+                "go on with the version that made the run"
+            )
+        if differ := changed(facts["settings"], self.settings, free):
             raise UserError(
                 f"expected the settings of the run in {self._directory}, got {differ}; "
                 "resume with the same settings or use another directory"
@@ -161,15 +194,15 @@ class Journal:
 
     def _check_data(self, facts: Mapping[str, Any], *, moved: bool) -> None:
         """moved: the data may have been read elsewhere, where images may be decoded by other versions."""
+        todo = "name them" if moved else "resume with the same data or use another directory"
         if facts["examples"] != self._examples:
             raise UserError(
                 f"expected the data of the run in {self._directory}, whose participants have "
-                f"{facts['examples']} examples, got {self._examples}; "
-                "resume with the same data or use another directory"
+                f"{facts['examples']} examples, got {self._examples}; {todo}"
             )
         if None in (was := facts.get("data"), self._data) or was == self._data:
             return
         said = f"the data of the run in {self._directory}, got others of the same size"
         if not moved:
-            raise UserError(f"expected {said}; resume with the same data or use another directory")
+            raise UserError(f"expected {said}; {todo}")
         warnings.warn(f"expected {said}; the score is of these", stacklevel=2)
