@@ -93,12 +93,12 @@ def compare(
 @app.command()
 def plan(
     model: options.Model,
-    participants: Annotated[int, typer.Option(help="Number of participants.")] = 10,
+    participants: Annotated[int | None, typer.Option(help="Number of participants; 10 if left out.")] = None,
     width: options.Width = None,
     share: options.Share = None,
     memory: options.Memory = None,
     flops: options.Flops = None,
-    rounds: Annotated[int, typer.Option(help="Rounds to count coverage over.")] = 20,
+    rounds: Annotated[int | None, typer.Option(help="Rounds to count coverage over; 20 if left out.")] = None,
     method: Annotated[str, options.MethodOption] = "msfusion",
     seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
     batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
@@ -106,23 +106,30 @@ def plan(
     scaling: options.Scaling = False,
     option: options.Option = None,
     axes: options.Axes = None,
+    set_: options.PlanSet = None,
     json: options.Json = False,
 ) -> None:
     """Cost of sub-models and coverage of the full model, without training."""
     from msfusion.commands import plan as command
     from msfusion.commands import scaling as scaling_command
+    from msfusion.config import filled
     from msfusion.runtimes.run import Run
-    from msfusion.settings import validated
 
     part = given.flags({"width": width, "share": share, "memory": memory, "flops": flops})
-    if scaling and part:
-        raise UserError(f"expected no --{next(iter(part))} with --scaling, which finds the width itself")
-    train = {"batch": batch, "optimizer": optimizer}
-    run = validated(Run, {"method": method, "seed": seed, "train": train, **part})
+    more = given.pairs(set_)
+    command.check_counted(more)
+    if scaling:
+        scaling_command.check_given(part, given.flags({"participants": participants, "rounds": rounds}), more)
+    train = {"train.batch": batch, "train.optimizer": optimizer}
+    run = filled(Run, {"method": method, "seed": seed, **train, **part, **more})
     subject = command.Subject.load(model, given.pairs(option), axes, run)
     if scaling:
         scaling_command.run(subject, json=json)
     else:
+        participants, rounds = (
+            (10 if participants is None else participants),
+            (20 if rounds is None else rounds),
+        )
         command.run(subject, participants=participants, rounds=rounds, json=json)
 
 

@@ -326,6 +326,19 @@ def test_plan_by_operations(run: Callable[..., Answer]) -> None:
     assert 250_000 < value["plans"][0]["cost"]["flops_per_step"] <= 300_000
 
 
+def test_plan_counts_twins_and_the_contrastive_loss(run: Callable[..., Answer]) -> None:
+    """Twins give widths that divide the axes; the loss costs operations in every sub-model."""
+    flags = ("plan", "mlp", "--participants", 2, "--rounds", 1, "--json")
+    plain = one_object(run(*flags, "--share", 0.3))["plans"][0]
+    twins = one_object(run(*flags, "--share", 0.3, "--set", "twins=0.9"))["plans"][0]
+    assert all(size % width == 0 for width, size in twins["widths"].values())
+    assert not all(size % width == 0 for width, size in plain["widths"].values())
+    bare = one_object(run(*flags, "--width", 0.5))["plans"][0]["cost"]
+    more = one_object(run(*flags, "--width", 0.5, "--set", "contrast.weight=1"))["plans"][0]["cost"]
+    assert more["flops_per_step"] > bare["flops_per_step"]
+    assert more["memory_bytes"] > bare["memory_bytes"]
+
+
 def test_plan_of_participants_that_differ(run: Callable[..., Answer]) -> None:
     value = one_object(run("plan", "mlp", "--participants", 5, "--width", "0.5,0.25", "--json"))
     wide, slim = value["plans"]
@@ -616,6 +629,13 @@ def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> Non
         (("plan", "mlp", "--participants", 2, "--width", 1, "--memory", "1MB"), ("width 1", "memory 1MB")),
         (("plan", "mlp", "--scaling", "--width", 1), ("--width", "--scaling")),
         (("plan", "mlp", "--scaling", "--method", "fedavg"), ("--scaling", "whole")),
+        (("plan", "mlp", "--scaling", "--participants", 4), ("--participants", "--scaling")),
+        (("plan", "mlp", "--scaling", "--set", "twins=1"), ("only train.*", "'twins'")),
+        (
+            ("plan", "mlp", "--width", 0.5, "--set", "overlap=0.5"),
+            ("twins, contrast.* or train.*", "overlap"),
+        ),
+        (("plan", "mlp", "--width", 0.5, "--set", "train.rate=1"), ("train.rate",)),
         (("plan", "mlp", "--width", "0.5,2"), ("width", "(0.5, 2)")),
         (("plan", "mlp", "--participants", 2, "--memory", "1.2.3"), ("'1.2.3'",)),
         (("plan", "mlp", "--participants", 2, "--memory", "-5"), ("500MB", "-5")),

@@ -61,6 +61,14 @@ Set = Annotated[
         help="Any setting, e.g. train.lr=0.1, its value as in TOML; may be repeated. See: msfusion settings.",
     ),
 ]
+PlanSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Setting of the planned run: twins, contrast.* or train.*, as twins=0.9; may be repeated.",
+    ),
+]
 Option = Annotated[
     list[str] | None,
     typer.Option(

@@ -12,6 +12,8 @@ from msfusion.capture import Capture, capture
 from msfusion.commands.output import emit, require_positive, table
 from msfusion.config import load_axes
 from msfusion.core.coverage import Coverage, Summary, over_rounds
+from msfusion.errors import UserError
+from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import SubModels
@@ -40,6 +42,16 @@ class Subject:
         return Subject(name, captured, example, run)
 
 
+def check_counted(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for a setting that a plan does not count."""
+    for key in settings:
+        if key != "twins" and not key.startswith(("contrast.", "train.")):
+            raise UserError(
+                f"expected twins, contrast.* or train.* for --set of a plan, got {key!r}; "
+                "leave it out, or give its option where it has one"
+            )
+
+
 def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None:
     """Print what each participant pays and how the full model is covered round by round."""
     require_positive(participants=participants, rounds=rounds)
@@ -59,7 +71,7 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
     for number, plan in enumerate(plans):
         if plan not in plans[:number]:
             who = [i for i, other in enumerate(plans) if other == plan]
-            kinds.append((who, plan, price(setup.submodels, plan, subject.run)))
+            kinds.append((who, plan, price(setup.submodels, plan, subject.run, setup.contrast)))
     sizes = {axis: info.size for axis, info in subject.captured.axes.axes.items()}
     data = {
         "model": subject.name,
@@ -86,9 +98,9 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
         emit({}, _coverage(covered), json=False)
 
 
-def price(submodels: SubModels, plan: Mapping[str, int], run: Run) -> Cost:
-    """What a sub-model costs on the task's loss alone, as every method's does."""
-    return submodels.cost(plan, run.train)
+def price(submodels: SubModels, plan: Mapping[str, int], run: Run, contrast: Contrast | None = None) -> Cost:
+    """What a sub-model costs on the task's loss, and on a contrastive one beside it."""
+    return submodels.cost(plan, run.train, contrast)
 
 
 def costs(own: Cost, full: Cost) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 
@@ -15,6 +16,23 @@ from msfusion.learn.submodels import SubModels
 
 NUMBERS = (4, 8, 16, 32, 64, 128, 256)
 _ROUNDS = 3  # each of which must cover the model
+
+
+def check_given(part: Mapping[str, Any], numbers: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise UserError for what --scaling would not obey: a participant's part, how many there are over which
+    rounds, and settings that change windows or the loss."""
+    if part:
+        raise UserError(f"expected no --{next(iter(part))} with --scaling, which finds the width itself")
+    if numbers:
+        raise UserError(
+            f"expected no --{next(iter(numbers))} with --scaling, which counts for {NUMBERS[0]} to "
+            f"{NUMBERS[-1]} participants, each round by itself; leave it out"
+        )
+    if wrong := [key for key in settings if not key.startswith("train.")]:
+        raise UserError(
+            f"expected only train.* for --set with --scaling, which counts no other, got {wrong[0]!r}; "
+            "leave it out"
+        )
 
 
 def run(subject: Subject, *, json: bool) -> None:
