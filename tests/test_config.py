@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msfusion.config import Config, Model, load, load_axes, parse_setting, presets
+from msfusion.config import Config, Model, filled, load, load_axes, parse_setting, presets
 from msfusion.data import Data
 from msfusion.errors import UserError
 from msfusion.learn.local import Train
@@ -270,3 +270,32 @@ def test_the_word_none_is_no_value_where_there_may_be_none(tmp_path: Path) -> No
 def test_however_the_model_is_named() -> None:
     assert load("demo", {"model": {"name": "net.py:make"}}).twins is None
     assert load("demo", {"model.name": "net.py:make", "twins": 0.5}).twins == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"twins": False}, r"setting twins: expected a number in \[0, 1\], got false; none switches it off"),
+        ({"rounds": True}, "setting rounds: expected a number of at least 1, got true"),
+        ({"share": [0.5, True]}, r"setting share: expected a number in \(0, 1\], got true"),
+        ({"memory": True}, "setting memory: expected a number, got true"),
+        ({"data.image": True}, r"setting data.image: expected a number in \(0, 8192\], got true"),
+    ],
+)
+def test_true_and_false_are_no_numbers(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        filled(Config, settings)
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        ((0.5, 2), r"expected a value in \(0, 1\], got 2"),
+        ((0.5, "half"), "expected a valid number, .*got 'half'"),
+        ([], "expected at least one value, got an empty list"),
+        ("0.5,0.25", r".*got '0.5,0.25'; a list is written as \[0.5,0.25\]"),
+    ],
+)
+def test_of_a_list_the_value_that_is_wrong_is_named(share: object, words: str) -> None:
+    with pytest.raises(UserError, match=f"setting share: {words}"):
+        filled(Config, {"share": share})

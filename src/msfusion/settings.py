@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 def validated(owner: type[T], table: Mapping[str, Any]) -> T:
     """An ``owner`` made from ``table``; UserError names the first setting that is out of its range."""
+    _refuse_booleans(owner, table)
     try:
         made = TypeAdapter(owner).validate_python(table)
     except ValidationError as error:
@@ -23,7 +24,37 @@ def validated(owner: type[T], table: Mapping[str, Any]) -> T:
     for name, value in _numbers(made):
         if not math.isfinite(value):
             raise UserError(f"setting {name}: expected a finite number, got {value}")
+    for field in fields(made) if is_dataclass(made) else ():
+        if getattr(made, field.name) == ():
+            raise UserError(f"setting {field.name}: expected at least one value, got an empty list")
     return made
+
+
+def _refuse_booleans(owner: Any, table: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise UserError for true or false as a number, which Python takes for 1 and 0."""
+    for key, hint in get_type_hints(owner, include_extras=True).items():
+        value = table.get(key)
+        if is_dataclass(hint):
+            if isinstance(value, Mapping):
+                _refuse_booleans(hint, value, f"{prefix}{key}.")
+        elif (wrong := boolean_in(value)) and wants_number(hint):
+            off = "; none switches it off" if wrong == "false" and type(None) in get_args(hint) else ""
+            what = f"expected a number {bounds(hint)}".rstrip()
+            raise UserError(f"setting {prefix}{key}: {what}, got {wrong}{off}")
+
+
+def boolean_in(value: object) -> str | None:
+    """The first of true and false among one value or several, as TOML has it."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return next((str(one).lower() for one in several if isinstance(one, bool)), None)
+
+
+def wants_number(hint: Any) -> bool:
+    """Whether a type has numbers, and neither true nor false."""
+    parts = {hint}
+    while more := {part for one in parts for part in get_args(one) if isinstance(part, Hashable)} - parts:
+        parts |= more
+    return bool(parts & {int, float}) and bool not in parts
 
 
 def _numbers(made: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -39,14 +70,22 @@ def _numbers(made: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _sentence(owner: type, error: ValidationError) -> str:
-    first = error.errors()[0]
+    errors = error.errors()
+    several = isinstance(errors[0]["input"], list | tuple)  # of which one is wrong, not that they are several
+    first = next((e for e in errors if several and isinstance(e["loc"][-1], int)), errors[0])
     names, hint = _setting(owner, first["loc"])
     limits = bounds(hint)
     if limits and first["type"].startswith(("greater_than", "less_than")):
         what = f"expected a value {limits}"
     else:
         what = first["msg"].replace("\n", " ").replace("Input should be", "expected")
-    return f"setting {'.'.join(names)}: {what}, got {first['input']!r}"
+    said = f"setting {'.'.join(names)}: {what}, got {first['input']!r}"
+    listed = isinstance(first["input"], str) and "," in first["input"] and _takes_list(hint)
+    return f"{said}; a list is written as [{first['input']}]" if listed else said
+
+
+def _takes_list(hint: Any) -> bool:
+    return any(get_origin(part) in (list, tuple) for part in (hint, *get_args(hint)))
 
 
 def _setting(owner: type, place: tuple[int | str, ...]) -> tuple[list[str], Any]:

@@ -94,3 +94,9 @@ def test_errors(spec: str, inputs: InputSpec | None, options: dict[str, object],
         build(spec, inputs, options)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("width", True), ("dropout", False)])
+def test_true_and_false_are_no_numbers(name: str, value: bool) -> None:
+    with pytest.raises(UserError, match=f"expected a number for the option '{name}' of cnn"):
+        build("cnn", None, {name: value})

@@ -8,6 +8,7 @@ from pydantic import ValidationError, validate_call
 from torch import nn
 
 from msfusion.errors import UserError
+from msfusion.settings import boolean_in, wants_number
 
 
 def nearest(name: str, names: Collection[str]) -> str:
@@ -26,8 +27,13 @@ def check_names(model: str, options: Collection[str], known: Collection[str]) ->
 def call(model: str, make: Callable[..., nn.Module], options: Mapping[str, object]) -> nn.Module:
     """``make(**options)`` with the values checked against the annotations of ``make``: lists become tuples,
     and a wrong type or a value out of range is a ``UserError``."""
+    checked = validate_call(make)
+    hints = {name: one.annotation for name, one in signature(make, eval_str=True).parameters.items()}
+    for name, value in options.items():
+        if (wrong := boolean_in(value)) and wants_number(hints[name]):
+            raise UserError(f"expected a number for the option {name!r} of {model}, got {wrong}: correct it")
     try:
-        return validate_call(make)(**options)
+        return checked(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
