@@ -52,7 +52,7 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
 
     A preset's ``twins`` are for models that begin with random values, so not for one from elsewhere.
     """
-    table, flags = _read(source), overrides or {}
+    table, flags = read_table(source), overrides or {}
     if any(name in flags for name in CAPACITIES):
         table = {key: value for key, value in table.items() if key not in CAPACITIES}
     config = filled(Config, flags, table)
@@ -87,7 +87,7 @@ def load_axes(file: Path | None) -> dict[str, list[str]]:
     UserError for a file that declares no axes."""
     if file is None:
         return {}
-    table = _read(str(file))
+    table = read_table(str(file))
     own = table["model"] if isinstance(table.get("model"), dict) else {"axes": table}
     if not own.get("axes"):
         raise UserError(f"expected a table [model.axes] in {file}, found none; declare axes in it")
@@ -123,7 +123,8 @@ def parse_value(text: str) -> Any:
         return text
 
 
-def _read(source: str) -> dict[str, Any]:
+def read_table(source: str) -> dict[str, Any]:
+    """The settings that a preset or a TOML file states; UserError where there is no such."""
     try:
         if source in presets():
             return tomllib.loads((resources.files("msfusion") / "presets" / f"{source}.toml").read_text())

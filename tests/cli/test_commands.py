@@ -216,14 +216,16 @@ def test_a_comparison_keeps_the_tuning_of_methods_that_it_leaves_out(
     flags = (*TUNED, "--out", tmp_path / "c", "--json")
     one_object(run("compare", preset, "--methods", "msfusion,fedavg", *flags))
     before = json.loads((tmp_path / "c" / "tuning.json").read_text())
-    one_object(run("compare", preset, "--methods", "fedrolex,fedavg", *flags, "--resume"))
+    more = one_object(run("compare", preset, "--methods", "fedrolex,fedavg", *flags, "--resume"))
+    assert [row["method"] for row in more["methods"]] == ["fedrolex", "fedavg", "msfusion"]
+    assert more["methods"][2]["tuned"] == {"train.lr": before["chosen"]["msfusion"]}
     after = json.loads((tmp_path / "c" / "tuning.json").read_text())
     for key in ("scores", "chosen"):
         assert list(after[key]) == ["msfusion", "fedavg", "fedrolex"]
         assert after[key] == {**after[key], **before[key]}
-    one_object(
-        run("compare", preset, "--methods", "fedavg", *flags, "--resume", "--tune", "train.lr=[0.01, 0.1]")
-    )
+    other = ("--resume", "--tune", "train.lr=[0.01, 0.1]")
+    with pytest.warns(UserWarning, match="left out of the table: it was not tuned"):
+        one_object(run("compare", preset, "--methods", "fedavg", *flags, *other))
     assert list(json.loads((tmp_path / "c" / "tuning.json").read_text())["scores"]) == ["fedavg"]
 
 

@@ -1,8 +1,10 @@
 """``msfusion compare``: several methods over several seeds."""
 
+import dataclasses
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from json import dumps as json_text
@@ -17,12 +19,15 @@ from msfusion.commands.output import emit, progress, require_positive, table
 from msfusion.commands.parallel import Task, run_all
 from msfusion.commands.training import note, stoppable
 from msfusion.commands.tuning import Grid
-from msfusion.config import Config, load
+from msfusion.config import Config, load, read_table
 from msfusion.errors import UserError
 from msfusion.learn.methods import get_method
 from msfusion.report import check_page_at, write_report
-from msfusion.report.numbers import finals, percent, si
+from msfusion.report.ends import diverged
+from msfusion.report.numbers import finals, many, mean_and_most, percent, si
+from msfusion.runtimes.journal import changed
 
+_COSTS = ("share", "flops_per_step", "bytes_per_round", "memory_bytes")
 _WIDEST = "The cost of fjord is that of all that a participant affords; it may draw less."
 
 
@@ -48,6 +53,11 @@ class Comparison:
                     f"expected {option} for a comparison, got --set {key}={self.settings[key]}; use {option} "
                     "instead"
                 )
+        if (seed := read_table(self.preset).get("seed", 0)) != 0:
+            warnings.warn(
+                f"seed = {seed} of {self.preset} has no effect: a comparison runs seeds 0 to --seeds less 1",
+                stacklevel=2,
+            )
         for method in self.methods:
             get_method(method)
         if len(set(self.methods)) < len(self.methods):
@@ -77,11 +87,14 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
             for seed in range(comparison.seeds)
             for method in comparison.methods
         ]
-        diverged = _train(tasks, jobs)
-        if len(diverged) == len(tasks):
-            raise UserError(diverged[0])
-        for said in diverged:
+        failed = _train(tasks, jobs)
+        if len(failed) == len(tasks):
+            raise UserError(failed[0])
+        for said in failed:
             print(f"warning: {said}", file=sys.stderr)
+        if resume:
+            for method, own, settings in _earlier(comparison, folder):
+                folders[method], tuned[method] = own, settings
         rounds = tasks[0].config.rounds
         rows = [{**row_of(method, own, rounds), "tuned": tuned[method]} for method, own in folders.items()]
         if out is not None:
@@ -128,6 +141,42 @@ def _tuning(out: Path, method: str) -> Path:
     return out / "tuning" / folder_name(method)
 
 
+def _earlier(comparison: Comparison, out: Path) -> Iterator[tuple[str, list[Path], dict[str, Any]]]:
+    """Methods of earlier calls that are in the folder: their runs and their own settings. The user is told of
+    those that cannot stand beside this call's."""
+    for first in sorted(out.glob(f"*/seed-0/{records.FILE_NAME}")):
+        method = records.read(first).header["method"]
+        if method in comparison.methods or first.parent != _folder(out, method, 0):
+            continue
+        folders = [_folder(out, method, seed) for seed in range(comparison.seeds)]
+        grid, settings = comparison.tune, {}
+        if grid is not None:
+            chosen = tuning.kept(out / "tuning.json", grid).get("chosen", {})
+            settings = {grid.key: chosen[method]} if method in chosen else {}
+        reasons = ["it was not tuned"] if grid is not None and not settings else []
+        reasons += [
+            why
+            for seed, folder in enumerate(folders)
+            if (why := _unfit(folder, comparison.config(method, seed, settings)))
+        ]
+        if reasons:
+            warnings.warn(f"{method} in {out} is left out of the table: {reasons[0]}", stacklevel=2)
+        else:
+            yield method, folders, settings
+
+
+def _unfit(folder: Path, config: Config) -> str:
+    """Why a saved run is not the one of a configuration, brought to its end; empty where it is."""
+    if not (folder / records.FILE_NAME).exists():
+        return f"it has no seed {config.seed}"
+    run = records.read(folder)
+    if differ := changed(run.header["config"], dataclasses.asdict(config), {"rounds", "checkpoint_every"}):
+        return f"this call has {differ}"
+    if len(run.rounds) == config.rounds or diverged(run):
+        return ""
+    return f"seed {config.seed} has {many(len(run.rounds), 'round')}, not {config.rounds}"
+
+
 def _train(tasks: Sequence[Task], jobs: int, begun: Callable[[], None] = lambda: None) -> list[str]:
     """What runs that diverged say; ``begun`` is called with every round."""
     with progress() as display:
@@ -153,20 +202,19 @@ def folder_name(method: str) -> str:
 
 
 def row_of(method: str, folders: Sequence[Path], rounds: int) -> dict[str, Any]:
-    """What the table says of a method: the most that a participant of any seed pays, scores of all seeds."""
+    """What the table says of a method: the most that a participant of any seed pays and the mean over them,
+    scores of all seeds."""
     runs = [records.read(folder) for folder in folders]
     scores = [tuning.score(folder, rounds) for folder in folders]
     ended = [score for score in scores if not math.isnan(score)]
     whole = [run for run, score in zip(runs, scores, strict=True) if not math.isnan(score)]
     ends = [run.rounds[-1] for run in whole or runs if run.rounds]
-    costs = [participant for run in runs for participant in run.header["participants"]]
+    costs: list[Any] = [participant for run in runs for participant in run.header["participants"]]
     return {
         "method": method,
         "metric": runs[0].header["metric"],
-        "share": max(p["share"] for p in costs),
-        "flops_per_step": max(p["flops_per_step"] for p in costs),
-        "bytes_per_round": max(p["bytes_per_round"] for p in costs),
-        "memory_bytes": max(p["memory_bytes"] for p in costs),
+        **{name: max(p[name] for p in costs) for name in _COSTS},
+        **{f"{name}_mean": fmean(p[name] for p in costs) for name in _COSTS},
         "coverage": fmean(end["coverage"] for end in ends) if ends else None,
         "scores": ended,
         "diverged": len(scores) - len(ended),
@@ -181,9 +229,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> object:
     body = [
         (
             row["method"],
-            percent(row["share"]),
-            si(row["flops_per_step"], "FLOP"),
-            si(row["bytes_per_round"], "B"),
+            _cost(row, "share", percent),
+            _cost(row, "flops_per_step", lambda value: si(value, "FLOP")),
+            _cost(row, "bytes_per_round", lambda value: si(value, "B")),
             percent(row["coverage"]),
             *map(str, row["tuned"].values()),
             finals(row["scores"], metric, {"diverged": row["diverged"]}, row["runs"]),
@@ -192,3 +240,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> object:
     ]
     drawn = any(row["method"].split(":")[0] == "fjord" for row in rows)
     return table(columns, body, caption=_WIDEST if drawn else None)
+
+
+def _cost(row: Mapping[str, Any], name: str, text: Callable[[float], str]) -> str:
+    return mean_and_most(row[f"{name}_mean"], row[name], text)

@@ -44,8 +44,12 @@ def mean_max(values: Sequence[float], text: Callable[[float], str]) -> str:
     """Mean and maximum, or the one value when both read the same."""
     if not values:
         return NOTHING
-    mean, top = text(statistics.fmean(values)), text(max(values))
-    return mean if mean == top else f"{mean}, max {top}"
+    return mean_and_most(statistics.fmean(values), max(values), text)
+
+
+def mean_and_most(mean: float, most: float, text: Callable[[float], str]) -> str:
+    """Both, or one where they read the same."""
+    return text(mean) if text(mean) == text(most) else f"{text(mean)}, max {text(most)}"
 
 
 def finals(scores: Sequence[float], metric: Metric, lost: Mapping[str, int], runs: int) -> str:
