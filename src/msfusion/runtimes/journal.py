@@ -40,9 +40,10 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[
     return differences(old, new, {*free, *_FREE})
 
 
-def unknown(before: Mapping[str, Any]) -> str:
-    """Settings of a saved run that this version does not know, in words, but for those without a value."""
-    known = flat(dataclasses.asdict(Config()))
+def unknown(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings of a saved run that neither this version knows nor others have, in words, but for those without
+    a value."""
+    known = flat(dataclasses.asdict(Config())).keys() | flat(now).keys()
     return ", ".join(
         f"{key} = {value}"
         for key, value in flat(before).items()
@@ -179,7 +180,7 @@ class Journal:
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
                 "use the run's own model or another directory"
             )
-        if strange := unknown(facts["settings"]):
+        if strange := unknown(facts["settings"], self.settings):
             raise UserError(
                 f"expected settings that this version of msfusion knows in {self._directory}, got {strange}; "
                 "go on with the version that made the run"
