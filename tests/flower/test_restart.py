@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 from msfusion.core.twins import Twins
 from msfusion.errors import UserError
 from msfusion.flower import Settings, Task, home, server, server_app
-from msfusion.flower.home import Home
+from msfusion.flower.home import Home, check_out
 from msfusion.learn.disk_store import DiskStore
 from msfusion.runtimes.sole import sole
 
@@ -142,3 +142,42 @@ def test_what_labels_stand_for_is_kept_by_a_run_that_goes_on(tmp_path: Path) -> 
     nodes.down(nodes.nodes[0])
     play(task, nodes, {**config, "waiting.quorum": 0.25, "rounds": 2})
     assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1], [1]]
+
+
+@pytest.mark.parametrize(
+    "place", ["notes.txt", "answers/notes.txt", "model/000007/notes.txt", "initial/a.txt"]
+)
+def test_a_directory_in_which_something_else_lies_is_refused(place: str, tmp_path: Path) -> None:
+    file = tmp_path / "out" / place
+    file.parent.mkdir(parents=True)
+    file.touch()
+    context = Context(1, 1, {}, RecordDict(), {**CONFIG, "out": str(tmp_path / "out")})
+    with pytest.raises(
+        UserError, match=f"holds a run under Flower, got .*/out with {Path(place).parts[0]}: set"
+    ):
+        server_app(TASK)(nodes_of(TASK, 3, tmp_path).grid, context)
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [file]
+
+
+@pytest.mark.parametrize("draft", [[], ["model.safetensors"], ["model.safetensors", "mine.txt"]])
+def test_what_a_start_that_was_killed_has_left_is_replaced(draft: list[str], tmp_path: Path) -> None:
+    (tmp_path / "initial.draft").mkdir()
+    for name in ("lock", *(f"initial.draft/{one}" for one in draft)):
+        (tmp_path / name).touch()
+    if "mine.txt" in " ".join(draft):
+        with pytest.raises(UserError, match=r"with initial\.draft"):
+            check_out(tmp_path)
+    else:
+        check_out(tmp_path)
+
+
+def test_files_of_ones_own_in_a_run_directory_stay(tmp_path: Path) -> None:
+    config = {**CONFIG, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 1})
+    mine = [tmp_path / "run" / place for place in ("answers/notes.txt", "model/2024/notes.txt", "notes.txt")]
+    for file in mine:
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    check_out(tmp_path / "run")
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 2})
+    assert all(file.exists() for file in mine)

@@ -22,11 +22,35 @@ from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed
 from msfusion.flower.task import Task
 from msfusion.learn.capacity import Capacity
-from msfusion.learn.disk_store import DiskStore
+from msfusion.learn.disk_store import DiskStore, last_commit
 from msfusion.learn.initial import Copies, write_initial
+from msfusion.learn.shards import is_checkpoint_file
 from msfusion.learn.steps import server_step
+from msfusion.runtimes import checkpoint
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.setup import Setup
+
+_DRAFT = "initial.draft"
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError for a run directory in which something else lies than a run of ours or the rest of
+    a start that was killed: what bears our names there is replaced."""
+    if (out / "initial" / checkpoint.FILE_NAME).exists() or last_commit(out / "model"):
+        return
+    left = {"lock"} | ({_DRAFT} if _is_draft(out / _DRAFT) else set())
+    files = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name] * out.exists()
+    if others := [name for name in files if name not in left]:
+        raise UserError(
+            f"expected a run directory that is empty, absent or holds a run under Flower, got {out} with "
+            f"{others[0]}: set out to another directory"
+        )
+
+
+def _is_draft(folder: Path) -> bool:
+    """Whether nothing lies in a folder but what the beginning of a run writes there."""
+    ours = (checkpoint.FILE_NAME, f"{checkpoint.FILE_NAME}.draft")
+    return all(is_checkpoint_file(path.name) or path.name in ours for path in folder.glob("*"))
 
 
 class Home:
@@ -120,7 +144,7 @@ class Home:
         )
 
     def _write_initial(self, copies: Copies | None) -> None:
-        draft = self._source.with_name("initial.draft")
+        draft = self._source.with_name(_DRAFT)
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
         seed = derive(self._settings.seed, "model")

@@ -1,7 +1,6 @@
 """The server side: sends everybody its windows' values, merges what comes back; it never sees data, and never
 runs the model."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from msfusion.core.merge import Contribution
 from msfusion.errors import Diverged, UserError
 from msfusion.flower.agreed import agree
 from msfusion.flower.exchange import Job, ask, logger
-from msfusion.flower.home import Home
+from msfusion.flower.home import Home, check_out
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, unpacked
@@ -40,6 +39,7 @@ def server_app(task: Task) -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         out = Path(settings_of(context.run_config).out).absolute()
+        check_out(out)
         with sole(out, "ServerApp", "stop that run (flwr stop), or set out to another directory"):
             Hub(task, grid, context.run_config).run()
 
@@ -164,8 +164,9 @@ class Hub:
         dropped: list[records.Dropped],
     ) -> dict[int, Answer]:
         """Ask for the round; what comes back waits on disk until all of it can be merged in order."""
-        shutil.rmtree(self._inbox, ignore_errors=True)
-        self._inbox.mkdir()
+        self._inbox.mkdir(exist_ok=True)
+        for left in self._inbox.glob("[0-9]*.safetensors"):
+            left.unlink()
         store, home = self.home.store, self.home
         order = Order(home.run, self._key, round, home.overlap, home.capacities)
         jobs = {

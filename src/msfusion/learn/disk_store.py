@@ -1,6 +1,7 @@
 """The full model on disk: pulls read slices, a commit writes the next checkpoint beside the last."""
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sy
 
 VELOCITY = "velocity"
 _CURRENT = "CURRENT"
+_COMMIT = "[0-9]{6}|[1-9][0-9]{6,}"  # names of the checkpoints
 _COPIED = ("config.json", "generation_config.json")
 
 
@@ -246,7 +248,7 @@ class DiskStore:
     def _remove_all_but(self, kept: Path) -> None:
         """Checkpoints of earlier rounds, and one that a crash left unfinished."""
         for path in self._directory.iterdir():
-            if path.is_dir() and path.name.isdigit() and path != kept:
+            if path.is_dir() and re.fullmatch(_COMMIT, path.name) and path != kept:
                 shutil.rmtree(path)
 
 
