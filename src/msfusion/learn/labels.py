@@ -24,11 +24,13 @@ def label_counts(data: Dataset[Any]) -> Counter[int]:
 
 
 def logit_adjustment(counts: Mapping[int, int], classes: int, strength: float) -> Tensor:
-    """What is added to the logits in training: ``strength`` times the log of each label's share, (classes,).
+    """What is added to the logits in training: ``strength`` times the log of (n + 1) / (total + classes) for
+    a label with n of ``total`` examples, (classes,).
 
     The bias of frequent labels is then in the addition, and what is learned is the model for labels that are
     equally frequent everywhere (logit adjustment, arXiv 2007.07314; by the labels of each participant: FedLC,
-    arXiv 2209.00189). One example more of each label than there are keeps the logarithm finite.
+    arXiv 2209.00189). One example more of each label than there are keeps the logarithm finite. The loss of
+    training is that of the adjusted logits.
     """
     total = sum(counts.get(label, 0) for label in range(classes)) + classes
     return torch.tensor([strength * math.log((counts.get(label, 0) + 1) / total) for label in range(classes)])

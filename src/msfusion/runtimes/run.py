@@ -60,7 +60,7 @@ class Run:
     late_rate: Annotated[float, Ge(0), Le(1)] = 0.0
     # Leave the head's rows for labels without examples out of contributions; standalone has none
     mask_unseen: bool = False
-    # Train as for labels that are equally frequent with every participant; 1: fully
+    # So many times the log of each label's share with a participant is added to the logits in training
     logit_adjustment: Annotated[float, Ge(0)] = 0.0
     device: str = "cpu"  # or cuda, cuda:1: where to compute
     threads: Annotated[int, Ge(1), Le(4096)] = 1  # of torch's operations; one is fastest on a CPU
