@@ -12,7 +12,7 @@ Cut = Literal["inner", "all"]
 
 
 def at_width(axes: AxisMap, width: float, cut: Cut) -> dict[str, int]:
-    """Every axis that ``cut`` names at the same width.
+    """Every axis that ``cut`` names at the same width: so many of its units, rounded half up.
 
     Raises UserError where the width is outside (0, 1], where nothing can be cut, or where a window rounds
     to nothing.

@@ -40,7 +40,8 @@ class Run:
     """
 
     method: str = "msfusion"  # or a variant, as msfusion:in-step
-    width: Part | tuple[Part, ...] | None = None  # share of every axis that the method cuts
+    # Share of every axis that the method cuts, rounded half up to units; to none is refused
+    width: Part | tuple[Part, ...] | None = None
     share: Part | tuple[Part, ...] | None = None  # largest share of the full model's parameters
     memory: Bytes | tuple[Bytes, ...] | None = None  # most that training takes, such as 500MB
     flops: Positive | tuple[Positive, ...] | None = None  # most per optimizer step
