@@ -112,6 +112,7 @@ def plan(
     """Cost of sub-models and coverage of the full model, without training."""
     from msfusion.commands import plan as command
     from msfusion.commands import scaling as scaling_command
+    from msfusion.commands.idle import warn_of_idle
     from msfusion.config import filled
     from msfusion.runtimes.run import Run
 
@@ -122,6 +123,7 @@ def plan(
         scaling_command.check_given(part, given.flags({"participants": participants, "rounds": rounds}), more)
     train = {"train.batch": batch, "train.optimizer": optimizer}
     run = filled(Run, {"method": method, "seed": seed, **train, **part, **more})
+    warn_of_idle({**part, **more}, [run])
     subject = command.Subject.load(model, given.pairs(option), axes, run)
     if scaling:
         scaling_command.run(subject, json=json)
@@ -269,7 +271,9 @@ def evaluate(
 def export(
     run: options.RunFolder,
     out: options.ModelOut,
-    shard: Annotated[str, typer.Option(help="Largest size of a file in a folder.")] = "5GB",
+    shard: Annotated[
+        str | None, typer.Option(help="Largest size of a file in a folder; 5GB if left out.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write the full model of a run."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from msfusion import records
 from msfusion.commands import tuning
+from msfusion.commands.idle import warn_of_idle, warn_of_variants
 from msfusion.commands.output import emit, progress, require_positive, table
 from msfusion.commands.parallel import Task, run_all
 from msfusion.commands.training import note, stoppable
@@ -74,6 +75,7 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
         raise UserError("expected the folder of the runs (--out DIR) for --resume, got none")
     if out is not None:
         check_page_at(out / "report.html")
+    _warn(comparison)
     keep = nullcontext(out) if out is not None else TemporaryDirectory()
     with stoppable(out), keep as kept:
         folder = Path(kept)
@@ -102,6 +104,15 @@ def run(comparison: Comparison, *, out: Path | None, resume: bool, jobs: int, js
     emit({"methods": rows}, _table(rows), json=json)
     if out is not None and not json:
         emit({}, f"report: {out / 'report.html'}", json=False)
+
+
+def _warn(comparison: Comparison) -> None:
+    """Tell of settings that no method obeys, and of methods that leave out what is off."""
+    grid = comparison.tune
+    own = [{grid.key: value} for value in grid.values] if grid else [{}]
+    configs = [comparison.config(method, 0, each) for method in comparison.methods for each in own]
+    warn_of_idle({**comparison.settings, **own[-1]}, configs)
+    warn_of_variants(configs[len(own) - 1 :: len(own)])
 
 
 def _tune(comparison: Comparison, out: Path, resume: bool, jobs: int) -> dict[str, dict[str, Any]]:

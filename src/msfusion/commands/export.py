@@ -1,5 +1,6 @@
 """``msfusion export``: the full model of a run, as a file or as a folder that ``from_pretrained`` loads."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,21 @@ from msfusion.models.hugging_face import PREFIX, save_pretrained
 from msfusion.runtimes import checkpoint
 
 
-def run(source: Path, out: Path, *, shard: str, json: bool) -> None:
+def run(source: Path, out: Path, *, shard: str | None, json: bool) -> None:
     """Write the parameters and persistent buffers of the last checkpoint, tied tensors once.
 
     out: a file FILE.safetensors, or for a model of Hugging Face also a folder.
-    shard: largest size of one file in a folder.
+    shard: largest size of one file in a folder; None for 5 GB.
     """
     model, facts = _saved(source)
     check_makes_full(facts["settings"]["method"])
     if out.suffix == ".safetensors":
         _check_model_file_at(out)
+        if shard is not None:
+            warnings.warn("--shard has no effect here: it is for models written as folders", stacklevel=2)
         checkpoint.write(out, model, {"format": "pt"})
     else:
-        _write_folder(model, facts["settings"], out, shard)
+        _write_folder(model, facts["settings"], out, shard or "5GB")
     total = sum(tensor.numel() for tensor in model.values())
     emit({"out": str(out), "tensors": len(model), "values": total}, f"{out}: {len(model)} tensors", json=json)
 

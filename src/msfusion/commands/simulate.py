@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion import records
+from msfusion.commands.idle import warn_of_idle
 from msfusion.commands.output import emit, progress
 from msfusion.commands.training import federation_of, note, scored, simulation_of, stoppable
 from msfusion.config import Config, load
@@ -26,6 +27,7 @@ def run(
     config = load(preset, settings)
     if out is None and (resume or tensorboard):
         raise UserError("expected a run directory (--out DIR) for --resume and --tensorboard, got none")
+    warn_of_idle(settings, [config])
     with stoppable(out), progress() as display:
         simulation = simulation_of(config, federation_of(config), out)
         task = display.add_task(config.method, total=config.rounds, note="")
