@@ -143,6 +143,16 @@ def test_a_run_before_its_first_evaluation_stays_with_its_like(tmp_path: Path) -
     assert one(tmp_path, new, done).texts["h2"] == ["cnn on digits: accuracy"]
 
 
+def test_a_run_that_did_not_know_all_participants_stays_with_its_like(tmp_path: Path) -> None:
+    """Among peers and under Flower the header names those that were there at the start."""
+    config = {"participants": 10, "data": {"name": "digits"}}
+    runs = [
+        write(tmp_path / str(seed), a_header("msfusion", seed, participants, config=config), 1)
+        for seed, participants in enumerate((10, 7))
+    ]
+    assert "2 seeds" in one(tmp_path, *runs).row("msfusion")[1]
+
+
 def test_settings_that_differ_between_methods_of_one_table_are_named(tmp_path: Path) -> None:
     """As with a learning rate that is tuned for each method, which stays in one table."""
     runs = [

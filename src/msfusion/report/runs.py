@@ -98,28 +98,37 @@ def _title(run: Run) -> str:
 
 
 def _facts(found: Mapping[Path, Run]) -> dict[Path, dict[str, str]]:
-    """What must be the same of runs in one table, beside model and metric. A run without an evaluation does
-    not know the size of its test set: it takes that of one that is like it in all else."""
-    known = {path: _problem(run) for path, run in found.items()}
-    sizes = {path: _tested(run) for path, run in found.items()}
-    for path, size in sizes.items():
-        alike = [sizes[other] for other in found if known[other] == known[path]]
-        sizes[path] = size or min((one for one in alike if one), default=0)
-    return {path: known[path] | {"test examples": f"{sizes[path]:,}"} for path in found}
+    """What must be the same of runs in one table, beside model and metric. A number that a run does not know
+    is taken from one that is like it in all else."""
+    problems = {path: _problem(run) for path, run in found.items()}
+    facts = {path: dict(own) for path, own in problems.items()}
+    for name, numbers in (("training examples", _trained), ("test examples", _tested)):
+        known = {path: numbers(run) for path, run in found.items()}
+        for path, number in known.items():
+            alike = (known[other] for other in found if problems[other] == problems[path])
+            facts[path][name] = f"{number or min((one for one in alike if one), default=0):,}"
+    return facts
 
 
 def _problem(run: Run) -> dict[str, str]:
     """Model and data, as far as every seed has the same; where data lie says nothing, their number does."""
-    participants = run.header["participants"]
-    own = {k: v for k, v in flat(run.header["config"]).items() if k.startswith("data.") and k != "data.path"}
+    config = flat(run.header["config"])
+    own = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.path"}
     return own | {
         "parameters": f"{run.header['model']['parameters']:,}",
-        "participants": f"{len(participants):,}",
-        "training examples": f"{sum(one['examples'] for one in participants):,}",
+        "participants": config.get("participants", str(len(run.header["participants"]))),
     }
 
 
+def _trained(run: Run) -> int:
+    """Examples to train on; 0 where not all participants were known at the start, as peers are not."""
+    there = run.header["participants"]
+    stated = run.header["config"].get("participants", len(there))
+    return sum(one["examples"] for one in there) if len(there) == stated else 0
+
+
 def _tested(run: Run) -> int:
+    """Examples to test on; 0 before the first evaluation."""
     scores = (record["evaluation"] for record in reversed(run.rounds))
     return next((score["examples"] for score in scores if score is not None), 0)
 
