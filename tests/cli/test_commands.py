@@ -638,7 +638,7 @@ def test_one_round_is_no_rounds(run: Callable[..., Answer], preset: Path) -> Non
             ("twins, contrast.* or train.*", "overlap"),
         ),
         (("plan", "mlp", "--width", 0.5, "--set", "train.rate=1"), ("train.rate",)),
-        (("plan", "mlp", "--width", "0.5,2"), ("width", "(0.5, 2)")),
+        (("plan", "mlp", "--width", "0.5,2"), ("width", "(0, 1]", "got 2")),
         (("plan", "mlp", "--participants", 2, "--memory", "1.2.3"), ("'1.2.3'",)),
         (("plan", "mlp", "--participants", 2, "--memory", "-5"), ("500MB", "-5")),
         (("plan", "mlp", "--participants", 2, "--memory", "10B"), ("10 bytes", "give participants more")),
