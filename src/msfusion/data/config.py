@@ -19,7 +19,9 @@ class Data:
     alpha: Annotated[float, Gt(0)] = 0.3  # dirichlet: smaller is more uneven
     classes_per_participant: Annotated[int, Gt(0)] = 2  # pathological: how many each gets
     min_examples: Annotated[int, Ge(0)] = 1  # that every participant must have; a run needs 1
-    limit: Annotated[int, Gt(0)] | None = None  # most to train on, drawn by the seed; text: the first blocks
+    # Most to train on, drawn by the seed; text: its first so many times block tokens, where an example begins
+    # at each token
+    limit: Annotated[int, Gt(0)] | None = None
     test_limit: Annotated[int, Gt(0)] | None = None  # most to test on, drawn alike
     image: Annotated[int, Gt(0), Le(8192)] | None = None  # side that images are resized to, antialiased
     augment: bool = False  # images: random crop after padding by an eighth, and random flip, in training
