@@ -41,8 +41,7 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[
 
 
 def unknown(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Settings of a saved run that neither this version knows nor others have, in words, but for those without
-    a value."""
+    """Settings of a saved run that this version does not know, in words, but for those without a value."""
     known = flat(dataclasses.asdict(Config())).keys() | flat(now).keys()
     return ", ".join(
         f"{key} = {value}"
