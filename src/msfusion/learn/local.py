@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -34,7 +34,7 @@ class Train:
     lr: Annotated[float, Gt(0)] = 0.05  # learning rate of the first round
     # adam, adamw: what sums over more units than this has a lower lr, in proportion
     lr_fan_in: Annotated[int, Gt(0)] | None = None
-    momentum: Annotated[float, Ge(0)] = 0.9  # of sgd only
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9  # of sgd only
     weight_decay: Annotated[float, Ge(0)] = 0.0  # of all parameters
     batch: Annotated[int, Gt(0), Le(1_000_000)] = 32  # per step; fewer where a participant has fewer
     steps: Annotated[int, Gt(0)] = 10  # of the optimizer, per participant and round
