@@ -114,3 +114,13 @@ def test_errors(config: Data, participants: int, message: str) -> None:
         partition(LABELS, config, participants, seed=0)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_what_there_is_too_little_of_is_what_the_sentence_names() -> None:
+    for config, words in (
+        (Data(partition="iid"), "expected at most .*: take fewer participants or give more data"),
+        (Data(partition="iid", limit=2), "raise data.limit"),
+        (Data(partition="iid", test_share=0.999), "lower data.test_share"),
+    ):
+        with pytest.raises(UserError, match=words):
+            partition(np.array([0, 1]), config, 3, 0)

@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from msfusion.data.config import Data
 from msfusion.data.source import Indices, Source, Split, check_labels, choose, stratified_split
@@ -107,7 +107,8 @@ def _open(encoded: Encoded, row: int, mode: str | None = None) -> Image.Image:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # Pillow raises errors of many kinds for broken files
+        why = "of no kind that is known" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"expected an image in {encoded.where(row)}, got bytes that do not decode ({error}): "
+            f"expected an image in {encoded.where(row)}, got bytes that do not decode ({why}): "
             "mend or remove it"
         ) from error

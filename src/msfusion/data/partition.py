@@ -32,7 +32,7 @@ def partition(
     if participants > len(labels):
         raise UserError(
             f"expected at most one participant per example, got {participants} participants for "
-            f"{len(labels)} examples: take fewer participants or raise data.limit"
+            f"{len(labels)} examples: take fewer participants or {_more(config)}"
         )
     kind = config.partition or "dirichlet"
     if kind == "blocks":
@@ -98,9 +98,9 @@ def _as_user_error(kind: Partition, config: Data, participants: int, labels: Ind
     classes = len(np.unique(labels))
     if kind == "dirichlet":
         return UserError(
-            f"expected at least {config.min_examples} examples per participant, got fewer in every draw of "
+            f"expected at least {_examples(config.min_examples)} per participant, got fewer in every draw of "
             f"{len(labels)} examples for {participants} participants at alpha {config.alpha}: raise "
-            "data.alpha or data.limit, or lower data.min_examples or the number of participants"
+            f"data.alpha, {_more(config)}, or lower data.min_examples or the number of participants"
         )
     if config.classes_per_participant > classes:
         return UserError(
@@ -110,7 +110,7 @@ def _as_user_error(kind: Partition, config: Data, participants: int, labels: Ind
     return UserError(
         f"expected an example of each class for every participant that has it, got {participants} "
         f"participants with {config.classes_per_participant} classes each and {len(labels)} examples of "
-        f"{classes} classes: take fewer participants or raise data.limit"
+        f"{classes} classes: take fewer participants or {_more(config)}"
     )
 
 
@@ -118,9 +118,9 @@ def _check_sizes(parts: list[Indices], kind: Partition, config: Data) -> None:
     smallest = min(range(len(parts)), key=lambda i: len(parts[i]))
     if len(parts[smallest]) < config.min_examples:
         raise UserError(
-            f"expected at least {config.min_examples} examples per participant, got {len(parts[smallest])} "
+            f"expected at least {_examples(config.min_examples)} per participant, got {len(parts[smallest])} "
             f"for participant {smallest} with partition {kind!r}: lower data.min_examples, take fewer "
-            "participants or raise data.limit"
+            f"participants or {_more(config)}"
         )
 
 
@@ -137,3 +137,14 @@ def _tell_left_out(labels: Indices, parts: list[Indices], names: Sequence[str]) 
         "participants or raise data.classes_per_participant",
         stacklevel=2,
     )
+
+
+def _examples(number: int) -> str:
+    return f"{number} example" if number == 1 else f"{number} examples"
+
+
+def _more(config: Data) -> str:
+    """How there can be more examples."""
+    if config.limit is not None:
+        return "raise data.limit"
+    return "give more data" if config.test_share is None else "lower data.test_share"
