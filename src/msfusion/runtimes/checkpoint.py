@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from msfusion import records
 from msfusion.errors import UserError
 
 FILE_NAME = "checkpoint.safetensors"
@@ -55,11 +56,14 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         raise UserError(f"expected a directory for {path}, got a file in its way; name another") from None
     draft = path.with_name(f"{path.name}.draft")
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    draft.touch()
+    mode = draft.stat().st_mode & 0o777  # as the user's other new files have; the library's own is 0600
     try:
         save_file(ready, draft, metadata=metadata or None)  # {} beside no tensors makes a broken header
     except SafetensorError as error:
         draft.unlink(missing_ok=True)
         raise UserError(f"expected to write {path}, which failed: {error}") from None
+    draft.chmod(mode)
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(path)
@@ -85,7 +89,9 @@ def load(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = directory / FILE_NAME
     if not path.exists():
         below = sorted(str(file.parent) for file in directory.rglob(FILE_NAME))
-        todo = f"name one of the runs in it: {', '.join(below)}" if below else "start the run first"
+        begun_here = (directory / records.FILE_NAME).exists()  # records refuse a new run there
+        todo = "take another directory, or delete this one" if begun_here else "start the run first"
+        todo = f"name one of the runs in it: {', '.join(below)}" if below else todo
         raise UserError(f"expected a checkpoint in {directory}, found no {FILE_NAME}; {todo}")
     try:
         with safe_open(path, framework="pt") as file:
