@@ -145,7 +145,10 @@ def get_method(name: str) -> Method:
     known = [*METHODS, *(f"{m}:{v}" for m, method in METHODS.items() for v in method.variants)]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise UserError(f"expected a method out of {', '.join(known)}, got {name!r}; did you mean {near!r}?")
+        raise UserError(
+            f"expected one of {', '.join(METHODS)}, or a variant as msfusion:in-step, got {name!r}; "
+            f"did you mean {near!r}?"
+        )
     return METHODS[base].variants[variant] if colon else METHODS[base]
 
 
