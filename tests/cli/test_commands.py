@@ -278,9 +278,9 @@ def test_compare_without_a_directory_prints_the_table(run: Callable[..., Answer]
     code, out, err = run("compare", preset, "--methods", "fedavg", "--jobs", 1, "--rounds", 1)
     assert (code, err) == (0, "")
     assert "fedavg" in out
-    assert "widest" not in out
+    assert "fjord" not in out
     out = run("compare", preset, "--methods", "fjord:inner-first", "--jobs", 1, "--rounds", 1)[1]
-    assert "that of its widest sub-model" in out
+    assert "that of all that a participant affords" in out
 
 
 @pytest.mark.slow

@@ -116,13 +116,14 @@ def test_weights_that_lie_like_the_images_change_no_bit_of_a_gradient() -> None:
     )
     for free in (False, True):
         submodels = SubModels(captured, example, torch.device("cpu"), 1.0, free_layout=free)
-        module = submodels.load({}, {name: t.detach().clone() for name, t in tensors_of(model).items()})
+        given = {name: t.detach().clone() for name, t in tensors_of(model).items()}
+        module = submodels.load({}, given)
         strides = {p.stride()[1] for p in module.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1}
         assert (strides == {1}) == free
         loss = forward_backward(module.train(), Objective(), CONFIG, images, labels)
         gradients = {name: p.grad for name, p in module.named_parameters()}
         train(module, data, Objective(), CONFIG, 0.05, 0)
-        outcomes.append((loss, gradients, submodels.unload({}, module)))
+        outcomes.append((loss, gradients, submodels.unload({}, module, given)))
     (loss, gradients, values), (same_loss, same_gradients, near) = outcomes
     assert torch.equal(loss, same_loss)
     assert all(torch.equal(gradients[name], same_gradients[name]) for name in gradients)

@@ -1,6 +1,7 @@
 """On a GPU: participants whose steps are recorded end, to the bit, where they end one by one."""
 
 import random
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -234,7 +235,7 @@ class Eager:
             assert self.knows(len(inputs))
             self._loss += float(update(*self._args, inputs, targets))
 
-    def finish(self) -> float:
+    def finish(self, fill: Callable[[Mapping[str, Tensor]], None]) -> float:
         for name, factor in self._factors.items():
             self.tensors[name] /= factor
         return self._loss

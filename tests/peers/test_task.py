@@ -9,11 +9,12 @@ from group import PRESET
 from noisy import NOISY
 from PIL import Image
 
-from msfusion.commands.peer import divided, task_of
+from msfusion.commands.peer import task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
 from msfusion.data import Data
 from msfusion.data import load as load_data
+from msfusion.data.digest import divided
 from msfusion.learn.submodels import materialised
 
 
@@ -81,7 +82,7 @@ def test_texts_of_equal_length_are_told_apart(tmp_path: Path) -> None:
     def hashed(text: str) -> str:
         (tmp_path / "text.txt").write_text(text)
         data = Data(name="text", path=str(tmp_path / "text.txt"), tokenizer="byte", block=4)
-        return divided(load_data(data, 2, 0))
+        return divided(load_data(data, 2, 0).train[0])
 
     assert hashed("to be or not " * 20) == hashed("to be or not " * 20)
     assert hashed("to be or not " * 20) != hashed("to bet or no " * 20)

@@ -146,7 +146,7 @@ def get_method(name: str) -> Method:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise UserError(
-            f"expected one of {', '.join(METHODS)}, or a variant as msfusion:in-step, got {name!r}; "
+            f"expected a method out of {', '.join(METHODS)}, or a variant as msfusion:in-step, got {name!r}; "
             f"did you mean {near!r}?"
         )
     return METHODS[base].variants[variant] if colon else METHODS[base]

@@ -18,7 +18,7 @@ def own_memory_(model: nn.Module) -> None:
             _move_(tensor)
     known: dict[int, list[tuple[str, Tensor]]] = {}
     for name, tensor in tensors_of(model).items():
-        beside = known.setdefault(tensor.untyped_storage().data_ptr(), [])
+        beside = known.setdefault(tensor.untyped_storage()._cdata, [])
         for other, one in beside:
             if not _overlap(one, tensor):
                 continue
