@@ -448,6 +448,33 @@ def test_a_round_in_which_nobody_answers_leaves_the_model_as_it_was(tmp_path: Pa
     assert same(stored(tmp_path / "run"), alone(frozenset({0, 1}), participants=2))
 
 
+def breaks(message: Message, context: Context, app: ClientApp) -> list[Message]:
+    def broken(*_: Any) -> Message:
+        raise ZeroDivisionError("out of luck")
+
+    asked = "order" in message.content.config_records
+    return honest(message, context, broken if asked else app)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sample", [1.0, 0.34])
+def test_a_run_in_which_all_answer_with_an_error_stops(sample: float, tmp_path: Path) -> None:
+    config = {**CONFIG, "rounds": 9, "sample": sample, "out": str(tmp_path / "run")}
+    with pytest.raises(UserError, match=r"all who were asked answered with an error, .*out of luck.*; mend"):
+        play(TASK, nodes_of(TASK, 3, tmp_path, dict.fromkeys(range(3), breaks)), config)
+    if sample == 1:
+        assert not rounds(tmp_path / "run")
+        play(TASK, nodes_of(TASK, 2, tmp_path), {**CONFIG, "participants": 2, "out": config["out"]})
+        assert same(stored(tmp_path / "run"), alone(*[frozenset({0, 1})] * 3, participants=2))
+
+
+def test_errors_of_fewer_than_a_quorum_stop_nobody(tmp_path: Path) -> None:
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: breaks})
+    play(TASK, nodes, {**CONFIG, "rounds": 12, "sample": 0.34, "out": str(tmp_path / "run")})
+    found = rounds(tmp_path / "run")
+    assert len(found) == 12
+    assert any(not r["participants"] for r in found)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "reason"),
     [

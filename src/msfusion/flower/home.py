@@ -77,10 +77,17 @@ class Home:
         self.capacities: tuple[Capacity, ...] = ()
         self.meaning: str | None = None
         self._counts: list[Tensor] = []
-        if not self._source.exists():
+        if not self._begun():  # else model and settings may have been mended since
+            (self.out / records.FILE_NAME).unlink(missing_ok=True)
             self._write_initial(None)
         self.store = self._opened(None)
         self._go_on()
+
+    def _begun(self) -> bool:
+        """Whether a round has ended."""
+        if last_commit(self.out / "model"):
+            return True
+        return checkpoint.begun(self._source) and checkpoint.load(self._source)[1]["rounds_done"] > 0
 
     def begin(self, setup: Setup, capacities: tuple[Capacity, ...], meaning: str | None) -> None:
         """Before the first round of this process: who trains what, and what labels stand for."""
@@ -95,8 +102,7 @@ class Home:
 
     def writing(self, header: records.Header) -> AbstractContextManager[None]:
         """Open the records."""
-        started = (self.out / records.FILE_NAME).exists()
-        return self.journal.writing(header, self.done if started else None)
+        return self.journal.writing(header, self.done or None)
 
     def commit(self, merged: Sequence[Selection], record: records.Round, start: float) -> records.Round:
         """End a round: merge what was pushed, and keep all of it or nothing. Diverged where values would

@@ -2,7 +2,7 @@
 runs the model."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Hub:
         waiting, meaning = self.settings.waiting, self.home.meaning
         self.roll = Roll(grid, self.settings.participants, waiting, self._check_capacity, meaning)
         self._inbox = self.home.out / "answers"
+        self._failing: dict[int, str] = {}  # who answered with an error since somebody trained
 
     def run(self) -> None:
         """Play the rounds that are left."""
@@ -134,8 +135,12 @@ class Hub:
                 dropped.append({"participant": n, "reason": reason})
                 del there[n]
         windows = {n: learner.windows(round, participants[n]) for n in there}
-        answers = self._answers(round, windows, there, dropped)
+        answers, silent = self._answers(round, windows, there, dropped)
         changes = self._changes(windows, answers, dropped)
+        if changes:
+            self._failing.clear()
+        elif there and not silent:
+            self._check_failing(there, dropped)
         while True:
             trained = self._push(windows, {n: answers[n] for n in changes})
             record = self._scribe(members).round(
@@ -156,14 +161,29 @@ class Hub:
                 dropped.append({"participant": largest, "reason": reason})
                 del changes[largest]
 
+    def _check_failing(self, asked: Collection[int], dropped: Sequence[records.Dropped]) -> None:
+        """UserError where nobody trained as everybody answered with an error: the app is wrong, and no round
+        is over. Fewer than a quorum may be wrong alone; where participants are sampled, or do not answer,
+        errors of several rounds count together."""
+        self._failing |= {one["participant"]: one["reason"] for one in dropped if one["participant"] in asked}
+        if len(self._failing) >= self.settings.waiting.least(self.settings.participants):
+            first = min(self._failing)
+            raise UserError(
+                f"expected somebody to train, but all who were asked answered with an error, such as "
+                f"participant {first}: {self._failing[first]}; mend that, and the same command goes on "
+                f"with round {self.home.done + 1}"
+            )
+
     def _answers(
         self,
         round: int,
         windows: Mapping[int, Selection],
         there: Mapping[int, Member],
         dropped: list[records.Dropped],
-    ) -> dict[int, Answer]:
-        """Ask for the round; what comes back waits on disk until all of it can be merged in order."""
+    ) -> tuple[dict[int, Answer], set[int]]:
+        """Ask for the round; what comes back waits on disk until all of it can be merged in order.
+
+        Returns the answers, and who did not answer."""
         self._inbox.mkdir(exist_ok=True)
         for left in self._inbox.glob("[0-9]*.safetensors"):
             left.unlink()
@@ -174,9 +194,14 @@ class Hub:
             for n, member in there.items()
         }
         answers: dict[int, Answer] = {}
+        silent = set()
         for n, message in ask(
             self.grid, MessageType.TRAIN, jobs, self.settings.waiting.deadline, f"{round + 1}"
         ):
+            if isinstance(message, str):
+                silent.add(n)
+                dropped.append({"participant": n, "reason": message})
+                continue
             try:
                 answer, values = _opened(message)
                 if n in answers:
@@ -185,7 +210,7 @@ class Hub:
                 self._file(n).write_bytes(values)
             except UserError as error:
                 dropped.append({"participant": n, "reason": str(error)})
-        return answers
+        return answers, silent
 
     def _changes(
         self,
@@ -263,10 +288,8 @@ class Hub:
         }
 
 
-def _opened(message: Message | str) -> tuple[Answer, bytes]:
-    """What a participant answered; UserError where it did not, or not what it was asked."""
-    if isinstance(message, str):
-        raise UserError(message)
+def _opened(message: Message) -> tuple[Answer, bytes]:
+    """What a participant answered; UserError where that is not what it was asked."""
     if message.has_error():
         raise UserError(f"error {message.error.code}: {message.error.reason}")
     return Answer.read(message.content)
