@@ -19,7 +19,16 @@ from torch.utils import _pytree as pytree
 
 from msfusion.errors import UserError
 
-from .graph import Graph, capture_graph, check_can_be_cut, device_of, fake_copy, fake_inputs, quiet
+from .graph import (
+    Graph,
+    capture_graph,
+    check_can_be_cut,
+    device_of,
+    fake_copy,
+    fake_inputs,
+    first_line,
+    quiet,
+)
 
 _DROPOUT = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -54,13 +63,15 @@ def capture_modes(
         return [graph, capture_graph(model, args, kwargs, training=True, logits_alone=logits_alone)]
     except UserError as error:
         warnings.warn(
-            f"train mode is taken for what eval mode is, as it cannot be captured: {error}", stacklevel=2
+            "train mode is taken for what eval mode is, as torch.export cannot capture it"
+            f" ({first_line(error.__cause__ or error)})",
+            stacklevel=2,
         )
         return [graph]
 
 
 class _Noted(TorchFunctionMode):
-    """Notes calls. own: id -> name of the parameters of the model that the copy was made from."""
+    """Notes calls. own: id -> name of the trained parameters of the model that the copy was made from."""
 
     def __init__(self, own: Mapping[int, str]) -> None:
         super().__init__()
@@ -106,7 +117,7 @@ def _calls(
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     shadow = fake_copy(model, mode, device_of(model, (args, kwargs))).train(training)
     fake_args, fake_kwargs = fake_inputs((args, dict(kwargs)), mode)
-    noted = _Noted({id(p): name for name, p in model.named_parameters()})
+    noted = _Noted({id(p): name for name, p in model.named_parameters() if p.requires_grad})
     try:
         with torch.no_grad(), _compiling_state_context(), mode, quiet(), noted:
             shadow(*fake_args, **fake_kwargs)

@@ -122,7 +122,7 @@ def nothing_to_cut(axes: AxisMap) -> UserError:
     why += [f"{name} stays whole: {info.whole}" for name, info in axes.axes.items() if info.whole]
     return UserError(
         f"expected a model with an axis that can be cut, got none: {'; '.join(why) or 'no parameters'};"
-        " replace these operations, or declare axes as docs/any-model.md has it"
+        " return only what the loss reads, or replace these operations (docs/any-model.md)"
     )
 
 

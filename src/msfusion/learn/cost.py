@@ -91,6 +91,15 @@ def least_batch(module: nn.Module, example: tuple[Tensor, ...]) -> int:
     return 1
 
 
+def takes(module: nn.Module, inputs: Tensor) -> bool:
+    """Whether a module in eval mode takes inputs of this shape."""
+    try:
+        _Count(module, (inputs,), Train(batch=2), "cpu", False, True).run()
+    except Exception:  # whatever a forward raises
+        return False
+    return True
+
+
 def _of_first_that_runs(
     module: nn.Module, example: tuple[Tensor, ...], config: Train, found: "Callable[[_Count], T]"
 ) -> T:
@@ -187,7 +196,7 @@ class _Count:
         self.run()
         before = self._numbers()
         self.run()
-        return [name for name, number in self._numbers().items() if number != before.get(name)]
+        return [name for name, number in self._numbers().items() if repr(number) != repr(before.get(name))]
 
     def _numbers(self) -> dict[str, float]:
         return {

@@ -182,13 +182,15 @@ def forward(module: nn.Module, inputs: Tensor) -> Any:
     """What a module makes of inputs; UserError where it fails on those of another precision than its own."""
     try:
         return module(inputs)
-    except RuntimeError:
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
         own = {p.dtype for p in module.parameters() if p.is_floating_point()}
-        if own and inputs.is_floating_point() and inputs.dtype not in own:
+        if own and "type" in str(error) and inputs.is_floating_point() and inputs.dtype not in own:
             raise UserError(
                 f"expected inputs of {' or '.join(sorted(map(str, own)))}, as the model's parameters are, "
                 f"got {inputs.dtype}: convert them in the dataset, for instance with .float()"
-            ) from None
+            ) from error
         raise
 
 

@@ -31,11 +31,14 @@ class Objective:
     integer targets (...), which serves images and next tokens alike. It sees no model: the one that trains is
     a narrow copy.
     language: targets are next tokens, for which the loss says more than the accuracy.
+    logits_alone: of an output with logits and more, ``custom`` reads the logits alone, so that the model may
+    be cut where the rest of it is made.
     Raises UserError for a loss that cannot be called, or that would have to be trained itself.
     """
 
     custom: Callable[[Any, Tensor], Tensor] | None = None
     language: bool = False
+    logits_alone: bool = False
 
     def __post_init__(self) -> None:
         if self.custom is None:
@@ -59,6 +62,11 @@ class Objective:
     def classes(self) -> bool:
         """Whether there is an accuracy."""
         return self.custom is None
+
+    @property
+    def reads_logits(self) -> bool:
+        """Whether nothing else of an output matters that has logits."""
+        return self.custom is None or self.logits_alone
 
     @property
     def metric(self) -> Literal["accuracy", "loss"]:

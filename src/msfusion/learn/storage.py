@@ -8,10 +8,10 @@ from msfusion.learn.submodels import tensors_of
 
 
 def own_memory_(model: nn.Module) -> None:
-    """Give tensors that are expanded, and buffers over memory of other buffers, memory of their own; the
-    objects and their values stay.
+    """Give tensors that are expanded, and those over memory of others, memory of their own; the objects and
+    their values stay.
 
-    Raises UserError where a parameter lies over another tensor: sub-models would train the two apart.
+    Raises UserError where one of the two is trained: sub-models would train them apart.
     """
     for tensor in tensors_of(model).values():
         if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
@@ -22,7 +22,7 @@ def own_memory_(model: nn.Module) -> None:
         for other, one in beside:
             if not _overlap(one, tensor):
                 continue
-            if isinstance(one, nn.Parameter):
+            if one.requires_grad or tensor.requires_grad:
                 raise UserError(
                     f"expected parameters with memory of their own, got {name} over that of {other}: make "
                     "them one and the same tensor where they are tied, or copy one with clone()"

@@ -13,7 +13,7 @@ from msfusion.capture import Capture
 from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch
+from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch, takes
 from msfusion.learn.known import lay_out
 from msfusion.learn.local import Train
 
@@ -126,12 +126,8 @@ class SubModels:
         return changing_buffers(self._unset({}), self._example)
 
     def takes(self, inputs: Tensor) -> bool:
-        """Whether the full model takes inputs of this shape, seen without values."""
-        try:
-            least_batch(self._unset({}), (inputs,))
-        except (RuntimeError, ValueError):
-            return False
-        return True
+        """Whether the full model takes inputs of this shape in eval mode, seen without values."""
+        return takes(self._unset({}), inputs)
 
     def counters(self) -> list[str]:
         """Attributes in which the model counts its forward passes."""

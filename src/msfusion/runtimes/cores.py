@@ -6,8 +6,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from msfusion.data import Examples
@@ -16,7 +19,6 @@ from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.round import Trainer, in_turn
 from msfusion.runtimes.run import Run
 from msfusion.runtimes.setup import Setup
-from msfusion.runtimes.state import may_remember
 from msfusion.runtimes.workers import CannotFork, Workers, distinct
 
 _MOST = 64  # workers, unless more are asked for: this process pulls and merges for all of them
@@ -109,8 +111,9 @@ def _unwise(setup: Setup, participants: Sequence[Participant], number: int) -> s
     own = next((one.data for one in participants if not _plain(one.data)), None)
     if own is not None:
         return f"a dataset of type {type(own).__name__} may keep a state that processes cannot share"
-    if kept := may_remember(setup.objective.custom):
-        return f"the loss may keep a state that processes cannot share, in {kept}"
+    if _may_remember(setup.objective.custom):
+        kind = type(setup.objective.custom).__name__
+        return f"a loss of type {kind} may keep a state that processes cannot share"
     each = max(
         setup.submodels.cost(plan, setup.run.train, setup.contrast).memory_bytes
         for plan in distinct(participants)
@@ -118,6 +121,16 @@ def _unwise(setup: Setup, participants: Sequence[Participant], number: int) -> s
     if number * each > _MEMORY * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         return f"{number} participants at once take {number * each / 1e9:.1f} GB"
     return None
+
+
+def _may_remember(loss: Any) -> bool:
+    """Whether a loss is an object of the user's own with attributes; functions are taken for pure."""
+    if isinstance(loss, MethodType):
+        loss = loss.__self__
+    of_torch = type(loss).__module__.partition(".")[0] == torch.__name__
+    return (
+        not of_torch and not isinstance(loss, FunctionType | partial) and bool(getattr(loss, "__dict__", {}))
+    )
 
 
 def _plain(data: Dataset[Any]) -> bool:

@@ -75,6 +75,7 @@ def simulate(
     run: Run | None = None,
     *,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
+    logits_alone: bool = False,
     example: tuple[Tensor, ...] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -84,7 +85,10 @@ def simulate(
     participants, test: datasets of (input, target) pairs; at least one example each.
     loss: (output, targets) -> mean loss; the default is cross-entropy of logits (..., classes). It sees what
         a sub-model returns and nothing else of it: ``model``, its parameters and its attributes are those of
-        the full model, which does not train itself, and parameters of the loss are not trained.
+        the full model, which does not train itself, and parameters of the loss are not trained. It remembers
+        nothing from one call to the next, as processes would not share it.
+    logits_alone: of an output with logits and more, ``loss`` reads the logits alone; otherwise all of it is
+        kept whole.
     example: example inputs, if the first two training examples do not serve.
     out: run directory for records and checkpoints; None keeps nothing on disk.
     Raises UserError for settings or data that cannot work.
@@ -107,7 +111,14 @@ def simulate(
     if example is None:
         with seeded(0, torch.device("cpu")):  # datasets may draw
             example = (fetch(participants[0], torch.tensor([0, 0]), None)[0],)
-    problem = Problem(model, as_tuple(example), participants, test, Objective(loss), type(model).__name__)
+    problem = Problem(
+        model,
+        as_tuple(example),
+        participants,
+        test,
+        Objective(loss, logits_alone=logits_alone),
+        type(model).__name__,
+    )
     settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
     with torch.enable_grad():
         simulation = Simulation(problem, settings, out=None if out is None else Path(out))
@@ -139,9 +150,8 @@ class Simulation:
             *train, test = resident([*problem.train, problem.test], device)
             self.problem = problem = dataclasses.replace(problem, train=train, test=test)
         self.model = problem.model.to(device)
-        self.model.train()  # values are pulled as in training: a module may merge weights in eval mode
         example = tuple(t.to(device) for t in problem.example)
-        captured = captured or capture(self.model, example, logits_alone=problem.objective.classes)
+        captured = captured or capture(self.model, example, logits_alone=problem.objective.reads_logits)
         own_memory_(self.model)
         self.setup = setup = Setup(
             captured,
@@ -155,6 +165,7 @@ class Simulation:
         self._set_overlap(setup.first_overlap())
         check_somebody_trains(self.learner, self.participants)
         self.carried = Carried()
+        self.model.train()  # values are pulled as in training: a module may merge weights in eval mode
         values, trained = values_of(self.model), frozenset(captured.trained)
         self.momentum = Momentum(setup.decay) if setup.decay else None
         self.store: MemoryStore

@@ -30,7 +30,6 @@ from msfusion.learn.store import Store
 from msfusion.learn.submodels import Plan, plan_of, widths_of
 from msfusion.runtimes.jobs import Job, Outcome
 from msfusion.runtimes.shared import Shared, size_of
-from msfusion.runtimes.state import remembered
 
 _SLOTS = 2  # per worker: one that trains, and one that waits for its turn to be trained or merged
 
@@ -72,7 +71,6 @@ class Workers:
         self._slots = [_Slot(Shared(values), Shared(memory)) for _ in range(_SLOTS * number)]
         self._place = {participant.number: i for i, participant in enumerate(participants)}
         self._workers: list[_Worker] = []
-        self._trained_before = False  # in this process
         try:
             for core in range(number):
                 self._workers.append(self._forked(core))
@@ -207,17 +205,9 @@ class Workers:
         if job.previous is not None:
             before = Memory.unpacked(job.previous, self._remembered(job.slot, job.previous))
         values = self._values(job.slot, job.windows)
-        custom = self._learner.objective.custom
-        known = None if self._trained_before else remembered(custom)
         contribution, loss, memory = self._learner.train(
             job.round, participant, job.windows, values, before, lend=True
         )
-        if known is not None and remembered(custom) != known:
-            raise UserError(
-                "expected a loss that remembers nothing from one call to the next, as "
-                f"{len(self._slots) // _SLOTS} workers do not share that, got one that does; set workers to 1"
-            )
-        self._trained_before = True
         for name, value in contribution.values.items():
             values[name].copy_(value)
         if memory is not None:
