@@ -229,6 +229,17 @@ def test_a_comparison_keeps_the_tuning_of_methods_that_it_leaves_out(
     assert list(json.loads((tmp_path / "c" / "tuning.json").read_text())["scores"]) == ["fedavg"]
 
 
+def test_a_comparison_leaves_out_what_it_cannot_read(
+    run: Callable[..., Answer], preset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "fedrolex" / "seed-0").mkdir(parents=True)
+    (tmp_path / "fedrolex" / "seed-0" / "records.jsonl").touch()
+    flags = ("--methods", "fedavg", "--jobs", 1, "--rounds", 1, "--out", tmp_path, "--resume", "--json")
+    with pytest.warns(UserWarning, match=r"seed-0 is left out of the table: .* no complete line"):
+        rows = one_object(run("compare", preset, *flags))["methods"]
+    assert [row["method"] for row in rows] == ["fedavg"]
+
+
 def test_a_comparison_that_may_not_run_leaves_the_tuning_as_it_is(
     run: Callable[..., Answer], preset: Path, tmp_path: Path
 ) -> None:

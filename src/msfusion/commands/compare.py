@@ -156,7 +156,11 @@ def _earlier(comparison: Comparison, out: Path) -> Iterator[tuple[str, list[Path
     """Methods of earlier calls that are in the folder: their runs and their own settings. The user is told of
     those that cannot stand beside this call's."""
     for first in sorted(out.glob(f"*/seed-0/{records.FILE_NAME}")):
-        method = records.read(first).header["method"]
+        try:
+            method = records.read(first).header["method"]
+        except UserError as error:
+            warnings.warn(f"{first.parent} is left out of the table: {error}", stacklevel=2)
+            continue
         if method in comparison.methods or first.parent != _folder(out, method, 0):
             continue
         folders = [_folder(out, method, seed) for seed in range(comparison.seeds)]
@@ -180,7 +184,10 @@ def _unfit(folder: Path, config: Config) -> str:
     """Why a saved run is not the one of a configuration, brought to its end; empty where it is."""
     if not (folder / records.FILE_NAME).exists():
         return f"it has no seed {config.seed}"
-    run = records.read(folder)
+    try:
+        run = records.read(folder)
+    except UserError as error:
+        return str(error)
     if differ := changed(run.header["config"], dataclasses.asdict(config), {"rounds", "checkpoint_every"}):
         return f"this call has {differ}"
     if len(run.rounds) == config.rounds or diverged(run):
