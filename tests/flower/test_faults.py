@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 import struct
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,17 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from inline import Behaviour, Node, Nodes, honest, nodes_of, play
 from points import CONFIG, TASK, alone, data, model, points, rounds, same, stored
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from msfusion.errors import UserError
-from msfusion.flower import Settings, Task, client_app
+from msfusion.flower import Settings, Task, client_app, server_app
 from msfusion.flower.client import number_of
 from msfusion.flower.roll import Roll
 from msfusion.flower.task import Waiting
-from msfusion.flower.wire import packed, unpacked
+from msfusion.flower.wire import packed, shown, unpacked
+from msfusion.learn.objective import Objective
 
 BRIEF = {"waiting.deadline": 8.0}
 """For tests of silence alone: a machine that stands still for longer than this fails them."""
@@ -95,6 +99,10 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     "a large change": (
         other_values(lambda v: v["head.bias"].fill_(1e4)),
         "times as large as the others'",
+    ),
+    "more than was sent": (
+        other_values(lambda v: v.update({"more": torch.zeros(10_000)})),
+        "bytes that were sent, got",
     ),
     "another shape": (
         other_values(lambda v: v.update({"first.weight": v["first.weight"][:2].clone()})),
@@ -261,6 +269,83 @@ HELLOS: dict[str, tuple[dict[str, Any], str]] = {
     "a byte": ({"memory": "1B"}, "expected"),
     "no share": ({"share": []}, "expected one value for share"),
 }
+
+
+def test_what_others_say_is_shown_as_one_short_line() -> None:
+    assert shown("a\x1b[2J\nb") == "a [2J b"
+    assert shown("a" * 500) == "a" * 500
+    assert shown("a" * 30_000) == "a" * 500 + " ..."
+
+
+def test_who_is_slow_to_say_hello_is_not_called_absent(tmp_path: Path) -> None:
+    def late(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        threading.Event().wait(4.0 * (message.metadata.message_type == "query"))
+        return honest(message, context, app)
+
+    config = {**CONFIG, "rounds": 1, "waiting.patience": 0.5, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path, {2: late}), config)
+    (found,) = rounds(tmp_path / "run")
+    (dropped,) = found["dropped"]
+    assert re.fullmatch(r"not connected, or SuperNode \d+, which has not said .*", dropped["reason"])
+
+
+def net_alone(settings: Settings) -> Any:
+    return model(settings)[0]
+
+
+def example_alone(settings: Settings) -> Any:
+    return model(settings)[0], torch.zeros(2, 5)
+
+
+@pytest.mark.parametrize(("made", "got"), [(net_alone, "got Net"), (example_alone, "got Net, Tensor")])
+def test_a_model_without_example_inputs_is_refused(made: Any, got: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"return a module and a tuple of tensors, .*{got}$"):
+        play(Task(made, data), nodes_of(TASK, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
+
+
+def test_a_task_takes_a_plain_loss_function() -> None:
+    assert Task(model, data, F.mse_loss).objective == Objective(F.mse_loss)  # type: ignore[arg-type]
+    for wrong in (nn.CrossEntropyLoss, "mse"):
+        with pytest.raises(UserError, match="expected the objective of a Task"):
+            Task(model, data, wrong)  # type: ignore[arg-type]
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "meaning": ({"meaning": lambda s, i, n: ["a", "b"]}, "to return a text, got list"),
+    "node": ({"data": lambda s, i, n: n["scans"]}, "expected 'scans' in the node configuration"),
+    "no dataset": ({"data": lambda s, i, n: None}, "for participant 1, got NoneType"),
+    "no data": ({"data": lambda s, i, n: []}, "expected data for participant 1, got none"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_task_is_one_sentence(mistake: str, tmp_path: Path) -> None:
+    changes, reason = MISTAKES[mistake]
+    task = Task(**{"model": model, "data": data, **changes})
+    message = Message(RecordDict(), 1, "query")
+    context = Context(1, 1, {"partition-id": 1, "state": str(tmp_path)}, RecordDict(), dict(CONFIG))
+    refusal = client_app(task)(message, context).content.config_records["refusal"]
+    assert reason in str(refusal["reason"])
+
+
+def test_a_run_that_has_no_name_of_a_run_writes_nothing(tmp_path: Path) -> None:
+    def elsewhere(message: Message, context: Context, app: ClientApp) -> list[Message]:
+        if in_the_round(message):
+            message.content.config_records["order"]["run"] = str(tmp_path / "mine")
+        return honest(message, context, app)
+
+    config = {**CONFIG, "contrast.weight": 1.0, "rounds": 2, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path, {FAULTY: elsewhere}), config)
+    assert "expected 32 hexadecimal digits" in rounds(tmp_path / "run")[ROUND]["dropped"][0]["reason"]
+    assert not (tmp_path / "mine").exists()
+
+
+def test_an_error_of_the_user_ends_the_server_side_without_our_lines(tmp_path: Path) -> None:
+    context = Context(1, 1, {}, RecordDict(), {**CONFIG, "rounds": 0})
+    with pytest.raises(UserError) as caught:
+        server_app(TASK)(nodes_of(TASK, 3, tmp_path).grid, context)
+    assert caught.value.__suppress_context__
+    assert [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)][-1] == "main"
 
 
 def says(stated: dict[str, Any]) -> Behaviour:

@@ -62,7 +62,7 @@ def _agree(task: Task, run_config: str, device: torch.device, capacities: tuple[
 @functools.lru_cache(maxsize=1)
 def _read(task: Task, run_config: str) -> tuple[Settings, nn.Module, tuple[Tensor, ...], Capture]:
     settings = settings_of(json.loads(run_config))
-    model, example, _ = made_as_with_values(lambda: task.model(settings), derive(settings.seed, "model"))
+    model, example, _ = made_as_with_values(lambda: task.made(settings), derive(settings.seed, "model"))
     alone = task.objective.reads_logits
     captured = capture(model, example, overrides=task.axes or None, logits_alone=alone)
     return settings, model, example, captured

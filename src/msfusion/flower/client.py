@@ -5,6 +5,7 @@ Flower starts a new process for every message, so what it keeps between rounds l
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,16 +15,16 @@ from typing import Any
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from torch.utils.data import Dataset
 
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed, agree
-from msfusion.flower.task import Task, capacity_of, settings_of
+from msfusion.flower.task import Settings, Task, capacity_of, settings_of
 from msfusion.flower.wire import Answer, Hello, Order, refusal
 from msfusion.learn.carried import Carried
 from msfusion.learn.memory import Memory
 from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
-from msfusion.runtimes.run import check_participants
 from msfusion.runtimes.setup import device_of
 from msfusion.runtimes.simulation import torch_threads
 
@@ -60,11 +61,15 @@ def _answered(message: Message, context: Context, answer: Callable[[], RecordDic
 def _hello(task: Task, context: Context) -> RecordDict:
     settings = settings_of(context.run_config)
     number = number_of(context.node_config, settings.participants)
-    data = task.data(settings, number, context.node_config)
-    check_participants([data])
+    data = _data(task, settings, number, context.node_config)
     remove_old(state_folder(context.node_config))
     capacity = capacity_of(context.node_config)
-    meaning = task.meaning(settings, number, context.node_config) if task.meaning else None
+    meaning = task.meaning(settings, number, Node(context.node_config)) if task.meaning else None
+    if not isinstance(meaning, str | None):
+        raise UserError(
+            f"expected meaning(...) in task.py to return a text, got {type(meaning).__name__}: join names, "
+            "for example with line breaks"
+        )
     known = None if meaning is None else checkpoint.fingerprint(meaning)
     return Hello(number, len(data), capacity, known).record()  # type: ignore[arg-type]
 
@@ -78,9 +83,10 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     _check(agreed, order)
     setup = agreed.setup
     learner = setup.learner(order.overlap)
-    participant = setup.participant(number, task.data(settings, number, node))
-    check_participants([participant.data])
+    participant = setup.participant(number, _data(task, settings, number, node))
     windows = learner.windows(order.round, participant)
+    if not re.fullmatch("[0-9a-f]{32}", order.run):  # it names a folder
+        raise UserError(f"expected 32 hexadecimal digits that name the run, got {order.run!r}")
     kept = Kept(state_folder(node) / order.run, number) if learner.remembers else None
     previous = kept.before(order.round, device) if kept else None
     values = {name: value.to(device) for name, value in values.items()}
@@ -92,6 +98,35 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
         kept.keep(order.round, memory)
     answer = Answer(participant.examples, loss, previous is None, participant.seen)
     return answer.record(contribution.values)
+
+
+class _Missing(UserError, KeyError):
+    """Something that task.py looks up in the node configuration and that is not there."""
+
+    __str__ = Exception.__str__
+
+
+class Node(dict[str, Any]):
+    """A node configuration, which tells the user what it lacks."""
+
+    def __missing__(self, key: str) -> Any:
+        raise _Missing(
+            f"expected {key!r} in the node configuration, which task.py reads, got none: start the SuperNode "
+            f"with --node-config '... {key}=\"...\"'"
+        )
+
+
+def _data(task: Task, settings: Settings, number: int, node: Mapping[str, Any]) -> Dataset[Any]:
+    """The examples of a participant; UserError where there are none."""
+    data = task.data(settings, number, Node(node))
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise UserError(
+            f"expected data(...) in task.py to return a dataset with a length and an index for participant "
+            f"{number}, got {type(data).__name__}"
+        )
+    if not len(data):
+        raise UserError(f"expected data for participant {number}, got none: give it some, or leave it out")
+    return data
 
 
 def number_of(node: Mapping[str, Any], participants: int) -> int:

@@ -154,7 +154,7 @@ class Home:
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
         seed = derive(self._settings.seed, "model")
-        write_initial(lambda: self._task.model(self._settings)[0], draft, seed, copies=copies)
+        write_initial(lambda: self._task.made(self._settings)[0], draft, seed, copies=copies)
         self._save(draft)
         shutil.rmtree(self._source, ignore_errors=True)
         draft.rename(self._source)

@@ -11,7 +11,7 @@ from msfusion import records
 from msfusion.errors import UserError
 from msfusion.flower.exchange import POLL, Connection, Sent, connected, logger
 from msfusion.flower.task import Waiting
-from msfusion.flower.wire import Hello, named_in
+from msfusion.flower.wire import Hello, named_in, shown
 from msfusion.learn.capacity import Capacity
 
 _SECONDS = 60.0  # at least, for an answer to the question who a SuperNode is
@@ -91,7 +91,11 @@ class Roll:
             for node, (other, reason) in self._why.items()
             if other is None
         ]
-        return {"participant": number, "reason": [*stated, *unknown, "not connected"][0]}
+        asked = [
+            f"not connected, or SuperNode {node}, which has not said yet who it is"
+            for node in self._hellos.waiting
+        ]
+        return {"participant": number, "reason": [*stated, *unknown, *asked, "not connected"][0]}
 
     def doubles(self) -> list[records.Dropped]:
         """Second SuperNodes of one participant, which were left out; each is told once."""
@@ -112,7 +116,8 @@ class Roll:
                 return agreeing
             if time.monotonic() > reminded + _REMIND:
                 reminded = time.monotonic()
-                logger.info("%d of %d participants are here", here, self._participants)
+                why = "; ".join(f"SuperNode {node}: {reason}" for node, (_, reason) in self._why.items())
+                logger.info("%d of %d participants are here%s", here, self._participants, why and f" ({why})")
             time.sleep(POLL)
 
     def _expects_news(self) -> bool:
@@ -171,7 +176,7 @@ class Roll:
             if hello.capacity:
                 self._check(number, hello.capacity)
         except UserError as error:
-            self._refuse(node, number, str(error))
+            self._refuse(node, number, shown(str(error)))
             return
         there = self._members.get(number)
         if there and (there.connection.node == node or there.connection.node in self._why):

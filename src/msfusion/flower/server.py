@@ -3,11 +3,12 @@ runs the model."""
 
 import time
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, MessageType
+from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -22,7 +23,7 @@ from msfusion.flower.exchange import Job, ask, logger
 from msfusion.flower.home import Home, check_out
 from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
-from msfusion.flower.wire import Answer, Order, unpacked
+from msfusion.flower.wire import Answer, Order, shown, unpacked
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.round import Trained
@@ -38,10 +39,13 @@ def server_app(task: Task) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        out = Path(settings_of(context.run_config).out).absolute()
-        check_out(out)
-        with sole(out, "ServerApp", "stop that run (flwr stop), or set out to another directory"):
-            Hub(task, grid, context.run_config).run()
+        try:
+            out = Path(settings_of(context.run_config).out).absolute()
+            check_out(out)
+            with sole(out, "ServerApp", "stop that run (flwr stop), or set out to another directory"):
+                Hub(task, grid, context.run_config).run()
+        except UserError as error:  # Flower shows where it was raised, and that tells the user nothing
+            raise error.with_traceback(None) from None
 
     return app
 
@@ -189,10 +193,14 @@ class Hub:
             left.unlink()
         store, home = self.home.store, self.home
         order = Order(home.run, self._key, round, home.overlap, home.capacities)
-        jobs = {
-            n: Job(member.connection, lambda n=n: order.record(store.pull(n, windows[n])))  # type: ignore[misc]
-            for n, member in there.items()
-        }
+        most: dict[int, int] = {}  # bytes: what was sent holds all that is trained
+
+        def content(n: int) -> RecordDict:
+            record = order.record(store.pull(n, windows[n]))
+            most[n] = len(record.array_records["model"]["values"].data)
+            return record
+
+        jobs = {n: Job(member.connection, partial(content, n)) for n, member in there.items()}
         answers: dict[int, Answer] = {}
         silent = set()
         for n, message in ask(
@@ -200,16 +208,20 @@ class Hub:
         ):
             if isinstance(message, str):
                 silent.add(n)
-                dropped.append({"participant": n, "reason": message})
+                dropped.append({"participant": n, "reason": shown(message)})
                 continue
             try:
                 answer, values = _opened(message)
+                if len(values) > most[n]:
+                    raise UserError(
+                        f"expected at most the {most[n]} bytes that were sent, got {len(values)} back"
+                    )
                 if n in answers:
                     raise UserError("answered twice: the first answer counts")
                 answers[n] = answer
                 self._file(n).write_bytes(values)
             except UserError as error:
-                dropped.append({"participant": n, "reason": str(error)})
+                dropped.append({"participant": n, "reason": shown(str(error))})
         return answers, silent
 
     def _changes(
@@ -225,7 +237,7 @@ class Hub:
             try:
                 changes[n] = self.home.store.change(self._contribution(n, windows[n], answer))
             except UserError as error:
-                reasons[n] = str(error)
+                reasons[n] = shown(str(error))
         reasons |= too_large(changes, self.settings.norm_bound)
         dropped += [{"participant": n, "reason": reason} for n, reason in reasons.items()]
         return {n: change for n, change in changes.items() if n not in reasons}

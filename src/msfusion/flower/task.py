@@ -63,7 +63,8 @@ class Task:
     parameters get no memory; at the server side they are written straight to disk, under the run's seed.
     data: (settings, participant, node configuration) -> the training examples of one participant, a dataset
     of (input, target) pairs. It is called where the data lie, and nowhere else.
-    objective: the loss; by default cross-entropy of logits (..., classes).
+    objective: the loss, an ``Objective`` or a function (output, targets) -> mean loss; by default
+    cross-entropy of logits (..., classes).
     name: of the model, in the records.
     axes: dims declared by hand, pattern over parameter names -> a dim per dimension.
     meaning: as ``data``, -> what labels or tokens stand for there, such as the names of the classes. Only a
@@ -76,6 +77,30 @@ class Task:
     name: str = "model"
     axes: Mapping[str, list[str]] = field(default_factory=dict, hash=False)
     meaning: Callable[[Settings, int, Mapping[str, Any]], str] | None = None
+
+    def __post_init__(self) -> None:
+        given: Any = self.objective
+        if isinstance(given, Objective):
+            return
+        if not callable(given) or isinstance(given, type):
+            raise UserError(
+                "expected the objective of a Task as Objective(...) or a function (output, targets) -> mean "
+                f"loss, got {given!r}"
+            )
+        object.__setattr__(self, "objective", Objective(given))
+
+    def made(self, settings: Settings) -> tuple[nn.Module, tuple[Tensor, ...]]:
+        """The model and its example inputs; UserError where ``model`` returns something else."""
+        made: Any = self.model(settings)
+        pair = isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)
+        if not (pair and isinstance(made[1], tuple) and all(isinstance(part, Tensor) for part in made[1])):
+            got = made if isinstance(made, tuple) else (made,)
+            raise UserError(
+                "expected model(settings) in task.py to return a module and a tuple of tensors, such as net, "
+                f"(torch.zeros(2, 5),), got {', '.join(type(part).__name__ for part in got)}"
+            )
+        module, example = made
+        return module, example
 
 
 def settings_of(run_config: Mapping[str, Any]) -> Settings:

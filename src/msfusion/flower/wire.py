@@ -21,6 +21,13 @@ from msfusion.flower.task import capacity_of
 from msfusion.learn.capacity import Capacity
 
 _FORMAT = "safetensors"
+_MOST = 500  # characters of a reason
+
+
+def shown(text: str) -> str:
+    """What came from elsewhere, as it may stand in logs and records: one line of no great length."""
+    line = "".join(c if c.isprintable() else " " for c in text[:_MOST])
+    return line if len(text) <= _MOST else f"{line} ..."
 
 
 def packed(tensors: Mapping[str, Tensor]) -> ArrayRecord:
