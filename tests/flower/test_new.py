@@ -1,5 +1,6 @@
 """The app that msfusion flower new writes trains, in Flower's simulation, what msfusion simulate trains."""
 
+import ast
 import importlib
 import json
 import shutil
@@ -18,9 +19,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from msfusion import cli
-from msfusion.commands.flower import _lines
+from msfusion.commands import evaluate
+from msfusion.commands.flower import _lines, _literal
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
+from msfusion.errors import UserError
 from msfusion.flower import Task
 from msfusion.learn.disk_store import last_commit
 
@@ -165,6 +168,9 @@ def flattened(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     ("folder", "settings", "reason"),
     [
         ("taken", [], "expected a folder that is empty or absent"),
+        ("import", [], "named as no word and no module of Python, got 'import'"),
+        ("json", [], "named as no word and no module of Python, got 'json'"),
+        ("msfusion", [], "named as no word and no module of Python, got 'msfusion'"),
         ("1st", [], "a letter first, got '1st'"),
         ("app", ["--set", "share=[0.3, 0.1]"], "expected one value for share"),
         ("app", ["--set", "loss_rate=0.5"], "expected loss_rate = 0.0 under Flower, got 0.5"),
@@ -202,3 +208,18 @@ def test_settings_of_peers_are_none_of_an_app(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text('participants = 2\n[peers]\ngroup = "hospital"\nnames = ["anna", "ben"]\n')
     assert not [line for line in _lines(load(str(file), {})) if line.startswith("peers")]
+
+
+@pytest.mark.parametrize("text", ["/srv/\U0001f5c2/\u00e4", "quo'\"te", "bell\x07", "back\\slash"])
+def test_a_text_stands_as_it_is_in_the_app(text: str, tmp_path: Path) -> None:
+    assert ast.literal_eval(_literal(text)) == text
+    assert "\\ud" not in _literal(text)
+    (line,) = (one for one in _lines(load("demo", {"device": text})) if one.startswith("device"))
+    assert tomllib.loads(line) == {"device": text}
+
+
+def test_a_run_under_flower_is_not_evaluated(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "CURRENT").write_text("000001")
+    with pytest.raises(UserError, match=r"got one under Flower in .*, which has no test set"):
+        evaluate.run(tmp_path, data=None, device=None, json=False)

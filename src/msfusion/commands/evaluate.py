@@ -9,6 +9,7 @@ from msfusion.commands.output import emit
 from msfusion.commands.training import federation_of, scored, simulation_of
 from msfusion.config import Config
 from msfusion.errors import UserError
+from msfusion.learn.disk_store import last_commit
 from msfusion.runtimes import checkpoint
 from msfusion.settings import validated
 
@@ -19,6 +20,11 @@ def run(source: Path, *, data: str | None, device: str | None, json: bool) -> No
     data: where the run's data stand now; None for where they stood.
     device: where to compute; None for where the run did.
     """
+    if checkpoint.begun(source / "initial") or last_commit(source / "model"):
+        raise UserError(
+            f"expected a run of msfusion simulate or compare, got one under Flower in {source}, which has "
+            f"no test set: write the model (msfusion export {source} model.safetensors) and score that"
+        )
     config = _config(source, checkpoint.load(source)[1]["settings"])
     if data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=data))

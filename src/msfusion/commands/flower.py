@@ -3,12 +3,15 @@
 import ast
 import dataclasses
 import json as json_format
+import keyword
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -43,13 +46,14 @@ def run(folder: Path, preset: str, settings: Mapping[str, Any], *, json: bool) -
     }
     package = folder / name
     package.mkdir(parents=True)
-    (folder / "pyproject.toml").write_text(_filled("pyproject.toml", facts))
+    (folder / "pyproject.toml").write_text(_filled("pyproject.toml", facts), encoding="utf-8")
     (package / "__init__.py").write_text("")
     for file in _FILES:
-        (package / file).write_text(_filled(file, facts))
+        (package / file).write_text(_filled(file, facts), encoding="utf-8")
     if own:
         shutil.copyfile(own, package / "model.py")
-    start = f"flwr run {folder} --federation-config 'num-supernodes={config.participants}' --stream"
+    size = f"num-supernodes={config.participants} client-resources-num-cpus=1"
+    start = f"flwr run {shlex.quote(str(folder))} --federation-config '{size}' --stream"
     emit({"app": str(folder), "start": start}, f"app: {folder}; simulate it with: {start}", json=json)
 
 
@@ -60,6 +64,11 @@ def _name(folder: Path) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", name):  # what Flower and Python both take
         raise UserError(
             f"expected a folder with a name of at most 32 letters and digits, a letter first, got {name!r}"
+        )
+    found = None if keyword.iskeyword(name) else find_spec(name)
+    if keyword.iskeyword(name) or (found and found.origin):
+        raise UserError(
+            f"expected a folder named as no word and no module of Python, got {name!r}: name another one"
         )
     return name
 
@@ -80,7 +89,7 @@ def _lines(config: Config) -> Iterator[str]:
                 f"expected one value for {key}, got {own[key]}: under Flower each participant states its own "
                 "in --node-config"
             )
-        yield f"{key} = {json_format.dumps(own[key])}"
+        yield f"{key} = {json_format.dumps(own[key], ensure_ascii=False)}"
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -123,7 +132,8 @@ def _changed(data: Data) -> Iterator[str]:
 
 def _literal(value: object) -> str:
     """Python for a setting's value."""
-    return json_format.dumps(value) if isinstance(value, str) else repr(value)
+    plain = isinstance(value, str) and value.isprintable()
+    return json_format.dumps(value, ensure_ascii=False) if plain else repr(value)
 
 
 def _found_anywhere(model: str) -> str:
