@@ -55,6 +55,7 @@ def test_the_parameters_are_those_of_the_simulation(option: str, tmp_path: Path)
     config = {**CONFIG, **OPTIONS[option]}
     play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "out": str(tmp_path / "run")})
     assert same(stored(tmp_path / "run"), parameters(simulated(**config)))
+    assert not list((tmp_path / "run" / "answers").iterdir())
 
 
 @pytest.mark.slow

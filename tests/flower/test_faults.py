@@ -160,7 +160,7 @@ def test_values_that_a_merge_would_make_infinite_are_not_kept(more: dict[str, An
         {
             "participant": 1,
             "reason": "expected merged values that are finite, got NaN or infinity in head.bias, and this "
-            "change was the largest",
+            "change weighed the most",
         }
     ]
     if not more:

@@ -145,8 +145,9 @@ class Hub:
             self._failing.clear()
         elif there and not silent:
             self._check_failing(there, dropped)
+        weights = {n: answers[n].examples * change for n, change in changes.items()}
         while True:
-            trained = self._push(windows, {n: answers[n] for n in changes})
+            trained = self._push(windows, {n: answers[n] for n in weights})
             record = self._scribe(members).round(
                 round,
                 trained,
@@ -158,12 +159,20 @@ class Hub:
                 dropped=sorted(dropped, key=lambda entry: entry["participant"]),
             )
             try:
-                return self.home.commit([one.windows for one in trained], record, start)
+                record = self.home.commit([one.windows for one in trained], record, start)
             except Diverged as error:
-                largest = max(changes, key=lambda n: changes[n])
-                reason = f"{error}, and this change was the largest"
-                dropped.append({"participant": largest, "reason": reason})
-                del changes[largest]
+                heaviest = max(weights, key=lambda n: weights[n])
+                reason = f"{error}, and this change weighed the most"
+                dropped.append({"participant": heaviest, "reason": reason})
+                del weights[heaviest]
+            else:
+                self._clear_inbox()
+                return record
+
+    def _clear_inbox(self) -> None:
+        """No answer of a single participant is kept longer than it takes to merge it."""
+        for left in self._inbox.glob("[0-9]*.safetensors"):
+            left.unlink()
 
     def _check_failing(self, asked: Collection[int], dropped: Sequence[records.Dropped]) -> None:
         """UserError where nobody trained as everybody answered with an error: the app is wrong, and no round
@@ -189,8 +198,7 @@ class Hub:
 
         Returns the answers, and who did not answer."""
         self._inbox.mkdir(exist_ok=True)
-        for left in self._inbox.glob("[0-9]*.safetensors"):
-            left.unlink()
+        self._clear_inbox()
         store, home = self.home.store, self.home
         order = Order(home.run, self._key, round, home.overlap, home.capacities)
         most: dict[int, int] = {}  # bytes: what was sent holds all that is trained
