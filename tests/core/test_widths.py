@@ -88,7 +88,7 @@ def test_the_message_tells_why_axes_are_pinned_and_whole() -> None:
     pinned = {f"w{i}:0": "output of the model" for i in range(6)} | {"v:1": "cumsum"}
     axes = AxisMap({}, {"a": AxisInfo(8, whole="lies inside each unit of b")}, pinned=pinned)
     why = "output of the model pins w0:0, w1:0, w2:0, w3:0 and 2 more; cumsum pins v:1; a stays whole: lies"
-    with pytest.raises(UserError, match=f"got none: {why} inside each unit of b; replace these"):
+    with pytest.raises(UserError, match=f"got none: {why} inside each unit of b; return only"):
         at_width(axes, 0.5, "all")
 
 

@@ -77,7 +77,7 @@ ROUNDS = {
     "at once": (text, "msfusion", {"batched": "on"}),
     "contrast": (text, "msfusion", {"contrast": Contrast(weight=0.5)}),
     "late, masked": (images, "fedrolex", {"late_rate": 0.5, "mask_unseen": True}),
-    "measured": (images, "msfusion", {"adapt": Adapt("feedback"), "batched": "on"}),
+    "measured": (images, "msfusion", {"adapt": Adapt(measure=True), "batched": "on"}),
     "scattered": (text, "random", {}),
     "no exchange": (text, "standalone", {}),
 }
