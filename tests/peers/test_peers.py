@@ -34,15 +34,16 @@ def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
         {"train.keep_optimizer": True, "train.optimizer": "adamw", "train.lr": 0.01, "twins": 0.9},
         {"method": "random", "server_step": "cosine"},
         {"method": "fedavg", "width": 1.0, "train.optimizer": "adamw", "train.lr": 0.01},
-        {"overlap": 0.3, "adapt.kind": "linear", "adapt.last": 0.1, "peers.replicas": 2},
+        {"rounds": 5, "overlap": 0.3, "adapt.kind": "linear", "adapt.last": 0.1, "peers.replicas": 2},
     ],
     ids=str,
 )
 def test_with_options_as_well(nursery: Nursery, tmp_path: Path, settings: dict[str, object]) -> None:
-    with Group(nursery, tmp_path, rounds=3, **settings).start_all() as group:
+    settings = {"rounds": 3, **settings}
+    with Group(nursery, tmp_path, **settings).start_all() as group:
         group.finished()
         end = group.model(2)
-    want = simulated(nursery, rounds=3, **settings)
+    want = simulated(nursery, **settings)
     assert all(torch.equal(end[name], value) for name, value in want.items())
 
 
