@@ -26,7 +26,8 @@ from msfusion.errors import UserError
 class Summary:
     """Coverage of the full model's parameters.
 
-    share: share of the parameters trained at least once.
+    share: share of the parameters that were in a participant's sub-model at least once, whether or not its
+        examples reached them.
     least, mean: how often a parameter was trained.
     variation: standard deviation of that number over its mean; 0 is perfectly even.
     """
