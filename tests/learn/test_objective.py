@@ -53,7 +53,7 @@ def test_labels_of_any_integer_type_serve(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("label", "got"), [(3, "3"), (-1, "-1"), (-100, "-100")])
 def test_a_label_outside_the_classes_is_refused_with_the_range(label: int, got: str) -> None:
-    with pytest.raises(UserError, match=f"labels from 0 to 2.*got {got}$"):
+    with pytest.raises(UserError, match=f"labels from 0 to 2.*got {got}; mend the labels"):
         Objective().loss(LOGITS, torch.tensor([0, label, 1]))
 
 
@@ -69,6 +69,11 @@ def test_targets_of_the_wrong_form_are_refused(targets: Tensor, words: str) -> N
     """Targets (B, 1) would be compared with predictions (B,) as a table of B x B."""
     with pytest.raises(UserError, match=words):
         Objective().score(LOGITS, targets)
+
+
+def test_classes_that_come_second_are_to_be_moved() -> None:
+    with pytest.raises(UserError, match=r"last dimension counts the classes.*movedim\(1, -1\)"):
+        Objective().loss(torch.zeros(2, 3, 7), torch.zeros(2, 7, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("output", [(LOGITS,), {"logit": LOGITS}, None, SimpleNamespace(logits=None)])

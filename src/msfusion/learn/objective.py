@@ -153,10 +153,13 @@ def logits_of(output: Any) -> Tensor:
 
 def _check_targets(logits: Tensor, targets: Tensor) -> None:
     if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
+        todo = "return such labels from the dataset or give a loss function of your own"
+        if targets.ndim > 1 and targets.shape == (len(logits), *logits.shape[2:]):
+            todo = "move the classes last, by logits.movedim(1, -1) in the model's forward"
         raise UserError(
             f"expected integer labels of shape {tuple(logits.shape[:-1])}, as the model returns logits of "
-            f"shape {tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}; "
-            "return such labels from the dataset or give a loss function of your own"
+            f"shape {tuple(logits.shape)}, whose last dimension counts the classes, got {targets.dtype} of "
+            f"shape {tuple(targets.shape)}; {todo}"
         )
 
 
@@ -164,5 +167,6 @@ def _out_of_range(logits: Tensor, targets: Tensor) -> UserError:
     low, high = int(targets.min()), int(targets.max())
     return UserError(
         f"expected labels from 0 to {logits.shape[-1] - 1}, as the model has {logits.shape[-1]} outputs, "
-        f"got {low if low < 0 else high}"
+        f"got {low if low < 0 else high}; mend the labels, or give a loss of your own where some are to be "
+        "passed over"
     )

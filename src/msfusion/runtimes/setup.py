@@ -136,7 +136,7 @@ class Setup:
         if wrong := [label for label in sorted(counts) if not 0 <= label < classes]:
             raise UserError(
                 f"expected labels from 0 to {classes - 1}, as the model has {classes} outputs, got "
-                f"{wrong[0]} from participant {number}"
+                f"{wrong[0]} from participant {number}; mend the labels"
             )
         return counts
 

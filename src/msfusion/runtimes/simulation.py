@@ -51,7 +51,7 @@ class Result:
     model: the full model, in evaluation mode; its tensors are those that were trained.
     method: its name.
     evaluation: the last evaluation, of the full model unless the method says otherwise.
-    coverage: share of the parameters trained, and how evenly.
+    coverage: share of the parameters that were in a participant's sub-model, and how evenly.
     history: the record of every round of this process.
     """
 
@@ -91,6 +91,8 @@ def simulate(
         kept whole.
     example: example inputs, if the first two training examples do not serve.
     out: run directory for records and checkpoints; None keeps nothing on disk.
+    resume: go on with the run in ``out``; settings, model and numbers of examples must be those of its start,
+        and so must loss and examples, which nobody can check.
     Raises UserError for settings or data that cannot work.
     """
     _check_module(model)
