@@ -105,17 +105,6 @@ def until(holds: object, log: Path) -> None:
         time.sleep(0.05)
 
 
-def test_ctrl_c_ends_a_peer_that_waits_for_its_router(folder: Path) -> None:
-    reach = ["--certs", "certs", "--outbound", "--connect", f"localhost:{free_port()}"]
-    peer, log = started(folder, "peer", "ours.toml", "--participant", "anna", *reach), folder / "log"
-    try:
-        until(lambda: "nobody answers" in log.read_text(), log)
-        peer.send_signal(signal.SIGINT)
-        assert peer.wait(timeout=WAIT) == 130, log.read_text()
-    finally:
-        peer.kill()
-
-
 def test_four_peers_on_this_machine(folder: Path) -> None:
     (folder / "ours.toml").write_text(PRESET)
     local = started(folder, "peer", "ours.toml", "--local", "3", "--rounds", "2", "--out", "run")

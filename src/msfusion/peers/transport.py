@@ -2,9 +2,7 @@
 
 import json
 import re
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -35,24 +33,13 @@ def zenoh() -> ModuleType:
 
 
 def opened(config: str) -> Any:
-    """A session; raises UserError where there can be none, as at a port in use.
-
-    A client waits here until its router is up; in a thread of its own, as Zenoh hears no Ctrl-C meanwhile."""
+    """A session; raises UserError where there can be none, as at a port in use."""
     engine = zenoh()
     engine.init_log_from_env_or(_LOG)
-    made: Future[Any] = Future()
-    threading.Thread(target=_open, args=(engine, config, made), daemon=True).start()
     try:
-        return made.result()
+        return engine.open(engine.Config.from_json5(config))
     except engine.ZError as error:
         raise UserError(_unopened(json.loads(config), str(error))) from error
-
-
-def _open(engine: Any, config: str, made: "Future[Any]") -> None:
-    try:
-        made.set_result(engine.open(engine.Config.from_json5(config)))
-    except BaseException as error:
-        made.set_exception(error)
 
 
 def _unopened(config: dict[str, Any], why: str) -> str:
