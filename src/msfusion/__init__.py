@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from msfusion.learn.local import Train as Train
     from msfusion.report import write_report as write_report
     from msfusion.runtimes.run import Run as Run
+    from msfusion.runtimes.simulate import simulate as simulate
     from msfusion.runtimes.simulation import Result as Result
-    from msfusion.runtimes.simulation import simulate as simulate
 
 _HOMES = {
     "Result": "msfusion.runtimes.simulation",
@@ -21,7 +21,7 @@ _HOMES = {
     "Train": "msfusion.learn.local",
     "UserError": "msfusion.errors",
     "axes": "msfusion.capture",
-    "simulate": "msfusion.runtimes.simulation",
+    "simulate": "msfusion.runtimes.simulate",
     "write_report": "msfusion.report",
 }
 
