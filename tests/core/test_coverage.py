@@ -51,7 +51,7 @@ def test_parameters_weigh_as_many_as_they_are() -> None:
     """Half of 2 x 3 x 3, and all of 4: 13 of 22."""
     coverage = Coverage(make_map({"w": ["a:2", "3", "3"], "bias": ["4"]}), ["w", "bias"], ["a"])
     coverage.add({"a": ((1, 2),)})
-    assert coverage.summary().share == pytest.approx(13 / 22)
+    assert coverage.share() == coverage.summary().share == pytest.approx(13 / 22)
     assert coverage.of("bias") == Summary(1.0, 1, 1.0, 0.0)
     assert coverage.of("w").share == 0.5
 

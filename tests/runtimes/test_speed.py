@@ -1,5 +1,6 @@
 """What a round does beside arithmetic: operations and bytes are counted, not seconds."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_a_copy_per_participant_would_be_seen(monkeypatch: pytest.MonkeyPatch) -
     work()
     lent = counted(work).bytes
     plain = run.setup.submodels.unload
-    monkeypatch.setattr(run.setup.submodels, "unload", lambda w, m, v, lend: plain(w, m, v, lend=False))
+    monkeypatch.setattr(run.setup.submodels, "unload", lambda w, v, lend: plain(w, v, lend=False))
     held = run.setup.submodels.parameters(run.participants[0].widths) * 4
     assert counted(work).bytes - lent >= 2 * held
 
@@ -186,6 +187,14 @@ class Alive(TorchDispatchMode):
             storage = torch.UntypedStorage._new_with_weak_ptr(reference)
             alive += size if storage is not None else 0
         return alive
+
+
+def test_the_garbage_collector_passes_over_what_is_older_than_the_run() -> None:
+    run, seen = simulation(2, Train(batch=8, steps=1)), []
+    assert gc.get_freeze_count() == 0
+    run.run(watch=lambda record: seen.append(gc.get_freeze_count()))
+    assert min(seen) > 0
+    assert gc.get_freeze_count() == 0
 
 
 def held_after(participants: int, sample: float, rounds: int = 2) -> int:

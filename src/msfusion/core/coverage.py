@@ -132,7 +132,14 @@ class Coverage:
 
     def summary(self) -> Summary:
         """Coverage of all parameters."""
-        return _summary([(self._counts[key], self._weight(name)) for name, key in self._key.items()])
+        return _summary(self._tables())
+
+    def share(self) -> float:
+        """Share of the parameters that were in a participant's sub-model at least once."""
+        return _share(self._tables())
+
+    def _tables(self) -> list[tuple[Tensor, _Weights]]:
+        return [(self._counts[key], self._weight(name)) for name, key in self._key.items()]
 
     def state(self) -> list[Tensor]:
         """The classes and the tables, in a fixed order, to be saved and given to ``restore``."""
@@ -236,13 +243,20 @@ def _single(size: int) -> Tensor:
     return torch.tensor([size], dtype=torch.float64)
 
 
+def _total(tables: list[tuple[Tensor, _Weights]]) -> float:
+    return sum(weights.total() for _, weights in tables)
+
+
+def _share(tables: list[tuple[Tensor, _Weights]]) -> float:
+    return sum(weights.sum(counts, lambda n: n > 0) for counts, weights in tables) / _total(tables)
+
+
 def _summary(tables: list[tuple[Tensor, _Weights]]) -> Summary:
-    total = sum(weights.total() for _, weights in tables)
-    trained = sum(weights.sum(counts, lambda n: n > 0) for counts, weights in tables)
+    total = _total(tables)
     mean = sum(weights.sum(counts, lambda n: n) for counts, weights in tables) / total
     square = sum(weights.sum(counts, lambda n: n.double().square()) for counts, weights in tables) / total
     return Summary(
-        share=trained / total,
+        share=_share(tables),
         least=min(int(counts.min()) for counts, _ in tables),
         mean=mean,
         variation=math.sqrt(max(0.0, square - mean**2)) / mean if mean else 0.0,

@@ -1,5 +1,6 @@
 """Cut a sub-model's values out of the full model, and merge what participants hand back."""
 
+import cmath
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -311,7 +312,7 @@ def _surely_finite(parts: list[Tensor]) -> bool:
     """Whether the sums of all parts are finite, as they are not where one value is NaN or infinite; sums of
     huge values may overflow, which then says nothing."""
     sums = [part.sum() for part in parts]
-    return not parts or bool(torch.stack([_absolute(total).double() for total in sums]).isfinite().all())
+    return not sums or all(map(cmath.isfinite, torch.stack(sums).tolist()))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

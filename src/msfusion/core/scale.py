@@ -90,6 +90,7 @@ def rounded(factors: Mapping[str, Factor]) -> frozenset[str]:
     return frozenset(name for name, own in each.items() if any(math.frexp(one)[0] != 0.5 for one in own))
 
 
+@torch.no_grad()
 def undo_(
     values: Mapping[str, Tensor],
     factors: Mapping[str, Factor],
@@ -101,14 +102,14 @@ def undo_(
 
     given: what ``scale_`` was given, for the names in ``rounded``.
     """
-    for name in rounded & values.keys():
-        factor, before = {name: factors[name]}, given[name].to(values[name].device)
-        scaled = {name: before.clone()}
-        scale_(scaled, factor)
-        same = scaled[name] == values[name]
-        scale_({name: values[name]}, factor, undo=True)
-        values[name].copy_(torch.where(same, before, values[name]))
-    scale_({name: value for name, value in values.items() if name not in rounded}, factors, undo=True)
+    own = sorted(rounded & values.keys())
+    before = {name: given[name].to(values[name].device) for name in own}
+    scaled = {name: value.clone() for name, value in before.items()}
+    scale_(scaled, factors)
+    same = {name: scaled[name] == values[name] for name in own}
+    scale_(values, factors, undo=True)
+    for name in own:
+        torch.where(same[name], before[name], values[name], out=values[name])
 
 
 def on(factor: Factor, tensor: Tensor) -> Factor:

@@ -52,7 +52,7 @@ class LabelledImages(Examples):
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         rows = self.indices[indices.to(self.indices.device)]
-        x = (self.images[rows].float() - self.mean) / self.std
+        x = self.images[rows].float().sub_(self.mean).div_(self.std)
         if self.augment and generator is not None:
             x = crop_and_flip(x, generator)
         return x, self.labels[rows]

@@ -118,7 +118,7 @@ class Home:
             for windows in merged:
                 self._coverage.add(windows)
             ratio = shift.ratio if shift else None
-            complete["shift"], complete["coverage"] = ratio, self._coverage.summary().share
+            complete["shift"], complete["coverage"] = ratio, self._coverage.share()
             complete["seconds"] = time.perf_counter() - start
             self.overlap = self._setup.next_overlap(self.overlap, round, ratio)
             self.done = round + 1

@@ -153,7 +153,7 @@ class Learner:
         own = module, participant.data, self.objective, self.config
         loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
-        trained = _offset(self.submodels.unload(windows, module, given, lend=lend), offsets, -1.0)
+        trained = _offset(self.submodels.unload(windows, given, lend=lend), offsets, -1.0)
         memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
         return self.contribution(participant, windows, trained), loss, memory
 

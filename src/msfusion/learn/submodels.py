@@ -89,19 +89,21 @@ class SubModels:
         return own
 
     def unload(
-        self, selection: Selection, module: nn.Module, given: Mapping[str, Tensor], *, lend: bool = False
+        self, selection: Selection, given: Mapping[str, Tensor], *, lend: bool = False
     ) -> dict[str, Tensor]:
-        """The module's trained parameters as values of the full model, the scale rule undone.
+        """What the module of these windows' widths holds of trained parameters, as values of the full model:
+        the scale rule undone.
 
         given: the values that it was filled with.
         lend: no copies, but the module's own tensors, changed in place and as they lie in memory: they hold
         until it is filled anew.
         """
-        values = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+        widths = widths_of(selection)
+        own = self._held(widths).tensors
+        values = {name: own[name] for name in self.trained(widths)}
         if not lend:
             apart = torch.contiguous_format
             values = {name: value.clone(memory_format=apart) for name, value in values.items()}
-        widths = widths_of(selection)
         scale.undo_(values, self.factors(widths), given, self.rounded(widths))
         return values
 

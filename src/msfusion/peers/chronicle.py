@@ -164,7 +164,7 @@ class Chronicle:
         line = self._scribe(learner).round(
             round,
             trained,
-            coverage=self._coverages.coverage.summary().share,
+            coverage=self._coverages.coverage.share(),
             overlap=overlap,
             shift=Shift(*entry.shift).ratio if entry.shift else None,
             evaluation=score,
