@@ -105,8 +105,12 @@ class Optimizer:
 
     def _sgd(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         moving = [momentum for place in places if (momentum := self._momenta.get(place)) is not None]
-        if self._at_once and len(moving) == len(places):
-            self._sgd_kernel(parameters, gradients, moving)
+        if self._at_once and self.momentum and len(moving) in (0, len(places)):
+            first = not moving
+            if first:
+                moving = [torch.empty_like(gradient) for gradient in gradients]
+                self._momenta |= zip(places, moving, strict=True)
+            self._sgd_kernel(parameters, gradients, moving, first)
             return
         known = {place for place in places if place in self._momenta}
         for own in (known, set(places) - known):  # the fused kernel wants momenta of all or of none
@@ -117,9 +121,11 @@ class Optimizer:
             if self.momentum:
                 self._momenta |= zip((places[i] for i in each), momenta, strict=True)
 
-    def _sgd_kernel(self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor]) -> None:
-        """What ``sgd`` comes to in all steps but a participant's first. Over a small model its checks and its
-        grouping take three times as long as the kernel."""
+    def _sgd_kernel(
+        self, parameters: list[Tensor], gradients: list[Tensor], momenta: list[Tensor], first: bool
+    ) -> None:
+        """What ``sgd`` comes to where all parameters have momenta, or none has yet. Over a small model its
+        checks and its grouping take three times as long as the kernel."""
         torch._fused_sgd_(
             parameters,
             gradients,
@@ -130,7 +136,7 @@ class Optimizer:
             dampening=0.0,
             nesterov=False,
             maximize=False,
-            is_first_step=False,
+            is_first_step=first,
         )
 
     def _sgd_alike(
