@@ -102,14 +102,14 @@ def undo_(
 
     given: what ``scale_`` was given, for the names in ``rounded``.
     """
-    own = sorted(rounded & values.keys())
-    before = {name: given[name].to(values[name].device) for name in own}
-    scaled = {name: value.clone() for name, value in before.items()}
-    scale_(scaled, factors)
-    same = {name: scaled[name] == values[name] for name in own}
-    scale_(values, factors, undo=True)
-    for name in own:
-        torch.where(same[name], before[name], values[name], out=values[name])
+    for name in rounded & values.keys():
+        before, value = given[name].to(values[name].device), values[name]
+        scaled = before.clone()
+        scale_({name: scaled}, factors)
+        same = scaled == value
+        scale_({name: value}, factors, undo=True)
+        torch.where(same, before, value, out=value)
+    scale_({name: value for name, value in values.items() if name not in rounded}, factors, undo=True)
 
 
 def on(factor: Factor, tensor: Tensor) -> Factor:

@@ -32,8 +32,9 @@ class Cost:
     parameters: number of parameters.
     flops_per_step: floating-point operations of one optimizer step, forward and backward; matrix products,
     convolutions and attention, a multiply-add being two; the mean over a round's steps.
-    memory_bytes: the most bytes of tensors that are alive at once in a step: parameters, gradients, optimizer
-    state, activations, and what lives for a moment only. The workspace inside a kernel is not seen.
+    memory_bytes: the most bytes of tensors that are alive at once in a step: parameters as received and as
+    they are trained, gradients, optimizer state, activations, and what lives for a moment only. The workspace
+    inside a kernel is not seen; a simulation in one process needs no second copy of what it receives.
     bytes_per_round: parameters received, and those of them handed back that are trained.
     """
 
@@ -51,7 +52,7 @@ def cost(
     A real optimizer step runs on tensors without values. Its loss is the cross-entropy of logits where the
     module returns one tensor, else the sum of all that it returns.
     contrast: also count the contrastive loss in the steps that have it, and the copies of the values that it
-    keeps: as received, previous, and previous as handed over.
+    keeps: previous, and previous as handed over.
     Where the optimizer is kept, its state is counted twice: as it was left, and as it moves.
     """
     return _of_first_that_runs(module, example, config, lambda count: count.cost(contrast))
@@ -171,6 +172,7 @@ class _Count:
             with_contrast, memory = self._step(contrast)
             flops = round(due * with_contrast + (1 - due) * flops)
             memory += trained
+        memory += received
         if self._config.keep_optimizer:
             moving = {n: p for n, p in self._module.named_parameters() if p.requires_grad}
             memory += sum(t.nbytes for t in state_like(self._config, moving).values())
@@ -217,7 +219,8 @@ class _Count:
                 _make_states(optimizer)
             compared = None
             if contrast:
-                merged, previous = ({n: t.detach().clone() for n, t in tensors.items()} for _ in range(2))
+                merged = {name: tensor.detach() for name, tensor in tensors.items()}  # those received
+                previous = {name: tensor.clone() for name, tensor in merged.items()}
                 compared = Compared(contrast, merged, previous)
             with counter() as flops:
                 update(

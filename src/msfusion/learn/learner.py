@@ -153,6 +153,8 @@ class Learner:
         own = module, participant.data, self.objective, self.config
         loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
+        optimizer.zero_grad()
+        del compared  # the memory of both is that of the copies which follow
         trained = _offset(self.submodels.unload(windows, given, lend=lend), offsets, -1.0)
         memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
         return self.contribution(participant, windows, trained), loss, memory

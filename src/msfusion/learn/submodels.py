@@ -83,9 +83,13 @@ class SubModels:
         return held.module
 
     def scaled(self, selection: Selection, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of ``values`` under the scale rule, where the module is: what ``load`` puts into it."""
-        own = {name: value.to(self.device, copy=True) for name, value in values.items()}
-        scale.scale_(own, self.factors(widths_of(selection)))
+        """``values`` under the scale rule, where the module is: what ``load`` puts into it. Parameters that
+        the rule leaves alone are not copied; buffers are, as a forward pass may change them."""
+        widths = widths_of(selection)
+        factors, shapes = self.factors(widths), self.shapes(widths)
+        lent = {name for name, like in shapes.items() if isinstance(like, nn.Parameter)} - factors.keys()
+        own = {name: value.to(self.device, copy=name not in lent) for name, value in values.items()}
+        scale.scale_(own, factors)
         return own
 
     def unload(
@@ -147,7 +151,12 @@ class SubModels:
             config = replace(config, batch=self.least_batch(widths))
         key = (plan_of(widths), config, contrast)
         if key not in self._costs:
-            self._costs[key] = cost(self._unset(widths), self._example, config, contrast)
+            counted = cost(self._unset(widths), self._example, config, contrast)
+            if contrast:  # what was received is compared under the scale rule
+                scaled = self.factors(widths).keys() & self.shapes(widths).keys()
+                more = sum(self.shapes(widths)[name].nbytes for name in scaled)
+                counted = replace(counted, memory_bytes=counted.memory_bytes + more)
+            self._costs[key] = counted
         return self._costs[key]
 
     def least_batch(self, widths: Widths) -> int:
