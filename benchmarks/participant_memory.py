@@ -126,7 +126,7 @@ def participant(folder: Path) -> dict[str, Any]:
     one = Participant(0, tokens(), plan)
     windows = learner.windows(0, one)
     values = store.pull(0, windows, learner.submodels.room(windows))  # into the module itself
-    contribution, _ = learner.train(0, one, windows, values, lend=True)
+    contribution, _, _ = learner.train(0, one, windows, values, lend=True)
     save_file(dict(contribution.values), folder / "contribution.safetensors")
     held = learner.submodels.parameters(plan)
     return {"parameters": held, "cost": learner.cost(one, plan).memory_bytes}
