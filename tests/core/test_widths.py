@@ -128,9 +128,9 @@ def test_streams_that_divide_take_the_width_that_leaves_the_inner_axes_in_balanc
     total = parameter_count(NET, NET.tensors, {})
     # Both at 7: 238. With the whole stream hidden gets 4, half of the balance; with 4 of 8 it gets 19, four
     # times it.
-    assert for_share(NET, NET.tensors, 238 / total, "inner", divide=True) == {"hidden": 4}
+    assert for_share(NET, NET.tensors, 238 / total, "inner", kinds={}) == {"hidden": 4}
     # Both at 5: 150. The whole stream does not fit; with 4 of 8, 80 + 8 * hidden, hidden gets 8.
-    assert for_share(NET, NET.tensors, 150 / total, "inner", divide=True) == {"stream": 4, "hidden": 8}
+    assert for_share(NET, NET.tensors, 150 / total, "inner", kinds={}) == {"stream": 4, "hidden": 8}
 
 
 def test_a_narrow_stream_beside_much_wider_inner_axes_is_avoided() -> None:
@@ -146,7 +146,7 @@ def test_a_narrow_stream_beside_much_wider_inner_axes_is_avoided() -> None:
         residual=["stream"],
     )
     whole = parameter_count(axes, axes.tensors, {})
-    assert for_share(axes, axes.tensors, 368 / whole, "inner", divide=True) == {"hidden": 1}
+    assert for_share(axes, axes.tensors, 368 / whole, "inner", kinds={}) == {"hidden": 1}
     assert parameter_count(axes, axes.tensors, {"stream": 4, "hidden": 24}) == 368
 
 
@@ -157,27 +157,27 @@ def test_inner_axes_twice_as_wide_as_in_balance_are_better_than_half_as_wide() -
         {"up": ["hidden:32", "stream:8"], "down": ["stream:8", "hidden:32"], "head": ["2", "stream:8"]},
         residual=["stream"],
     )
-    plan = for_share(axes, axes.tensors, 80 / parameter_count(axes, axes.tensors, {}), "inner", divide=True)
+    plan = for_share(axes, axes.tensors, 80 / parameter_count(axes, axes.tensors, {}), "inner", kinds={})
     assert plan == {"stream": 4, "hidden": 8}
 
 
 def test_what_is_no_wider_than_its_stream_is_cut_with_it() -> None:
     axes = make_map({"in": ["mid:8", "s:8"], "out": ["s:8", "mid:8"], "head": ["4", "s:8"]}, residual=["s"])
     assert for_share(axes, axes.tensors, 80 / 160, "inner") == {"s": 5, "mid": 5}
-    assert for_share(axes, axes.tensors, 80 / 160, "inner", divide=True) == {"s": 4, "mid": 8}
+    assert for_share(axes, axes.tensors, 80 / 160, "inner", kinds={}) == {"s": 4, "mid": 8}
 
 
 def test_widths_that_divide_by_hand() -> None:
     total = parameter_count(NET, NET.tensors, {})
-    assert for_share(NET, NET.tensors, 336 / total, "inner", divide=True) == {"hidden": 8}  # of 11
-    assert for_share(NET, NET.tensors, 1.0, "inner", divide=True) == {"hidden": 32}
+    assert for_share(NET, NET.tensors, 336 / total, "inner", kinds={}) == {"hidden": 8}  # of 11
+    assert for_share(NET, NET.tensors, 1.0, "inner", kinds={}) == {"hidden": 32}
     # All at 19/32 would be 5 and 19; 4 and 16 fit, 8 and 16 do not, 4 and 32 do.
     share = (10 * 5 + 2 * 5 * 19 + 10 * 5) / total
     assert for_share(NET, NET.tensors, share, "all") == {"stream": 5, "hidden": 19}
     assert parameter_count(NET, NET.tensors, {"stream": 4, "hidden": 32}) == 336
     assert parameter_count(NET, NET.tensors, {"stream": 8, "hidden": 16}) == 416
-    assert for_share(NET, NET.tensors, share, "all", divide=True) == {"stream": 4, "hidden": 16}
-    assert for_share(NET, NET.tensors, 340 / total, "all", divide=True) == {"stream": 4, "hidden": 32}
+    assert for_share(NET, NET.tensors, share, "all", kinds={}) == {"stream": 4, "hidden": 16}
+    assert for_share(NET, NET.tensors, 340 / total, "all", kinds={}) == {"stream": 4, "hidden": 32}
 
 
 def grid(axes: AxisMap, cut: str) -> list[dict[str, int]]:
@@ -223,7 +223,7 @@ def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: floa
     plan = for_share(axes, names, share, cut)
     assert parameter_count(axes, names, plan) <= share * total
     assert plan == fitting[-1]
-    dividing = for_share(axes, names, share, cut, divide=True)
+    dividing = for_share(axes, names, share, cut, kinds={})
     assert parameter_count(axes, names, dividing) <= share * total
     assert all(axes.axes[axis].size % width == 0 for axis, width in dividing.items())
     assert all(n in dividing for n in axes.cuttable if n != "s")
@@ -232,6 +232,23 @@ def test_a_share_is_never_exceeded_and_always_used_up(axes: AxisMap, share: floa
         for axis, width in plan.items():  # no divisor that fits lies between the two
             size = axes.axes[axis].size
             assert not any(size % d == 0 for d in range(dividing[axis] + 1, width + 1))
+
+
+@given(nets, st.floats(0.02, 1.0), st.sampled_from(["inner", "all"]))
+def test_whoever_affords_more_holds_as_many_units_of_each_kind(axes: AxisMap, share: float, cut: str) -> None:
+    names = list(axes.tensors)
+    total = parameter_count(axes, names, {})
+    try:
+        least = for_share(axes, names, 0.4 * share, cut, kinds={})
+    except UserError:
+        return
+    more = for_share(axes, names, share, cut, kinds=least)
+    assert parameter_count(axes, names, more) <= share * total
+    for axis in {**least, **more}:
+        size = axes.axes[axis].size
+        width, kinds = more.get(axis, size), least.get(axis, size)
+        assert size % width == 0
+        assert width % kinds == 0
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])

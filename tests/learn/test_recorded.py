@@ -315,7 +315,7 @@ class Forgetful:
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch, memory: int, batched: Any = "auto") -> Together:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda d: SimpleNamespace(total_memory=memory))
-    together = Together(SimpleNamespace(device=torch.device("cuda")), batched)  # type: ignore[arg-type]
+    together = Together(SimpleNamespace(device=torch.device("cuda"), counters=list), batched)  # type: ignore[arg-type]
     together._way = Forgetful()  # type: ignore[assignment]
     return together
 

@@ -367,6 +367,13 @@ def test_controls_of_a_method_with_twins_have_its_widths(tmp_path: Path) -> None
     assert usual > own
 
 
+@pytest.mark.parametrize("method", ["msfusion", "fedavg-small"])
+def test_capacities_that_nobody_has_change_nothing(method: str) -> None:
+    own = {"width": None, "method": method, "rounds": 1}
+    more = play(share=(0.5, 0.4, 0.6, 0.5, 0.1), **own)  # of four participants
+    assert same(state(more), state(play(share=(0.5, 0.4, 0.6, 0.5), **own)))
+
+
 def test_fully_tied_twins_stay_alike() -> None:
     model = state(play(twins=1.0, rounds=4))["first.weight"]
     assert torch.allclose(model[:6], model[6:], atol=1e-6)

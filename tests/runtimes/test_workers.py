@@ -303,6 +303,8 @@ class Counts(nn.Module):
 @pytest.mark.usefixtures("four")
 def test_a_model_that_counts_stays_in_one_process() -> None:
     assert "1 worker (the model's forward counts in calls, which" in str(chosen(model=Counts()))
+    with pytest.raises(UserError, match=r"batched=on\), but the model's forward counts in calls"):
+        chosen(model=Counts(), batched="on")
     with pytest.raises(UserError, match="2 workers can train, but the model's forward counts in calls"):
         chosen(2, model=Counts())
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from typing import Literal
 
 from msfusion.core.axes import AxisMap, Widths
@@ -42,7 +43,7 @@ def largest(
     wanted: str,
     takes: Callable[[dict[str, int]], str],
     *,
-    divide: bool = False,
+    kinds: Widths | None = None,
 ) -> dict[str, int]:
     """The widest plan that fits: inner axes are cut first, to the width of the stream they meet, and from
     there on the streams as well, all in the same proportion (ours; results/comparison).
@@ -50,7 +51,8 @@ def largest(
     fits: whether a plan can be afforded; must be monotone in the widths.
     wanted, takes: what the plan had to fit, and what a plan would have fitted, for the message of the
     UserError when none does.
-    divide: only widths that divide their axes, as twins want them.
+    kinds: only widths that divide their axes, and are multiples of these, as twins want them: a window then
+    holds as many units of one kind as of the other. None for any widths.
     """
     balance = _balance(axes)
     plan = _widest(lambda width: _balanced(axes, width, cut, balance), fits)
@@ -60,17 +62,18 @@ def largest(
             f" {takes(_clamped(axes, axes.cuttable, 0.0))}, got {wanted}: give participants more, or take a"
             " model whose axes have more units (`msfusion axes` shows them)"
         )
-    if not divide:
+    if kinds is None:
         return plan
-    return _snapped(axes, plan, fits) if cut == "all" else _dividing(axes, plan, fits, balance)
+    found = _snapped(axes, plan, fits, kinds) if cut == "all" else _dividing(axes, plan, fits, kinds, balance)
+    return found if fits(found) else dict(kinds)
 
 
 def for_share(
-    axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut, *, divide: bool = False
+    axes: AxisMap, parameters: Iterable[str], share: float, cut: Cut, *, kinds: Widths | None = None
 ) -> dict[str, int]:
     """The widest plan with at most ``share`` of the full model's parameters.
 
-    divide: as for ``largest``.
+    kinds: as for ``largest``.
     """
     if not 0 < share <= 1:
         raise UserError(f"expected a share of the parameters in (0, 1], got {share}")
@@ -86,7 +89,7 @@ def for_share(
         cut,
         f"a share of {share} of the parameters",
         takes,
-        divide=divide,
+        kinds=kinds,
     )
 
 
@@ -169,7 +172,11 @@ def _widest(
 
 
 def _dividing(
-    axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool], balance: float
+    axes: AxisMap,
+    plan: dict[str, int],
+    fits: Callable[[dict[str, int]], bool],
+    kinds: Widths,
+    balance: float,
 ) -> dict[str, int]:
     """The plan with widths that divide their axes: the streams get the next such width above or below, that
     beside which the inner axes come closer to the balance. Wider by a factor of up to e counts less than as
@@ -177,7 +184,7 @@ def _dividing(
     streams = {axis: axes.axes[axis].size for axis in plan if axes.axes[axis].residual}
     inner = {axis: axes.axes[axis].size for axis in plan if axis not in streams}
     if not streams or not inner:
-        return _snapped(axes, plan, fits)
+        return _snapped(axes, plan, fits, kinds)
 
     def beside(parts: int) -> dict[str, int] | None:
         fixed = {axis: size // parts for axis, size in streams.items()} if parts > 1 else {}
@@ -187,9 +194,15 @@ def _dividing(
         wider = math.log(_share(found[parts], inner) * parts / balance)
         return wider**2 if wider > 0 else -wider
 
-    near = _parts_near(_share(plan, streams), math.gcd(*streams.values()))
+    parts = math.gcd(*(size // _kinds(axis, size, kinds) for axis, size in streams.items()))
+    near = _parts_near(_share(plan, streams), parts)
     found = {parts: wide for parts in near if (wide := beside(parts)) is not None}
-    return _snapped(axes, found[min(found, key=off)] if found else plan, fits)
+    return _snapped(axes, found[min(found, key=off)] if found else plan, fits, kinds)
+
+
+def _kinds(axis: str, size: int, kinds: Widths) -> int:
+    """Of how many units the widths of an axis are multiples; where others leave it whole, of all."""
+    return kinds.get(axis, size) if kinds else 1
 
 
 def _share(plan: Widths, sizes: Mapping[str, int]) -> float:
@@ -205,14 +218,26 @@ def _parts_near(share: float, whole: int) -> list[int]:
     return sorted({*above[-1:], *below[:1]})
 
 
-def _snapped(axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool]) -> dict[str, int]:
-    """The plan with every width cut down to one that divides its axis, and then those widened to the next
-    such width for which that fits, the narrowest for the size of its axis first."""
+def _snapped(
+    axes: AxisMap, plan: dict[str, int], fits: Callable[[dict[str, int]], bool], kinds: Widths
+) -> dict[str, int]:
+    """The plan with every width cut down to one that divides its axis and is a multiple of its kinds, and
+    then those widened to the next such width for which that fits, the narrowest for the size of its axis
+    first."""
     sizes = {axis: axes.axes[axis].size for axis in plan}
-    divisors = {size: [d for d in range(1, size + 1) if size % d == 0] for size in set(sizes.values())}
-    below = {axis: max(d for d in divisors[sizes[axis]] if d <= width) for axis, width in plan.items()}
-    above = {axis: min(d for d in divisors[sizes[axis]] if d >= width) for axis, width in plan.items()}
+    allowed = {axis: _multiples(_kinds(axis, size, kinds), size) for axis, size in sizes.items()}
+    below = {
+        axis: max([w for w in allowed[axis] if w <= width] or allowed[axis][:1])
+        for axis, width in plan.items()
+    }
+    above = {axis: min(w for w in allowed[axis] if w >= width) for axis, width in plan.items()}
     for axis in sorted(plan, key=lambda axis: below[axis] / sizes[axis]):
         if fits(wider := {**below, axis: above[axis]}):
             below = wider
     return below
+
+
+@cache
+def _multiples(kinds: int, size: int) -> list[int]:
+    """The multiples of ``kinds`` that divide the size of an axis, ascending."""
+    return [width for width in range(kinds, size + 1, kinds) if size % width == 0]

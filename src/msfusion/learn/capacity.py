@@ -46,18 +46,18 @@ class Capacity:
         cut: Cut,
         price: Callable[[Widths], Cost],
         *,
-        divide: bool = False,
+        kinds: Widths | None = None,
     ) -> dict[str, int]:
         """The widest plan that fits, inner axes first; raises UserError where none does.
 
         parameters: names of the full model's parameters.
         price: what a sub-model of these widths costs the participant.
-        divide: only widths that divide their axes; a ``width`` that is asked for is taken as it is.
+        kinds: as for ``widths.largest``; a ``width`` that is asked for is taken as it is.
         """
         if self.width is not None:
             return widths.at_width(axes, self.width, cut)
         if self.share is not None:
-            return widths.for_share(axes, parameters, self.share, cut, divide=divide)
+            return widths.for_share(axes, parameters, self.share, cut, kinds=kinds)
         if self.memory is not None:
             most, wanted = self.memory, f"{self.memory} bytes of memory"
             return widths.largest(
@@ -66,7 +66,7 @@ class Capacity:
                 cut,
                 wanted,
                 lambda plan: f"{price(plan).memory_bytes} bytes",
-                divide=divide,
+                kinds=kinds,
             )
         assert self.flops is not None
         limit, wanted = self.flops, f"{self.flops:g} FLOPs per step"
@@ -76,7 +76,7 @@ class Capacity:
             cut,
             wanted,
             lambda plan: f"{price(plan).flops_per_step} FLOPs",
-            divide=divide,
+            kinds=kinds,
         )
 
 

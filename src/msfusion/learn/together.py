@@ -28,7 +28,7 @@ class Together:
     """Trains participants at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and something that has no batched form is too: the contrastive
-    loss, optimizers that are kept, or buffers that training changes.
+    loss, optimizers that are kept, buffers that training changes, or a model that counts its forward passes.
     compiled: what trains them is compiled.
     changes_buffers: training changes buffers other than those of batch norm.
     why_not: why they train one by one where they were to train at once.
@@ -54,6 +54,8 @@ class Together:
             self._refuse("optimizers that are kept have no batched form")
         if wanted and self.changes_buffers:
             self._refuse("training changes buffers of the model")
+        if wanted and (names := self.submodels.counters()):
+            self._refuse(f"the model's forward counts in {', '.join(names)}")
 
     @property
     def tries(self) -> bool:

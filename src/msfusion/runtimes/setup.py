@@ -82,7 +82,7 @@ class Setup:
             changes_buffers=bool(changing),
         )
         self.passes = Scripts() if self._scripts() else None
-        self._plans = self._plans_of(capacities or self._capacities())
+        self._plans = self._plans_of((capacities or self._capacities())[:participants])
         self._check_batch()
         self.setting = Setting(
             captured.axes,
@@ -151,12 +151,17 @@ class Setup:
         return self._plans[participant % len(self._plans)]
 
     def plan_of(self, capacity: Capacity) -> dict[str, int]:
-        """The width plan that a participant of this capacity would have; UserError where there is none."""
+        """The width plan that one more participant of this capacity would have; UserError where there is
+        none."""
+        return self._plan(capacity, self.setting.narrowest)
+
+    def _plan(self, capacity: Capacity, kinds: Widths) -> dict[str, int]:
+        """kinds: widths of the participant that affords least, where it is known."""
         cut = self.method.cut
         if cut is None:
             return {}
         axes, names = self.captured.axes, self.captured.parameters
-        return capacity.plan(axes, names, cut, self._price, divide=self._divides)
+        return capacity.plan(axes, names, cut, self._price, kinds=kinds if self._divides else None)
 
     def learner(self, overlap: State) -> Learner:
         """What all participants agree on while an overlap rate holds."""
@@ -260,10 +265,14 @@ class Setup:
         if self.method.cut is None:
             return [{}]
         axes, names = self.captured.axes, self.captured.parameters
-        plans = [self.plan_of(capacity) for capacity in capacities]
+        plans = [self._plan(capacity, {}) for capacity in capacities]
+        least = min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))
         if self.method.evaluated == "small":  # one model that everybody can train
-            plans = [min(plans, key=lambda plan: widths.parameter_count(axes, names, plan))]
-        return plans
+            return [least]
+        return [
+            self._plan(capacity, least) if plan != least else least
+            for capacity, plan in zip(capacities, plans, strict=True)
+        ]
 
     @property
     def _divides(self) -> bool:
