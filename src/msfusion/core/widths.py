@@ -65,7 +65,7 @@ def largest(
     if kinds is None:
         return plan
     found = _snapped(axes, plan, fits, kinds) if cut == "all" else _dividing(axes, plan, fits, kinds, balance)
-    return found if fits(found) else dict(kinds)
+    return found if not kinds or fits(found) else dict(kinds)
 
 
 def for_share(
