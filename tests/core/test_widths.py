@@ -249,6 +249,8 @@ def test_whoever_affords_more_holds_as_many_units_of_each_kind(axes: AxisMap, sh
         width, kinds = more.get(axis, size), least.get(axis, size)
         assert size % width == 0
         assert width % kinds == 0
+    less = for_share(axes, names, 0.4 * share, cut, kinds=more)  # affords less than those
+    assert parameter_count(axes, names, less) <= 0.4 * share * total
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1, 0.03, 0.005])
