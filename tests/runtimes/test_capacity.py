@@ -71,7 +71,6 @@ def test_the_grid_is_that_of_the_narrowest() -> None:
     from blobs import participants
 
     from msfusion.capture import capture
-    from msfusion.core.coverage import Coverage
     from msfusion.runtimes.run import Problem
     from msfusion.runtimes.simulation import Simulation
 
@@ -84,7 +83,7 @@ def test_the_grid_is_that_of_the_narrowest() -> None:
     assert setup.setting.narrowest == setup.widths(2)
     epoch = schedule.epoch(setup.widths(0))
     assert epoch == schedule.epoch(setup.widths(2))
-    coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
+    coverage = setup.coverage()
     for round in range(epoch):
         for number in range(len(SIZES)):
             coverage.add(schedule.windows(round, number, setup.widths(number)))

@@ -27,7 +27,6 @@ from msfusion.errors import UserError
 from msfusion.learn.drawn import made_as_with_values
 from msfusion.learn.objective import Objective
 from msfusion.models import build
-from msfusion.peers.chronicle import Described
 from msfusion.peers.gather import check_model_folder_at
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
@@ -35,6 +34,7 @@ from msfusion.peers.settings import Link, check_group, name_of, number_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.transport import ROUTER, configuration, opened, zenoh
 from msfusion.report.numbers import percent
+from msfusion.runtimes.scribe import Described
 from msfusion.runtimes.sole import sole
 
 _OWN = ("device", "threads", "workers", "evaluate_every", "checkpoint_every")

@@ -11,7 +11,7 @@ from torch import Tensor
 from msfusion.capture import Capture, capture
 from msfusion.commands.output import emit, require_positive, table
 from msfusion.config import load_axes
-from msfusion.core.coverage import Coverage, Summary, over_rounds
+from msfusion.core.coverage import Summary, over_rounds
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost
@@ -64,7 +64,7 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
         device=torch.device("cpu"),
     )
     plans = [setup.widths(number) for number in range(participants)]
-    coverage = Coverage(subject.captured.axes, subject.captured.trained, setup.setting.narrowest)
+    coverage = setup.coverage()
     covered = list(over_rounds(coverage, setup.method.schedule(setup.setting), plans, rounds))
     full = price(setup.submodels, {}, subject.run)
     kinds = []

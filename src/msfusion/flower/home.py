@@ -14,7 +14,6 @@ from torch import Tensor
 
 from msfusion import records
 from msfusion.core.axes import Selection
-from msfusion.core.coverage import Coverage
 from msfusion.core.merge import Shift
 from msfusion.core.overlap import State
 from msfusion.core.seeds import derive
@@ -96,7 +95,7 @@ class Home:
             if not self.done:  # who is whose twin is known only now
                 self._write_initial(setup.copies)
             self.store = self._opened(setup)
-        self._coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
+        self._coverage = setup.coverage()
         if self.done:
             self._coverage.restore(self._counts)
 

@@ -5,13 +5,11 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from msfusion import records
 from msfusion.core.axes import Selection, Units
@@ -25,10 +23,9 @@ from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, shown, unpacked
 from msfusion.learn.capacity import Capacity
-from msfusion.learn.learner import Participant, check_somebody_trains
+from msfusion.learn.learner import check_somebody_trains
 from msfusion.learn.round import Trained
-from msfusion.runtimes.facts import run_facts
-from msfusion.runtimes.scribe import Scribe
+from msfusion.runtimes.scribe import Described, Scribe
 from msfusion.runtimes.setup import Setup
 from msfusion.runtimes.sole import sole
 
@@ -48,16 +45,6 @@ def server_app(task: Task) -> ServerApp:
             raise error.with_traceback(None) from None
 
     return app
-
-
-class Elsewhere(Dataset[Any]):
-    """Data that lie at a participant: all that is known of them here is their number."""
-
-    def __init__(self, examples: int) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return self._examples
 
 
 class Hub:
@@ -97,7 +84,7 @@ class Hub:
             )
         self.setup = self._setup_for(capacities)
         if not self.home.done and len(members) == self.settings.participants:
-            everyone = [self._participant(number, member.examples) for number, member in members.items()]
+            everyone = [self.setup.known(number, member.examples) for number, member in members.items()]
             check_somebody_trains(self.setup.learner(self.home.overlap), everyone)
         self.home.begin(self.setup, capacities, self.roll.meaning)
         self._settled = True
@@ -119,11 +106,8 @@ class Hub:
                 "or begin a run in another directory while it is connected"
             )
 
-    def _participant(self, number: int, examples: int) -> Participant:
-        return Participant(number, Elsewhere(examples), self.setup.widths(number))
-
     def _scribe(self, members: Mapping[int, Member]) -> Scribe:
-        there = [self._participant(number, member.examples) for number, member in members.items()]
+        there = [self.setup.known(number, member.examples) for number, member in members.items()]
         return Scribe(self.setup.learner(self.home.overlap), there, exchange=True)
 
     def _round(self, round: int) -> records.Round:
@@ -133,7 +117,7 @@ class Hub:
         called = self.setup.attendance.present(round, range(self.settings.participants))
         dropped = [*self.roll.doubles(), *(self.roll.absent(n) for n in called if n not in members)]
         there = {number: members[number] for number in called if number in members}
-        participants = {n: self._participant(n, member.examples) for n, member in there.items()}
+        participants = {n: self.setup.known(n, member.examples) for n, member in there.items()}
         for n, participant in participants.items():
             if reason := learner.left_out(participant):
                 dropped.append({"participant": n, "reason": reason})
@@ -255,7 +239,7 @@ class Hub:
         for n, answer in answers.items():
             self.home.store.push(self._contribution(n, windows[n], answer))
         return [
-            Trained(self._participant(n, answer.examples), windows[n], answer.loss, answer.first)
+            Trained(self.setup.known(n, answer.examples), windows[n], answer.loss, answer.first)
             for n, answer in answers.items()
         ]
 
@@ -296,16 +280,8 @@ class Hub:
         return self._inbox / f"{number}.safetensors"
 
     def _header(self, scribe: Scribe) -> records.Header:
-        return {
-            "kind": "header",
-            "format": records.FORMAT,
-            "method": self.settings.method,
-            "seed": self.settings.seed,
-            "config": self.home.journal.settings,
-            **run_facts(),
-            "metric": self.task.objective.metric,
-            **scribe.facts(self.task.name, self.setup.captured.axes),
-        }
+        metric = self.task.objective.metric
+        return scribe.header(self.settings, Described(self.home.journal.settings, self.task.name, metric))
 
 
 def _opened(message: Message) -> tuple[Answer, bytes]:

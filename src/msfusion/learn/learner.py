@@ -49,6 +49,16 @@ class Participant:
         return len(self.data)  # type: ignore[arg-type]
 
 
+class Counted(Dataset[Any]):
+    """Data of somebody else: all that is known of them is their number."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+
+    def __len__(self) -> int:
+        return self._examples
+
+
 @dataclass(frozen=True)
 class Ready:
     """A participant and the windows that it is to train."""

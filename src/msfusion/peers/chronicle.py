@@ -1,11 +1,8 @@
 """A peer's records: a line for every round of the group, also for those that it was not here for."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from msfusion import records
 from msfusion.core.axes import Selection
@@ -14,27 +11,12 @@ from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.round import Trained
 from msfusion.peers.agreement import following
-from msfusion.peers.course import Coverages, known_as
+from msfusion.peers.course import Coverages
 from msfusion.peers.past import History, Past
 from msfusion.peers.states import Entry, Version
 from msfusion.peers.wire import Wire
-from msfusion.runtimes.facts import run_facts
-from msfusion.runtimes.scribe import Scribe, as_record
+from msfusion.runtimes.scribe import Described, Scribe, as_record
 from msfusion.runtimes.setup import Setup
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a run is called in its records.
-
-    settings: the configuration.
-    model: name of the model.
-    metric: what the full model is judged by.
-    """
-
-    settings: Mapping[str, Any]
-    model: str
-    metric: Any
 
 
 class Chronicle:
@@ -144,16 +126,7 @@ class Chronicle:
 
     def _header(self) -> records.Header:
         scribe = self._scribe(self._setup.learner(self._setup.first_overlap()))
-        return {
-            "kind": "header",
-            "format": records.FORMAT,
-            "method": self._setup.run.method,
-            "seed": self._setup.run.seed,
-            "config": json.loads(json.dumps(self._described.settings)),
-            **run_facts(),
-            "metric": self._described.metric,
-            **scribe.facts(self._described.model, self._setup.captured.axes),
-        }
+        return scribe.header(self._setup.run, self._described)
 
     def _line(
         self, round: int, entry: Entry, score: Evaluation | None, own: records.Own | None
@@ -181,7 +154,7 @@ class Chronicle:
         return Scribe(learner, known, exchange=True, travelling=self._wire.dtype)
 
     def _participant(self, number: int) -> Participant:
-        return known_as(self._setup, number, self._known[number])
+        return self._setup.known(number, self._known[number])
 
     def _merged(self, number: int, windows: Mapping[int, Selection], loss: float | None) -> Trained:
         one = self._participant(number)

@@ -1,27 +1,12 @@
 """Where a run stands: what follows for everyone from what was merged so far."""
 
-from typing import Any
-
-from torch.utils.data import Dataset
-
 from msfusion.core.axes import Selection
-from msfusion.core.coverage import Coverage
 from msfusion.core.merge import Shift
 from msfusion.core.overlap import State as Overlap
-from msfusion.learn.learner import Learner, Participant
+from msfusion.learn.learner import Learner
 from msfusion.peers.past import History, Past
 from msfusion.peers.states import Entry, Version
 from msfusion.runtimes.setup import Setup
-
-
-class Counted(Dataset[Any]):
-    """Data of somebody else: all that is known of them is their number."""
-
-    def __init__(self, examples: int) -> None:
-        self._examples = examples
-
-    def __len__(self) -> int:
-        return self._examples
 
 
 class Course:
@@ -54,7 +39,7 @@ class Course:
     def windows(self, version: Version, participant: int) -> Selection | None:
         """The units that a participant trains from a version; None unless the run stands there."""
         here, learner = self.version, self.learner
-        return learner.windows(version.round, known_as(self._setup, participant)) if here == version else None
+        return learner.windows(version.round, self._setup.known(participant)) if here == version else None
 
 
 class Coverages:
@@ -62,7 +47,7 @@ class Coverages:
 
     def __init__(self, setup: Setup) -> None:
         self._setup, self._round, self._overlap = setup, 0, setup.first_overlap()
-        self.coverage = Coverage(setup.captured.axes, setup.captured.trained, setup.setting.narrowest)
+        self.coverage = setup.coverage()
 
     @property
     def overlap(self) -> float:
@@ -73,17 +58,12 @@ class Coverages:
         """Go one round on; the learner of that round, and who trained what in it."""
         setup, learner = self._setup, self._setup.learner(self._overlap)
         numbers = [given.participant for given in entry.given]
-        windows = {n: learner.windows(self._round, known_as(setup, n)) for n in numbers}
+        windows = {n: learner.windows(self._round, setup.known(n)) for n in numbers}
         for selection in windows.values():
             self.coverage.add(selection)
         self._overlap = overlap_after(setup, self._overlap, self._round, entry)
         self._round += 1
         return learner, windows
-
-
-def known_as(setup: Setup, number: int, examples: int = 1) -> Participant:
-    """A participant as the others know it."""
-    return Participant(number, Counted(examples), setup.widths(number))
 
 
 def overlap_after(setup: Setup, overlap: Overlap, round: int, entry: Entry) -> Overlap:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from msfusion.capture import Capture
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.objective import Objective
-from msfusion.peers.chronicle import Described
+from msfusion.runtimes.scribe import Described
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,6 @@ class Journal:
         data: str | None = None,
     ) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.axes = axes
         self._directory = directory
         self._examples = list(examples)
         self._transient = sorted(transient)

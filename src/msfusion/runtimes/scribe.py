@@ -1,29 +1,39 @@
 """What the records say of a run: who trains what at which cost, and what happened in a round."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypedDict
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from msfusion import records
-from msfusion.core.axes import AxisMap, Widths
+from msfusion.core.axes import Widths
 from msfusion.learn.cost import Cost
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Learner, Participant
 from msfusion.learn.round import Trained
 from msfusion.learn.submodels import widths_of
+from msfusion.runtimes.facts import run_facts
+from msfusion.runtimes.run import Run
 
 _REASONS = {"late": "contribution came one round late", "lost": "contribution lost"}
 _NEVER = "contribution came after the last round"
 
 
-class Facts(TypedDict):
-    """The part of a run's header that says who trains what."""
+@dataclass(frozen=True)
+class Described:
+    """What a run is called in its records.
 
-    model: records.ModelFacts
-    participants: list[records.ParticipantFacts]
-    pictured: list[str]
+    settings: the configuration.
+    model: name of the model.
+    metric: what the full model is judged by.
+    """
+
+    settings: Mapping[str, Any]
+    model: str
+    metric: Literal["accuracy", "loss"]
 
 
 class Scribe:
@@ -48,14 +58,25 @@ class Scribe:
         cut = (axis for p in participants for axis, width in p.widths.items() if width < axes[axis].size)
         self._pictured = pictured(dict.fromkeys(cut))
 
-    def facts(self, name: str, axes: AxisMap) -> Facts:
-        """The full model and every participant's share and cost."""
-        full = self._learner.submodels.parameters({})
+    def header(self, run: Run, described: Described, workers: str | None = None) -> records.Header:
+        """The header of a run: the full model, and every participant's share and cost.
+
+        workers: which processes train, in words.
+        """
+        submodels = self._learner.submodels
+        full = submodels.parameters({})
         return {
+            "kind": "header",
+            "format": records.FORMAT,
+            "method": run.method,
+            "seed": run.seed,
+            "config": json.loads(json.dumps(described.settings)),
+            **run_facts(workers),
+            "metric": described.metric,
             "model": {
-                "name": name,
+                "name": described.model,
                 "parameters": full,
-                "axes": {axis: info.size for axis, info in axes.axes.items()},
+                "axes": {axis: info.size for axis, info in submodels.axes.axes.items()},
             },
             "participants": [self._participant(p, full) for p in self._participants],
             "pictured": self._pictured,

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from msfusion.capture import Capture
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap, Widths, runs_of
+from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.twins import Twins
 from msfusion.core.windows import DoubleShift, Schedule
@@ -22,7 +23,7 @@ from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
 from msfusion.learn.initial import Copies
 from msfusion.learn.labels import label_counts, logit_adjustment
-from msfusion.learn.learner import Learner, Participant
+from msfusion.learn.learner import Counted, Learner, Participant
 from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
@@ -125,6 +126,14 @@ class Setup:
         counts = self._label_counts(number, data)
         seen = runs_of(sorted(counts)) if self.head else None
         return Participant(number, data, self.widths(number), seen, self._offsets(counts))
+
+    def known(self, number: int, examples: int = 1) -> Participant:
+        """A participant as the others know it: of its data only the number is."""
+        return Participant(number, Counted(examples), self.widths(number))
+
+    def coverage(self) -> Coverage:
+        """Coverage of the full model, nothing of which is trained yet."""
+        return Coverage(self.captured.axes, self.captured.trained, self.setting.narrowest)
 
     def _label_counts(self, number: int, data: Dataset[Any]) -> Counter[int]:
         """How often a participant has each label, where that counts; UserError for one that no output has."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from msfusion import records
 from msfusion.capture import Capture, capture
-from msfusion.core.coverage import Coverage, Summary
+from msfusion.core.coverage import Summary
 from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import resident
@@ -33,12 +33,11 @@ from msfusion.learn.store import MemoryStore, OwnStore
 from msfusion.learn.submodels import stored, tensors_of, transient
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.cores import Crew, crew
-from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
 from msfusion.runtimes.journal import Journal
 from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.scoring import Scores, check_finite
-from msfusion.runtimes.scribe import Scribe
+from msfusion.runtimes.scribe import Described, Scribe
 from msfusion.runtimes.setup import Setup, device_of
 
 
@@ -122,7 +121,7 @@ class Simulation:
             )
         else:
             self.store = OwnStore(values, captured.axes, trained)
-        self.coverage = Coverage(captured.axes, captured.trained, setup.setting.narrowest)
+        self.coverage = setup.coverage()
         self.scores = Scores(problem, setup.method.evaluated, run.seed)
         self.scribe = Scribe(self.learner, self.participants, exchange=setup.exchange)
         self._evaluation: Evaluation | None = None
@@ -232,16 +231,9 @@ class Simulation:
         self.learner = self.setup.learner(overlap)
 
     def _header(self) -> records.Header:
-        return {
-            "kind": "header",
-            "format": records.FORMAT,
-            "method": self.config.method,
-            "seed": self.config.seed,
-            "config": self.journal.settings,
-            **run_facts(str(self._crew)),
-            "metric": self.problem.objective.metric,
-            **self.scribe.facts(self.problem.name, self.journal.axes),
-        }
+        metric = self.problem.objective.metric
+        described = Described(self.journal.settings, self.problem.name, metric)
+        return self.scribe.header(self.config, described, str(self._crew))
 
     def _save(self, done: int) -> None:
         if done and self.journal.keeps and self.setup.method.makes_full:
