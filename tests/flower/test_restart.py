@@ -128,6 +128,21 @@ def test_a_participant_keeps_no_more_than_the_last_rounds(tmp_path: Path) -> Non
     ]
 
 
+def test_foreign_files_beside_what_a_participant_remembers_do_no_harm(tmp_path: Path) -> None:
+    config = {**CONTRAST, "out": str(tmp_path / "run")}
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**config, "rounds": 1})
+    (training,) = (tmp_path / "state").iterdir()
+    foreign = [
+        training / "participant-0" / name
+        for name in ("._000000.safetensors", "000000 (copy).safetensors", "²²²²²².safetensors")
+    ]
+    for path in foreign:
+        path.write_bytes(b"no tensors")
+    play(TASK, nodes_of(TASK, 3, tmp_path), config)
+    assert same(stored(tmp_path / "run"), parameters(simulated(**CONTRAST)))
+    assert all(path.exists() for path in foreign)
+
+
 def test_what_labels_stand_for_is_kept_by_a_run_that_goes_on(tmp_path: Path) -> None:
     def classes(settings: Settings, participant: int, node: Any) -> str:
         return "cat dog bird" if participant in (0, 1) else "dog cat bird"

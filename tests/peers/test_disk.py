@@ -13,10 +13,10 @@ from msfusion.learn.shards import INDEX, Spec
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.gather import check_model_folder_at
-from msfusion.peers.kept import Kept
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import History
 from msfusion.peers.states import Entry, Given, Version
+from msfusion.runtimes.kept import Kept
 
 FIRST, NEXT = Version(0, "first"), Version(1, "next")
 HISTORY = History("first", FIRST, ())

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch.utils.data import Dataset
@@ -21,14 +20,11 @@ from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed, agree
 from msfusion.flower.task import Settings, Task, capacity_of, settings_of
 from msfusion.flower.wire import Answer, Hello, Order, refusal
-from msfusion.learn.carried import Carried
-from msfusion.learn.memory import Memory
-from msfusion.learn.shards import loaded
 from msfusion.runtimes import checkpoint
+from msfusion.runtimes.kept import Kept
 from msfusion.runtimes.setup import device_of
 from msfusion.runtimes.simulation import torch_threads
 
-_KEPT = 2  # rounds: the server side may have to do the last one again
 _OVER = 30 * 86400.0  # seconds without a round after which a run counts as over
 
 
@@ -87,8 +83,9 @@ def _train(task: Task, content: RecordDict, context: Context) -> RecordDict:
     windows = learner.windows(order.round, participant)
     if not re.fullmatch("[0-9a-f]{32}", order.run):  # it names a folder
         raise UserError(f"expected 32 hexadecimal digits that name the run, got {order.run!r}")
-    kept = Kept(state_folder(node) / order.run, number) if learner.remembers else None
-    previous = kept.before(order.round, device) if kept else None
+    folder = state_folder(node) / order.run / f"participant-{number}"
+    kept = Kept(folder, number, device) if learner.remembers else None
+    previous = kept.before(order.round) if kept else None
     values = {name: value.to(device) for name, value in values.items()}
     with torch_threads(settings.threads):
         contribution, loss, memory = learner.train(
@@ -156,7 +153,7 @@ def state_folder(node: Mapping[str, Any]) -> Path:
 
 def remove_old(state: Path) -> None:
     """Remove what participants remember of runs in which none of them has trained for 30 days: files and
-    folders with the names that ``Kept`` gives them, and no others."""
+    folders with the names that ``_train`` and ``Kept`` give them, and no others."""
     for run in state.glob("[0-9a-f]" * 32):
         files = [*run.glob("participant-*/[0-9]*.safetensors"), *run.glob("participant-*/[0-9]*.draft")]
         with suppress(OSError):  # another SuperNode is at it as well, or something else is in it
@@ -167,30 +164,3 @@ def remove_old(state: Path) -> None:
             for folder in {file.parent for file in files}:
                 folder.rmdir()
             run.rmdir()
-
-
-class Kept:
-    """What one participant remembers of the last rounds that it trained, on disk."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self._folder, self._number = folder / f"participant-{number}", number
-
-    def before(self, round: int, device: torch.device) -> Memory | None:
-        """The last one before a round."""
-        rounds = [kept for kept in self._rounds() if kept < round]
-        if not rounds:
-            return None
-        tensors = loaded(self._file(max(rounds)))
-        return Carried.restored(tensors, device).previous.get(self._number)
-
-    def keep(self, round: int, memory: Memory) -> None:
-        """Write one, and remove all but the last few."""
-        checkpoint.write(self._file(round), Carried({self._number: memory}).state(), {})
-        for old in sorted(self._rounds())[:-_KEPT]:
-            self._file(old).unlink()
-
-    def _rounds(self) -> list[int]:
-        return [int(path.stem) for path in self._folder.glob("*.safetensors")]
-
-    def _file(self, round: int) -> Path:
-        return self._folder / f"{round:06d}.safetensors"

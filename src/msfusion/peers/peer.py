@@ -22,7 +22,6 @@ from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.ending import Ending
 from msfusion.peers.gather import Gathering
 from msfusion.peers.initial import buffers_in
-from msfusion.peers.kept import Kept
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.points import reached
@@ -36,6 +35,7 @@ from msfusion.peers.teller import Teller
 from msfusion.peers.transport import configuration
 from msfusion.peers.witness import Witness
 from msfusion.records import Own
+from msfusion.runtimes.kept import Kept
 from msfusion.runtimes.run import Run
 
 PREVIOUS = "previous"

@@ -11,7 +11,11 @@ from msfusion.runtimes import checkpoint
 
 
 class Kept:
-    """Memories in files, the last two: a round may be repeated."""
+    """Memories of one participant in files, the last two: a round may be repeated.
+
+    folder: of this participant and run alone.
+    device: where memories go that are read.
+    """
 
     def __init__(self, folder: Path, number: int, device: torch.device) -> None:
         self._folder, self._number, self._device = folder, number, device
@@ -29,4 +33,6 @@ class Kept:
             old.unlink()
 
     def _files(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("*.safetensors") if path.stem.isdigit())
+        """Oldest first; what the system or the user put beside them is let be."""
+        own = (path for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
+        return sorted(own, key=lambda path: int(path.stem))
