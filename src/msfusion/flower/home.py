@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from uuid import uuid4
@@ -103,30 +103,34 @@ class Home:
         """Open the records."""
         return self.journal.writing(header, self.done or None)
 
-    def commit(self, merged: Sequence[Selection], record: records.Round, start: float) -> records.Round:
-        """End a round: merge what was pushed, and keep all of it or nothing. Diverged where values would
-        not be finite; what was pushed is then forgotten.
+    def commit(
+        self, merged: Sequence[Selection], describe: Callable[..., records.Round], start: float
+    ) -> records.Round:
+        """End a round: merge what was pushed, and keep all of it or nothing; its record. Diverged where
+        values would not be finite; what was pushed is then forgotten.
 
-        record: of the round; what is known at the end only is filled in.
+        describe: makes the record of ``coverage``, ``shift`` and ``seconds``, which are known at the end.
         start: when the round began, on the clock time.perf_counter.
         """
         round = self.done
-        complete = record.copy()
+        made: list[records.Round] = []
 
         def seal(folder: Path, shift: Shift | None) -> None:
             for windows in merged:
                 self._coverage.add(windows)
             ratio = shift.ratio if shift else None
-            complete["shift"], complete["coverage"] = ratio, self._coverage.share()
-            complete["seconds"] = time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            record = describe(coverage=self._coverage.share(), shift=ratio, seconds=seconds)
             self.overlap = self._setup.next_overlap(self.overlap, round, ratio)
             self.done = round + 1
             self._counts = list(self._coverage.state())
-            self.journal.round(complete)
+            self.journal.round(record)
             self._save(folder)
+            made.append(record)
 
         self.store.commit(server_step(self._settings.server_step, round, self._settings.rounds), seal)
-        return complete
+        (record,) = made
+        return record
 
     @property
     def _source(self) -> Path:

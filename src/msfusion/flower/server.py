@@ -2,7 +2,8 @@
 runs the model."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,29 @@ def server_app(task: Task) -> ServerApp:
             raise error.with_traceback(None) from None
 
     return app
+
+
+@dataclass
+class Cohort:
+    """Who is to train in a round, and who did not finish it.
+
+    members: all that are connected.
+    windows: of those that are asked.
+    dropped: who did not finish, and why, as it turns out.
+    """
+
+    round: int
+    members: Mapping[int, Member]
+    windows: dict[int, Selection] = field(default_factory=dict)
+    dropped: list[records.Dropped] = field(default_factory=list)
+
+    def drop(self, number: int, reason: str) -> None:
+        """Go on without a participant."""
+        self.dropped.append({"participant": number, "reason": reason})
+
+    def left(self) -> list[records.Dropped]:
+        """Who did not finish so far, ascending."""
+        return sorted(self.dropped, key=lambda one: one["participant"])
 
 
 class Hub:
@@ -112,57 +136,73 @@ class Hub:
 
     def _round(self, round: int) -> records.Round:
         start = time.perf_counter()
+        cohort = self._cohort(round)
+        answers, silent = self._answers(cohort)
+        changes = self._changes(cohort, answers)
+        self._check_somebody_trained(cohort, changes, silent)
+        record = self._merged(cohort, answers, changes, start)
+        self._clear_inbox()
+        return record
+
+    def _cohort(self, round: int) -> Cohort:
+        """Wait for a quorum; who of those that are there is to train what."""
         learner = self.setup.learner(self.home.overlap)
         members = self.roll.present()
         called = self.setup.attendance.present(round, range(self.settings.participants))
-        dropped = [*self.roll.doubles(), *(self.roll.absent(n) for n in called if n not in members)]
-        there = {number: members[number] for number in called if number in members}
-        participants = {n: self.setup.known(n, member.examples) for n, member in there.items()}
-        for n, participant in participants.items():
+        cohort = Cohort(round, members, dropped=self.roll.doubles())
+        for n in called:
+            if n not in members:
+                cohort.dropped.append(self.roll.absent(n))
+                continue
+            participant = self.setup.known(n, members[n].examples)
             if reason := learner.left_out(participant):
-                dropped.append({"participant": n, "reason": reason})
-                del there[n]
-        windows = {n: learner.windows(round, participants[n]) for n in there}
-        answers, silent = self._answers(round, windows, there, dropped)
-        changes = self._changes(windows, answers, dropped)
-        if changes:
-            self._failing.clear()
-        elif there and not silent:
-            self._check_failing(there, dropped)
+                cohort.drop(n, reason)
+            else:
+                cohort.windows[n] = learner.windows(round, participant)
+        return cohort
+
+    def _merged(
+        self, cohort: Cohort, answers: Mapping[int, Answer], changes: Mapping[int, float], start: float
+    ) -> records.Round:
+        """Merge the answers whose changes are known, and record the round; without those that weigh the most
+        where merged values would not be finite.
+
+        start: when the round began, on the clock time.perf_counter.
+        """
+        scribe, overlap = self._scribe(cohort.members), self.home.overlap.rate
         weights = {n: answers[n].examples * change for n, change in changes.items()}
         while True:
-            trained = self._push(windows, {n: answers[n] for n in weights})
-            record = self._scribe(members).round(
-                round,
-                trained,
-                coverage=0.0,
-                overlap=self.home.overlap.rate,
-                shift=None,
-                evaluation=None,
-                seconds=0.0,
-                dropped=sorted(dropped, key=lambda entry: entry["participant"]),
+            trained = self._push(cohort.windows, {n: answers[n] for n in weights})
+            describe = partial(
+                scribe.round, cohort.round, trained, overlap=overlap, evaluation=None, dropped=cohort.left()
             )
             try:
-                record = self.home.commit([one.windows for one in trained], record, start)
+                return self.home.commit([one.windows for one in trained], describe, start)
             except Diverged as error:
                 heaviest = max(weights, key=lambda n: weights[n])
-                reason = f"{error}, and this change weighed the most"
-                dropped.append({"participant": heaviest, "reason": reason})
+                cohort.drop(heaviest, f"{error}, and this change weighed the most")
                 del weights[heaviest]
-            else:
-                self._clear_inbox()
-                return record
 
     def _clear_inbox(self) -> None:
         """No answer of a single participant is kept longer than it takes to merge it."""
         for left in self._inbox.glob("[0-9]*.safetensors"):
             left.unlink()
 
-    def _check_failing(self, asked: Collection[int], dropped: Sequence[records.Dropped]) -> None:
+    def _check_somebody_trained(
+        self, cohort: Cohort, changes: Mapping[int, float], silent: Collection[int]
+    ) -> None:
         """UserError where nobody trained as everybody answered with an error: the app is wrong, and no round
         is over. Fewer than a quorum may be wrong alone; where participants are sampled, or do not answer,
         errors of several rounds count together."""
-        self._failing |= {one["participant"]: one["reason"] for one in dropped if one["participant"] in asked}
+        if changes:
+            self._failing.clear()
+        if changes or silent:
+            return
+        self._failing |= {
+            one["participant"]: one["reason"]
+            for one in cohort.dropped
+            if one["participant"] in cohort.windows
+        }
         if len(self._failing) >= self.settings.waiting.least(self.settings.participants):
             first = min(self._failing)
             raise UserError(
@@ -171,67 +211,61 @@ class Hub:
                 f"with round {self.home.done + 1}"
             )
 
-    def _answers(
-        self,
-        round: int,
-        windows: Mapping[int, Selection],
-        there: Mapping[int, Member],
-        dropped: list[records.Dropped],
-    ) -> tuple[dict[int, Answer], set[int]]:
+    def _answers(self, cohort: Cohort) -> tuple[dict[int, Answer], set[int]]:
         """Ask for the round; what comes back waits on disk until all of it can be merged in order.
 
         Returns the answers, and who did not answer."""
         self._inbox.mkdir(exist_ok=True)
         self._clear_inbox()
         store, home = self.home.store, self.home
-        order = Order(home.run, self._key, round, home.overlap, home.capacities)
+        order = Order(home.run, self._key, cohort.round, home.overlap, home.capacities)
         most: dict[int, int] = {}  # bytes: what was sent holds all that is trained
 
         def content(n: int) -> RecordDict:
-            record = order.record(store.pull(n, windows[n]))
+            record = order.record(store.pull(n, cohort.windows[n]))
             most[n] = len(record.array_records["model"]["values"].data)
             return record
 
-        jobs = {n: Job(member.connection, partial(content, n)) for n, member in there.items()}
+        jobs = {n: Job(cohort.members[n].connection, partial(content, n)) for n in cohort.windows}
+        deadline, name = self.settings.waiting.deadline, f"{cohort.round + 1}"
         answers: dict[int, Answer] = {}
         silent = set()
-        for n, message in ask(
-            self.grid, MessageType.TRAIN, jobs, self.settings.waiting.deadline, f"{round + 1}"
-        ):
+        for n, message in ask(self.grid, MessageType.TRAIN, jobs, deadline, name):
             if isinstance(message, str):
                 silent.add(n)
-                dropped.append({"participant": n, "reason": shown(message)})
+                cohort.drop(n, shown(message))
                 continue
             try:
-                answer, values = _opened(message)
-                if len(values) > most[n]:
-                    raise UserError(
-                        f"expected at most the {most[n]} bytes that were sent, got {len(values)} back"
-                    )
-                if n in answers:
-                    raise UserError("answered twice: the first answer counts")
-                answers[n] = answer
-                self._file(n).write_bytes(values)
+                answers[n] = self._taken_in(n, message, most[n])
             except UserError as error:
-                dropped.append({"participant": n, "reason": shown(str(error))})
+                cohort.drop(n, shown(str(error)))
         return answers, silent
 
-    def _changes(
-        self,
-        windows: Mapping[int, Selection],
-        answers: Mapping[int, Answer],
-        dropped: list[records.Dropped],
-    ) -> dict[int, float]:
+    def _taken_in(self, number: int, message: Message, most: int) -> Answer:
+        """An answer, whose values now lie on disk; UserError where it is none, or a second one.
+
+        most: bytes that its values may have.
+        """
+        answer, values = _opened(message)
+        if len(values) > most:
+            raise UserError(f"expected at most the {most} bytes that were sent, got {len(values)} back")
+        if self._file(number).exists():
+            raise UserError("answered twice: the first answer counts")
+        self._file(number).write_bytes(values)
+        return answer
+
+    def _changes(self, cohort: Cohort, answers: Mapping[int, Answer]) -> dict[int, float]:
         """How far each answer moves the values of its windows, ascending by participant; without those that
         are not to be merged."""
         changes, reasons = {}, {}
         for n, answer in sorted(answers.items()):
             try:
-                changes[n] = self.home.store.change(self._contribution(n, windows[n], answer))
+                changes[n] = self.home.store.change(self._contribution(n, cohort.windows[n], answer))
             except UserError as error:
                 reasons[n] = shown(str(error))
         reasons |= too_large(changes, self.settings.norm_bound)
-        dropped += [{"participant": n, "reason": reason} for n, reason in reasons.items()]
+        for n, reason in reasons.items():
+            cohort.drop(n, reason)
         return {n: change for n, change in changes.items() if n not in reasons}
 
     def _push(self, windows: Mapping[int, Selection], answers: Mapping[int, Answer]) -> list[Trained]:
