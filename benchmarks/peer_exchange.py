@@ -148,29 +148,30 @@ def peers(number: int, megabytes: int, folder: Path, port: int) -> Exchange:
     config = load(str(folder / "preset.toml"))
     task = task_of(config, number, own_data=False)
     peer = Peer(task, config, config.peers, number, 2, folder, link(number, port), print)
+    stock = peer.stock
     network = Network(
         configuration(link(number, port), str(number), "bench", 10.0),
         "bench",
         task.fingerprint,
         peer.board,
-        peer.home.serve,
+        stock.home.serve,
     )
-    other, version = 1 - number, peer.course.version
-    own, theirs = peer.course.windows(version, number), peer.course.windows(version, other)
+    other, version = 1 - number, stock.course.version
+    own, theirs = stock.course.windows(version, number), stock.course.windows(version, other)
     assert own is not None
     assert theirs is not None
     values = peer.pull.room(own)
-    shards = range(len(peer.layout))
+    shards = range(len(stock.layout))
 
     def pull() -> None:
-        places = {s: peer.home.handed(Contribution(number, own, values, 1.0), s) for s in shards}
+        places = {s: stock.home.handed(Contribution(number, own, values, 1.0), s) for s in shards}
         fetch({s: f"values/{version.text}/{s}/{number}" for s in shards}, places)
 
-    rooms = {s: peer.home.room(s, theirs) for s in shards}
+    rooms = {s: stock.home.room(s, theirs) for s in shards}
 
     def push() -> None:
         fetch({s: f"given/own/{s}" for s in shards}, rooms)
-        peer.home.clear()  # what was cut for the other; it is cut anew in every round
+        stock.home.clear()  # what was cut for the other; it is cut anew in every round
 
     def fetch(paths: dict[int, str], places: Any) -> None:
         network.fetch([Wanted(lambda: [other], paths[s], Strip(places[s])) for s in shards], lambda: True)
@@ -179,7 +180,7 @@ def peers(number: int, megabytes: int, folder: Path, port: int) -> Exchange:
         pull()
         push()
 
-    peer.home.offer("own", Contribution(number, own, {n: v.clone() for n, v in values.items()}, 1.0))
+    stock.home.offer("own", Contribution(number, own, {n: v.clone() for n, v in values.items()}, 1.0))
     return exchange
 
 

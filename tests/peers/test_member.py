@@ -8,12 +8,14 @@ from msfusion.peers.board import Board
 from msfusion.peers.member import Member
 from msfusion.peers.settings import Peers
 from msfusion.peers.states import State, Version, View
+from msfusion.peers.stock import Stock
 from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
 
 FIRST, TWO = Version(0, "first"), Version(2, "two")
 THREE = {n: f"s{n}" for n in range(3)}
 NOTHING: Any = None
+SHARDS: Any = ["shard"]  # their number is all that is asked for
 BEGUN = "waiting for 0, 1: the run goes on with more than half of those who began it"
 
 
@@ -30,10 +32,7 @@ class Alone:
             Peers(**settings),
             len(THREE),
             lambda round: list(THREE),
-            ["shard"],  # type: ignore[arg-type]  # their number is all that is asked for
-            NOTHING,
-            NOTHING,
-            NOTHING,
+            Stock(FIRST, SHARDS, NOTHING, NOTHING, NOTHING, NOTHING),
             board,
             Teller(board, [], self.said.append),
         )

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import Shards, Spec, create, is_checkpoint_file, sync
-from msfusion.peers.course import Course
-from msfusion.peers.disk import Disk
-from msfusion.peers.layout import Layout
 from msfusion.peers.member import Member
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.states import Version
+from msfusion.peers.stock import Stock
 from msfusion.peers.strip import Strip
 
 
@@ -34,8 +32,8 @@ def check_model_folder_at(folder: Path) -> None:
 class Gathering:
     """Gathers versions that the group still works on."""
 
-    def __init__(self, layout: Layout, disk: Disk, course: Course, member: Member, network: Network) -> None:
-        self._layout, self._disk, self._course = layout, disk, course
+    def __init__(self, stock: Stock, member: Member, network: Network) -> None:
+        self._layout, self._disk, self._course = stock.layout, stock.disk, stock.course
         self._member, self._network = member, network
 
     def into(self, folder: Path, version: Version, buffers: Mapping[str, Tensor]) -> Shards:

@@ -15,11 +15,7 @@ from msfusion.core.axes import Selection
 from msfusion.learn.steps import server_step
 from msfusion.peers import agreement
 from msfusion.peers.board import Board
-from msfusion.peers.course import Course
-from msfusion.peers.disk import Disk
 from msfusion.peers.histories import Histories
-from msfusion.peers.home import Home
-from msfusion.peers.layout import Layout
 from msfusion.peers.lead import Lead
 from msfusion.peers.network import Network
 from msfusion.peers.past import History
@@ -27,6 +23,7 @@ from msfusion.peers.pieces import Wanted
 from msfusion.peers.points import reached
 from msfusion.peers.settings import Peers
 from msfusion.peers.states import Decision, Offer, States, Version, View
+from msfusion.peers.stock import Stock
 from msfusion.peers.strip import Strip
 from msfusion.peers.tasks import Tasks
 from msfusion.peers.teller import Teller
@@ -47,15 +44,13 @@ class Member:
         peers: Peers,
         participants: int,
         expected: Callable[[int], list[int]],
-        layout: Layout,
-        disk: Disk,
-        course: Course,
-        home: Home,
+        stock: Stock,
         board: Board,
         tell: Teller,
     ) -> None:
         self._run, self._peers, self._participants = run, peers, participants
-        self._layout, self._disk, self._course, self._home = layout, disk, course, home
+        self._layout, self._disk = stock.layout, stock.disk
+        self._course, self._home = stock.course, stock.home
         self._board, self._tell = board, tell
         self._lead = Lead(run, peers, expected, board, self._tell)
         self._tasks = Tasks(board.wake)

@@ -29,7 +29,7 @@ from msfusion.peers.pull import Pull
 from msfusion.peers.scores import score_full, score_own
 from msfusion.peers.settings import Link, Peers, name_of
 from msfusion.peers.states import Given, Offer, State, Version
-from msfusion.peers.stock import setup_of, stock
+from msfusion.peers.stock import setup_of, stock_of
 from msfusion.peers.task import Progress, Task
 from msfusion.peers.teller import Teller
 from msfusion.peers.transport import configuration
@@ -69,44 +69,24 @@ class Peer:
         self._config = configuration(link, name_of(number, peers.names), peers.group, peers.lease)
         self.setup = setup_of(task, run, participants)
         self.own = self.setup.participant(number, task.data)
-        kept = stock(self.setup, task, run, peers, participants, folder)
-        self.layout, self.disk, self.course = kept.layout, kept.disk, kept.course
-        self.wire, self.home = kept.wire, kept.home
+        self.stock = stock_of(self.setup, task, run, peers, participants, folder)
         self.run_settings, self.peers, self.task, self.number = run, peers, task, number
         self.folder, self._link, self._say, self._show = folder, link, say, show
         self._evaluate, self._export = evaluate, export
         here = torch.device("cpu")  # beside the pulled values, which it is laid over
         self._kept = Kept(folder / PREVIOUS, number, here)
-        committed = self.disk.committed()
-        state = State(number, secrets.token_hex(4), len(task.data), committed, kept.first, self.disk.holds())  # type: ignore[arg-type]
+        first, disk = self.stock.first, self.stock.disk
+        committed = disk.committed()
+        state = State(number, secrets.token_hex(4), len(task.data), committed, first, disk.holds())  # type: ignore[arg-type]
         self.board = Board(state, patience=max(10.0, 3 * peers.lease))
         self._tell = Teller(self.board, peers.names, say)
         self._everyone = list(range(participants))
-        self.member = Member(
-            run,
-            peers,
-            participants,
-            self._expected,
-            self.layout,
-            self.disk,
-            self.course,
-            self.home,
-            self.board,
-            self._tell,
-        )
-        self.pull = Pull(
-            number,
-            task.captured.axes,
-            self.layout,
-            self.disk,
-            self.home,
-            self.wire,
-            self.member.sources,
-        )
+        self.member = Member(run, peers, participants, self._expected, self.stock, self.board, self._tell)
+        self.pull = Pull(number, task.captured.axes, self.stock, self.member.sources)
         late = committed.round == run.rounds
         self._ending = Ending(peers, participants, run.rounds, self.board, self.member, late=late)
         self.progress = Progress()
-        self.chronicle = Chronicle(folder, self.setup, task.described, kept.first, self.disk.past, self.wire)
+        self.chronicle = Chronicle(folder, self.setup, task.described, first, disk.past, self.stock.wire)
         self._witness = Witness(run, self.chronicle, self.board, self._score if evaluate else None, say)
 
     def run(self) -> None:
@@ -116,7 +96,7 @@ class Peer:
         if self._link.hidden and len(self._everyone) > 2:  # with two, the link that it opens is all
             self._tell.hidden(len(self._everyone))
         self.network = self._connected()
-        self._gathering = Gathering(self.layout, self.disk, self.course, self.member, self.network)
+        self._gathering = Gathering(self.stock, self.member, self.network)
         try:
             self.member.start(self.network)
             self._rounds()
@@ -137,8 +117,8 @@ class Peer:
             self.peers.group,
             self.task.fingerprint,
             self.board,
-            self.home.serve,
-            lambda state: agreement.sound(state, len(self._everyone), len(self.layout)),
+            self.stock.home.serve,
+            lambda state: agreement.sound(state, len(self._everyone), len(self.stock.layout)),
             self._tell.stranger,
             partial(self._tell.twin, self.number),
             self._tell.split,
@@ -153,7 +133,7 @@ class Peer:
         trained: Version | None = None
         while (version := self._next(trained)).round < self.run_settings.rounds:
             trained = version
-            self._witness.look(*self.course.stand)
+            self._witness.look(*self.stock.course.stand)
             if self.number not in self._expected(version.round):
                 continue
             try:
@@ -183,8 +163,8 @@ class Peer:
         self.progress.round = version.round
         self._shown("pull")
         reached("pull", version.round)
-        learner = self.course.learner
-        windows = self.course.windows(version, self.number)
+        learner = self.stock.course.learner
+        windows = self.stock.course.windows(version, self.number)
         if windows is None:
             raise Disturbed
         values = self._pull(version, windows)
@@ -221,7 +201,9 @@ class Peer:
 
     def _travelling(self, contribution: Contribution, pulled: Mapping[str, Tensor]) -> Contribution:
         """A contribution as it is handed over."""
-        values = {n: self.wire.handed(v, pulled[n]).contiguous() for n, v in contribution.values.items()}
+        values = {
+            n: self.stock.wire.handed(v, pulled[n]).contiguous() for n, v in contribution.values.items()
+        }
         return replace(contribution, values=values)
 
     def _offer(self, version: Version, contribution: Contribution, loss: float) -> None:
@@ -229,7 +211,7 @@ class Peer:
         for value in contribution.values.values():
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
         own = digest.hexdigest()[:32]
-        self.home.offer(own, contribution)
+        self.stock.home.offer(own, contribution)
         given = Given(self.number, self.own.examples, loss, own)
         self._answer(Offer(version, given, dict(contribution.only)))
 
@@ -266,9 +248,9 @@ class Peer:
 
     def _last(self) -> bool:
         """Score, record and export what all rounds have led to; whether the group left the time."""
-        done = self._witness.look(*self.course.stand)
+        done = self._witness.look(*self.stock.course.stand)
         if done and self._export is not None:
-            self._gathering.into(self._export, self.course.version, self._stored())
+            self._gathering.into(self._export, self.stock.course.version, self._stored())
         return done
 
 

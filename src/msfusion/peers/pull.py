@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
-from msfusion.peers.disk import Disk
-from msfusion.peers.home import Home
-from msfusion.peers.layout import Layout, rows_of
+from msfusion.peers.layout import rows_of
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
 from msfusion.peers.states import Version
+from msfusion.peers.stock import Stock
 from msfusion.peers.strip import Strip
-from msfusion.peers.wire import Wire
 
 Sources = Callable[[Version, int], list[int]]
 """(version, shard) -> others who hold it."""
@@ -23,18 +21,9 @@ Sources = Callable[[Version, int], list[int]]
 class Pull:
     """Pulls sub-models for one participant, each into the memory of the one before."""
 
-    def __init__(
-        self,
-        number: int,
-        axes: AxisMap,
-        layout: Layout,
-        disk: Disk,
-        home: Home,
-        wire: Wire,
-        sources: Sources,
-    ) -> None:
-        self._number, self._axes, self._layout = number, axes, layout
-        self._disk, self._home, self._wire, self._sources = disk, home, wire, sources
+    def __init__(self, number: int, axes: AxisMap, stock: Stock, sources: Sources) -> None:
+        self._number, self._axes, self._sources = number, axes, sources
+        self._layout, self._disk, self._home, self._wire = stock.layout, stock.disk, stock.home, stock.wire
         self._received: dict[str, Tensor] = {}
 
     def values(

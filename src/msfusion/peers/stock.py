@@ -48,7 +48,7 @@ def setup_of(task: Task, run: Run, participants: int) -> Setup:
     return setup
 
 
-def stock(setup: Setup, task: Task, run: Run, peers: Peers, participants: int, folder: Path) -> Stock:
+def stock_of(setup: Setup, task: Task, run: Run, peers: Peers, participants: int, folder: Path) -> Stock:
     """What lies in a peer's folder; with the initial values where it is new."""
     layout = _layout(task, setup, participants)
     first = Version(0, task.fingerprint)
