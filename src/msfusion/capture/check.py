@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from msfusion.core.axes import Axis, AxisMap, Concat, Dim, Fixed, Product, axes_of
+from msfusion.core.axes import Axis, AxisMap, axes_of
+from msfusion.core.cut import places_from
 from msfusion.errors import UserError
 
 from .graph import first_line, main_output, named_tensors, user_line
@@ -224,38 +225,22 @@ def _permuted(
     tensors: Mapping[str, torch.Tensor], axes: AxisMap, axis: str, order: torch.Tensor
 ) -> Iterator[None]:
     """The tensors with the units of one axis in another order, for as long as the context lasts."""
+
+    def unit_from(own: Axis) -> torch.Tensor:
+        return order if own.name == axis else torch.arange(own.size)
+
     touched = [name for name, dims in axes.tensors.items() if any(axis in axes_of(dim) for dim in dims)]
     saved = {name: tensors[name].data for name in touched}
     try:
         for name, tensor in saved.items():
             for i, dim in enumerate(axes.tensors[name]):
                 if axis in axes_of(dim):
-                    tensor = tensor.index_select(i, places(dim, axis, order).to(tensor.device))
+                    tensor = tensor.index_select(i, places_from(dim, unit_from).to(tensor.device))
             tensors[name].data = tensor
         yield
     finally:
         for name, tensor in saved.items():
             tensors[name].data = tensor
-
-
-def places(dim: Dim, axis: str, order: torch.Tensor) -> torch.Tensor:
-    """Indices of a dimension when the units of one axis are taken in the given order."""
-    match dim:
-        case Axis(name=name) if name == axis:
-            return order
-        case Axis(size=size) | Fixed(size=size):
-            return torch.arange(size)
-        case Product(factors=parts):
-            index = torch.zeros(1, dtype=torch.long)
-            for part in parts:
-                index = (index[:, None] * part.size + places(part, axis, order)).flatten()
-            return index
-        case Concat(parts=parts):
-            offset, found = 0, []
-            for part in parts:
-                found.append(places(part, axis, order) + offset)
-                offset += part.size
-            return torch.cat(found)
 
 
 def difference(outputs: list[torch.Tensor], reference: list[torch.Tensor]) -> float:

@@ -27,7 +27,7 @@ from .graph import Graph, copy_with, module_path, named_tensors, source_line
 from .graph_module import SymbolicGraphs, with_graph_forward
 from .oracle import Mismatch, expectation, first_mismatch, numbers_in
 from .resize import Change, Sizes, changes
-from .rules.registry import base_name
+from .rules.registry import CONVOLUTIONS, base_name
 
 _ONE_PRODUCT = (
     nn.Linear,
@@ -36,7 +36,7 @@ _ONE_PRODUCT = (
 )
 """Layers whose output, but for the bias, is linear in their input."""
 
-_OF_THE_INPUT = {"linear"} | {f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)}
+_OF_THE_INPUT = {"linear", *CONVOLUTIONS}
 """The product of such a layer with its input."""
 
 _MOST_EXPORTS = 40

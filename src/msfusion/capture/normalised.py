@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from .graph import module_path
+from .operands import arguments
 from .rules import is_view
-from .rules.registry import base_name
+from .rules.registry import CONVOLUTIONS, base_name
 
-_LINEAR = {"linear", "matmul", "mm", "bmm", "mv", "einsum", "convolution"} | {
-    f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)
-}
+_LINEAR = {"linear", "matmul", "mm", "bmm", "mv", "einsum", "convolution", *CONVOLUTIONS}
 _OVER_THE_BATCH = {"batch_norm", "instance_norm"}  # these take a bias per channel away as well
 _OVER_THE_UNITS = {"layer_norm", "group_norm", "rms_norm"}
 _SAME_SIZE = {"contiguous", "clone", "to", "_to_copy", "alias", "detach"}
@@ -61,6 +60,4 @@ def _leads_to(
 
 
 def _has_bias(node: torch.fx.Node) -> bool:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return given.get("bias") is not None
+    return arguments(node).get("bias") is not None

@@ -5,11 +5,9 @@ from typing import Any
 
 import torch
 
-from .rules.registry import base_name
+from .rules.registry import CONVOLUTIONS, base_name
 
-_FIRST = {"linear", "bilinear", "matmul", "mm", "bmm", "mv", "dot", "inner", "einsum"} | {
-    f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)
-}
+_FIRST = {"linear", "bilinear", "matmul", "mm", "bmm", "mv", "dot", "inner", "einsum", *CONVOLUTIONS}
 _SECOND = {"addmm", "baddbmm", "addbmm", "addmv"}  # what is added comes first
 
 

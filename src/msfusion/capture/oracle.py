@@ -24,6 +24,7 @@ from .graph import (
     source_line,
     user_line,
 )
+from .operands import arguments
 from .propagate import Propagation, shape_of
 from .resize import Sizes, changes
 from .rules.registry import base_name, labels_in
@@ -171,9 +172,8 @@ def _shapes(node: torch.fx.Node) -> Shapes:
 def _counts(node: torch.fx.Node) -> dict[str, Any]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
-    names = [argument.name for argument in node.target._schema.arguments]
-    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return {name: arguments.get(name, 1) for name in _COUNTS if name in names}
+    names, given = [argument.name for argument in node.target._schema.arguments], arguments(node)
+    return {name: given.get(name, 1) for name in _COUNTS if name in names}
 
 
 def _numbers(node: torch.fx.Node) -> dict[str, float]:
@@ -181,11 +181,10 @@ def _numbers(node: torch.fx.Node) -> dict[str, float]:
     if not isinstance(node.target, torch._ops.OpOverload):
         return {}
     schema = node.target._schema.arguments
-    given = {**dict(zip((a.name for a in schema), node.args, strict=False)), **node.kwargs}
     kinds = {a.name: str(a.type).removeprefix("Optional[").removesuffix("]") for a in schema}
     return {
         name: value
-        for name, value in given.items()
+        for name, value in arguments(node).items()
         if isinstance(value, int | float) and kinds[name] in ("number", "Tensor", "float")
     }
 

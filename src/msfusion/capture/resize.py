@@ -16,6 +16,7 @@ import torch
 from msfusion.core.axes import Widths
 
 from .labels import Label, factors, product, resolve, segments
+from .operands import arguments
 from .propagate import Propagation
 from .rearrange import reshape
 from .rules import Labels
@@ -136,16 +137,15 @@ def change_of(found: Propagation, node: torch.fx.Node, sizes: Sizes) -> Change |
     resize = _RESIZES.get(base_name(op))
     if resize is None:
         return None
-    names = [argument.name for argument in op._schema.arguments]
-    arguments = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    site = Site(arguments, found.values, labels, sizes)
+    given = arguments(node)
+    site = Site(given, found.values, labels, sizes)
     try:
         new = resize(site)
     except (KeyError, AttributeError, TypeError, ValueError, IndexError):  # labels of a form not foreseen
         return None
-    new = {name: value for name, value in new.items() if arguments.get(name) != value}
+    new = {name: value for name, value in new.items() if given.get(name) != value}
     target = torch.ops.aten.split_with_sizes.default if "split_sizes" in new else op
-    return Change(node, target, new, tuple(_changed_integers(arguments, new)))
+    return Change(node, target, new, tuple(_changed_integers(given, new)))
 
 
 def _changed_integers(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

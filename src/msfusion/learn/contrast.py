@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from msfusion.capture.rules.registry import CONVOLUTIONS
 from msfusion.errors import UserError
 from msfusion.learn.objective import logits_of
 
@@ -104,8 +105,7 @@ class Compared:
 
 _CONTRACTIONS = {
     *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"),
-    *("inner", "tensordot"),
-    *(f"conv{'_transpose' * transposed}{n}d" for n in (1, 2, 3) for transposed in (False, True)),
+    *("inner", "tensordot", *CONVOLUTIONS),
 }
 """Names of PyTorch's operations."""
 

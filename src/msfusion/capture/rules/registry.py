@@ -75,6 +75,9 @@ class Call:
 
 Rule = Callable[[Call], Result]
 
+CONVOLUTIONS = frozenset(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3))
+"""Names of the operations, and of the functions of PyTorch's that call them."""
+
 _RULES: dict[str, Rule] = {}
 _VIEWS: set[str] = set()
 
