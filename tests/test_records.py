@@ -1,5 +1,6 @@
 import json
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def a_round(number: int, **changes: Any) -> Round:
 
 
 def write(directory: Path, rounds: int = 3) -> Path:
-    with Writer(directory, a_header()) as writer:
+    with closing(Writer(directory, a_header())) as writer:
         for number in range(rounds):
             writer.round(a_round(number))
     return directory / FILE_NAME
@@ -44,7 +45,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_each_line_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
-    with Writer(tmp_path, a_header()) as writer:
+    with closing(Writer(tmp_path, a_header())) as writer:
         assert read(tmp_path).rounds == ()
         writer.round(a_round(0))
         assert len(read(tmp_path).rounds) == 1
@@ -60,7 +61,7 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_null(tmp_path: Path, value: float) -> None:
-    with Writer(tmp_path, a_header()) as writer:
+    with closing(Writer(tmp_path, a_header())) as writer:
         writer.round(a_round(0, train_loss=value, evaluation={"accuracy": 0.5, "loss": value, "examples": 2}))
     record = read(tmp_path).rounds[0]
     assert record["train_loss"] is None
@@ -74,7 +75,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: bytes) -> None:
     with path.open("ab") as file:
         file.write(torn)
     assert [r["round"] for r in read(path).rounds] == [0, 1, 2]
-    with Writer.resume(tmp_path, a_header(), rounds_done=3) as writer:
+    with closing(Writer.resume(tmp_path, a_header(), rounds_done=3)) as writer:
         writer.round(a_round(3))
     assert [r["round"] for r in read(path).rounds] == [0, 1, 2, 3]
 
@@ -84,7 +85,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, rounds_done: int
     path = write(tmp_path)
     before = path.read_bytes()
     changed = a_header(config={"rounds": 9})
-    with Writer.resume(tmp_path, changed, rounds_done) as writer:
+    with closing(Writer.resume(tmp_path, changed, rounds_done)) as writer:
         assert len(read(path).rounds) == rounds_done
         for number in range(rounds_done, 3):
             writer.round(a_round(number))
@@ -161,12 +162,12 @@ def test_a_run_that_goes_on_with_other_versions_says_so(tmp_path: Path) -> None:
     newer = a_header(versions={"msfusion": "0.2.0", "torch": "3"})
     with pytest.warns(UserWarning, match=r"msfusion 0.2.0 after 0.1.0, torch 3 after none"):
         writer = Writer.resume(tmp_path, newer, 1)
-    with writer:
+    with closing(writer):
         writer.round(a_round(1))
         writer.round(a_round(2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with Writer.resume(tmp_path, newer, 3) as writer:
+        with closing(Writer.resume(tmp_path, newer, 3)) as writer:
             writer.round(a_round(3))
     run = read(tmp_path)
     assert [record.get("versions") for record in run.rounds] == [None, newer["versions"], None, None]

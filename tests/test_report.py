@@ -4,6 +4,7 @@ import math
 import random
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def a_round(header: Header, number: int, **changes: Any) -> Round:
 
 
 def write(directory: Path, header: Header, rounds: int, **changes: Any) -> Path:
-    with Writer(directory, header) as writer:
+    with closing(Writer(directory, header)) as writer:
         for number in range(rounds):
             writer.round(a_round(header, number, **changes))
     return directory

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_everything_from_the_records_is_escaped(tmp_path: Path) -> None:
     header["pictured"] = [evil]
     dropped = [{"participant": 1, "reason": evil}]
     page = one(tmp_path, write(tmp_path / "run", header, 0))
-    with Writer.resume(tmp_path / "run", header, 0) as writer:
+    with closing(Writer.resume(tmp_path / "run", header, 0)) as writer:
         writer.round(a_round(a_header("msfusion", 0), 0, dropped=dropped, windows={evil: {"0": [[0, 2]]}}))
     page = one(tmp_path, tmp_path / "run")
     assert "<b>" not in page.source
@@ -79,7 +80,7 @@ def test_a_participant_that_dropped_out_is_listed_and_grey(tmp_path: Path) -> No
 
 def test_overlap_and_shift_are_shown_where_they_vary(tmp_path: Path) -> None:
     header = a_header("msfusion", 0)
-    with Writer(tmp_path / "run", header) as writer:
+    with closing(Writer(tmp_path / "run", header)) as writer:
         for number in range(3):
             writer.round(a_round(header, number, overlap=0.1 * number, shift=None if number == 0 else 0.3))
     titles = one(tmp_path, tmp_path / "run").texts["h4"]
@@ -172,7 +173,7 @@ def test_every_version_that_computed_a_part_of_a_run_is_shown(tmp_path: Path) ->
     newer = header | {"versions": {"msfusion": "0.2.0", "torch": "2.13.0"}}
     with pytest.warns(UserWarning, match="goes on with msfusion 0.2.0"):
         writer = Writer.resume(run, newer, 1)  # type: ignore[arg-type]
-    with writer:
+    with closing(writer):
         writer.round(a_round(header, 1))
     page = one(tmp_path, run)
     assert ["msfusion", "0.1.0, 0.2.0"] in page.rows
@@ -292,7 +293,7 @@ def test_a_run_that_diverged_in_the_end_has_no_final_score(tmp_path: Path) -> No
     good = write(tmp_path / "good", a_header("fedavg", 0, metric="loss"), 3)
     header = a_header("msfusion", 0, metric="loss")
     bad = write(tmp_path / "bad", header, 2)
-    with Writer.resume(bad, header, 2) as writer:
+    with closing(Writer.resume(bad, header, 2)) as writer:
         lost = {"accuracy": 0.1, "loss": float("nan"), "examples": 360}
         writer.round(a_round(header, 2, evaluation=lost))
     rows = one(tmp_path, good, bad).rows
@@ -332,7 +333,7 @@ def test_a_seed_that_ended_early_does_not_cut_the_line_of_the_others(tmp_path: P
     whole = [write(tmp_path / f"whole-{n}", a_header("msfusion", n), 6) for n in (0, 1)]
     early = write(tmp_path / "early", a_header("msfusion", 2), 1)
     lost = write(tmp_path / "lost", a_header("msfusion", 3), 5)
-    with Writer.resume(lost, a_header("msfusion", 3), 5) as writer:
+    with closing(Writer.resume(lost, a_header("msfusion", 3), 5)) as writer:
         nothing = {"accuracy": 0.1, "loss": float("nan"), "examples": 360}
         writer.round(a_round(a_header("msfusion", 3), 5, evaluation=nothing))
     other = write(tmp_path / "fedavg", a_header("fedavg", 0), 6)
@@ -374,7 +375,7 @@ def test_a_run_whose_loss_is_lost_is_not_chosen(tmp_path: Path) -> None:
     """Its accuracy is a number all the same."""
     for name, loss in (("good", 1.5), ("lost", float("nan"))):
         header = a_header("msfusion", 0)
-        with Writer(tmp_path / name, header) as writer:
+        with closing(Writer(tmp_path / name, header)) as writer:
             writer.round(a_round(header, 0, evaluation={"accuracy": 0.1, "loss": loss, "examples": 10}))
     assert score(tmp_path / "good", 1) == 0.1
     assert math.isnan(score(tmp_path / "lost", 1))

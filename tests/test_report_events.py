@@ -22,7 +22,6 @@ def test_every_number_of_a_round_is_written(tmp_path: Path) -> None:
         events = Events(tmp_path)
         for number in range(start, 3):
             events.round(a_round(a_header("msfusion", 0), number))
-        events.close()
     read_back = EventAccumulator(str(tmp_path))
     read_back.Reload()
     assert "full model/accuracy" in read_back.Tags()["scalars"]
@@ -39,7 +38,6 @@ def test_what_was_written_before_a_first_checkpoint_is_hidden(tmp_path: Path) ->
         events = Events(tmp_path)
         for number in range(rounds):
             events.round(a_round(header, number))
-        events.close()
     found = EventAccumulator(str(tmp_path))
     found.Reload()
     assert [event.step for event in found.Scalars("train/loss")] == [0, 1, 2, 3, 4]

@@ -36,12 +36,6 @@ class Events:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
-        """Closes the events file; more than once does no harm."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
 
 def _scalars(record: Round) -> Iterator[tuple[str, float]]:
     score = record["evaluation"]

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
 
 from annotated_types import Len
@@ -120,7 +119,7 @@ class Run:
 
 
 class Writer:
-    """Appends the records of one run; use it as a context manager.
+    """Appends the records of one run; close it behind the last.
 
     `Writer(directory, header)` starts a new run and refuses a directory that holds rounds (UserError);
     `Writer.resume(directory, header, rounds_done)` continues it.
@@ -182,14 +181,6 @@ class Writer:
         if not self._file.closed:
             self.sync()
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _write(self, record: Mapping[str, object]) -> None:
         self._file.write(json.dumps(finite(record), allow_nan=False, separators=(",", ":")).encode() + b"\n")

@@ -170,7 +170,7 @@ def test_shift_of_those_who_agree_is_nothing_and_starts_anew() -> None:
     shift = merge.shift()
     assert shift is not None
     assert shift.ratio == pytest.approx(0, abs=1e-3)
-    merge.clear()
+    merge.apply()
     assert merge.shift() == type(shift)(0.0, 0.0)
 
 

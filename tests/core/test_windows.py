@@ -237,8 +237,7 @@ def test_a_coarsely_cut_axis_takes_few_diagonals() -> None:
     pairs in four rounds of eight participants, where 16 diagonals would take 32."""
     sizes, widths = {"a": 16, "b": 8}, {"a": 1, "b": 4}
     schedule = DoubleShift(sizes, 8, 0, {"a": 0, "b": 1})
-    assert (schedule.slots(widths), schedule.diagonals(widths)) == (16, 2)
-    assert (schedule.epoch(widths), schedule.cycle(widths)) == (4, 32)
+    assert (schedule._grid(widths), schedule.epoch(widths), schedule._cycle(16)) == ((16, 2), 4, 32)
     met = [pairs_trained(schedule, sizes, widths, 8, range(rounds))["a", "b"] for rounds in (3, 4)]
     assert (met[0].sum(), met[1].sum()) == (96, 128)
 
@@ -246,7 +245,7 @@ def test_a_coarsely_cut_axis_takes_few_diagonals() -> None:
 def test_axes_of_one_colour_are_covered_as_fast_as_one() -> None:
     schedule = DoubleShift({"a": 16, "b": 8}, 4, 0, {"a": 1, "b": 1})
     widths = {"a": 2, "b": 4}
-    assert (schedule.diagonals(widths), schedule.epoch(widths), schedule.cycle(widths)) == (1, 2, 16)
+    assert (schedule._grid(widths), schedule.epoch(widths), schedule._cycle(8)) == ((8, 1), 2, 16)
 
 
 def test_in_step_axes_of_one_size_always_start_together() -> None:
@@ -362,7 +361,7 @@ def test_designed_starts_train_every_entry_within_one_epoch(case: Case, overlap:
     sizes, widths, colours = case
     schedule = DoubleShift(sizes, n, 2, colours, overlap=overlap)
     epoch = schedule.epoch(widths)
-    for first in (0, 3 * schedule.cycle(widths)):
+    for first in (0, 3 * schedule._cycle(schedule.slots(widths))):
         met = pairs_trained(schedule, sizes, widths, n, range(first, first + epoch))
         assert all(table.all() for (a, b), table in met.items() if colours[a] != colours[b])
 
@@ -373,12 +372,12 @@ def test_an_epoch_is_no_longer_than_the_pairs_of_slots_allow(case: Case, overlap
     """P D pairs, N of them per round; D is P where two colours are cut as finely as any."""
     sizes, widths, colours = case
     schedule = DoubleShift(sizes, n, 2, colours, overlap=overlap)
-    slots, diagonals, epoch = (f(widths) for f in (schedule.slots, schedule.diagonals, schedule.epoch))
+    (slots, diagonals), epoch = schedule._grid(widths), schedule.epoch(widths)
     assert n * (epoch - 1) < slots * diagonals <= n * epoch
     assert diagonals <= slots
     alike = DoubleShift(dict.fromkeys(colours, slots), n, 2, colours)
     several = slots > 1 and len(set(colours.values())) > 1
-    assert alike.diagonals(dict.fromkeys(colours, 1)) == (slots if several else 1)
+    assert alike._grid(dict.fromkeys(colours, 1))[1] == (slots if several else 1)
 
 
 @settings(max_examples=200, deadline=None)

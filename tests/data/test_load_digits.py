@@ -33,15 +33,6 @@ def test_what_is_read_is_what_scikit_learn_reads() -> None:
     assert np.array_equal(table[:, 64], expected.target)
 
 
-def test_label_counts_are_those_of_the_datasets() -> None:
-    federation = load(Data(partition="pathological"), participants=10, seed=0)
-    assert federation.label_counts is not None
-    for dataset, counts in zip(federation.train, federation.label_counts, strict=True):
-        _, y = fetch(dataset, torch.arange(len(images(dataset))), None)
-        assert torch.bincount(y, minlength=10).tolist() == list(counts)
-        assert sum(count > 0 for count in counts) == 2
-
-
 def test_training_images_are_normalised() -> None:
     (dataset,) = load(Data(partition="iid"), participants=1, seed=0).train
     x, _ = fetch(dataset, torch.arange(len(images(dataset))), None)

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 
 import msfusion
 from msfusion.core.axes import Axis, Product
-from msfusion.core.merge import overlay
+from msfusion.core.cut import overlay
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared, Contrast, Place, contrast
 from msfusion.learn.cost import cost

@@ -30,14 +30,9 @@ def require_positive(**numbers: int) -> None:
             raise UserError(f"expected --{name} of at least 1, got {number}")
 
 
-def table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    title: str | None = None,
-    caption: str | None = None,
-) -> Table:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    out = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    out = Table(caption=caption, caption_justify="left")
     for i, column in enumerate(columns):
         out.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:

@@ -302,17 +302,3 @@ class AxisMap:
                 "unknown": dict(self.unknown),
             }
         )
-
-    @staticmethod
-    def from_json(text: str) -> "AxisMap":
-        """Read a map that ``to_json`` wrote."""
-        raw = json.loads(text)
-        return AxisMap(
-            tensors={name: tuple(map(parse, dims)) for name, dims in raw["tensors"].items()},
-            axes={name: AxisInfo(*info) for name, info in raw["axes"].items()},
-            summed={name: tuple(map(parse, dims)) for name, dims in raw["summed"].items()},
-            normalised=frozenset(raw["normalised"]),
-            ties=raw["ties"],
-            pinned=raw["pinned"],
-            unknown=raw["unknown"],
-        )

@@ -2,7 +2,7 @@
 
 import cmath
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from msfusion.core.axes import Axis, AxisMap, Dim, Selection, Units, positions
 from msfusion.core.cut import Cut, Cuts, Rows, block_size, index, room
-from msfusion.core.cut import overlay as overlay
 from msfusion.core.momentum import Momentum
 from msfusion.core.twins import Twins
 from msfusion.errors import Diverged, UserError
@@ -60,19 +59,17 @@ def extract(
     axes: AxisMap,
     selection: Selection,
     *,
-    names: Iterable[str] | None = None,
     into: Mapping[str, Tensor] | None = None,
     cuts: Cuts | None = None,
 ) -> dict[str, Tensor]:
-    """Copy the selected positions of each tensor (all of ``values``, or only ``names``).
+    """Copy the selected positions of each tensor.
 
     into: tensors of the shapes of the sub-model to copy them to, by default new ones.
     cuts: those of ``axes``, where they are at hand.
     """
     cut = (cuts or Cuts(axes)).of(selection)
     return {
-        name: cut(name).take(values[name], None if into is None else into[name])
-        for name in (values if names is None else names)
+        name: cut(name).take(tensor, None if into is None else into[name]) for name, tensor in values.items()
     }
 
 
@@ -257,12 +254,6 @@ class Merge:
             if momentum:
                 momentum.carry_(name, rows, changes, total)
             yield rows, changes
-
-    def clear(self) -> None:
-        """Forget all contributions."""
-        for total in self._sum.values():
-            total.zero_()
-        self._forget()
 
     def _forget(self) -> None:
         self._used |= self._sum

@@ -132,10 +132,10 @@ def nothing_to_cut(axes: AxisMap) -> UserError:
     )
 
 
-def few(places: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many there are beside them."""
-    rest = len(places) - most
-    return ", ".join(places[:most]) + (f" and {rest} more" if rest > 0 else "")
+def few(places: Sequence[str]) -> str:
+    """The first four of some names, and how many there are beside them."""
+    rest = len(places) - 4
+    return ", ".join(places[:4]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _balance(axes: AxisMap) -> float:

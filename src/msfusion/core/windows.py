@@ -191,23 +191,17 @@ class DoubleShift:
         """P: the number of windows that it takes to go once around the finest-cut axis."""
         return self._grid(widths)[0]
 
-    def diagonals(self, widths: Widths) -> int:
-        """D: the offsets between two colours that it takes to go once around the less finely cut of them."""
-        return self._grid(widths)[1]
-
     def epoch(self, widths: Widths) -> int:
         """Rounds until every pair of units of two axes of different colour has been trained."""
         return math.ceil(math.prod(self._grid(widths)) / self.participants)
 
-    def cycle(self, widths: Widths) -> int:
-        """Rounds until axes are turned."""
-        return self._cycle(self.slots(widths))
-
     def _cycle(self, slots: int) -> int:
+        """Rounds until axes are turned."""
         return math.ceil(slots**2 / self.participants)
 
     def _grid(self, widths: Widths) -> tuple[int, int]:
-        """P and D."""
+        """P and D: the offsets between two colours that it takes to go once around the less finely cut of
+        them."""
         *_, second, slots = sorted([1, 1, *self._around(widths).values()])
         most = max(self.colours.values(), default=0)
         while not _without_common_factor(slots, most):

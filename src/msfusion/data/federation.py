@@ -16,7 +16,4 @@ class Federation:
     test: Dataset[Any]
     inputs: InputSpec
     task: Literal["classification", "language"]
-    label_counts: (
-        tuple[tuple[int, ...], ...] | None
-    )  # participant -> class -> training examples; None for text
     meaning: str = ""  # what labels or tokens stand for, where that follows from the data

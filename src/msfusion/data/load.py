@@ -64,11 +64,8 @@ def _divide(source: Source, config: Data, participants: int, seed: int) -> Feder
     test = LabelledImages(
         _channels_first(source.test.images), test_labels, torch.arange(len(test_labels)), mean, std
     )
-    counts = tuple(
-        tuple(np.bincount(source.train.labels[rows], minlength=source.classes).tolist()) for rows in parts
-    )
     inputs = InputSpec(tuple(images.shape[1:]), torch.float32, source.classes)
-    return Federation(train, test, inputs, "classification", counts, "\n".join(source.names))
+    return Federation(train, test, inputs, "classification", "\n".join(source.names))
 
 
 def _channels_first(images: np.ndarray) -> Tensor:
@@ -107,7 +104,7 @@ def _load_text(config: Data, participants: int) -> Federation:
     parts = tuple(TokenBlocks(train, start, stop, config.block) for start, stop in pairwise(cuts))
     inputs = InputSpec((config.block,), torch.int64, tokens.vocabulary)
     whole = TokenBlocks(test, 0, len(test), config.block, stride=config.block)
-    return Federation(parts, whole, inputs, "language", None, tokens.meaning)
+    return Federation(parts, whole, inputs, "language", tokens.meaning)
 
 
 def _first_blocks(tokens: Tensor, block: int, limit: int | None) -> Tensor:

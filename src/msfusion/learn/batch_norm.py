@@ -13,15 +13,15 @@ from msfusion.core.seeds import derive
 from msfusion.learn.evaluation import uncompiled
 from msfusion.learn.local import batches, seeded
 
+_BATCH = 64  # examples of a participant
+
 
 @torch.no_grad()
-def estimate_batch_norm(
-    module: nn.Module, data: Sequence[Dataset[Any]], seed: int, batch: int = 64, per_participant: int = 1
-) -> None:
+def estimate_batch_norm(module: nn.Module, data: Sequence[Dataset[Any]], seed: int) -> None:
     """Re-estimate running statistics from the participants' training data (HeteroFL's static batch norm).
 
     Statistics of windows that moved say nothing about the full model, so they are never merged: the full
-    model sees ``per_participant`` batches from each participant, and the cumulative mean is kept. Batch norm
+    model sees one batch from each participant, and the cumulative mean is kept. Batch norm
     that stays in evaluation mode while the model trains keeps its statistics, and no other buffer changes.
     A batch with a single value per channel says nothing of how they spread, and is passed over.
     Does nothing for a model without batch norm.
@@ -33,7 +33,7 @@ def estimate_batch_norm(
         with seeded(seed, device), uncompiled(module), _anew(norms), _kept(module, norms):
             for participant, own in enumerate(data):
                 if len(own):  # type: ignore[arg-type]
-                    for x, _ in batches(own, batch, per_participant, derive(seed, "statistics", participant)):
+                    for x, _ in batches(own, _BATCH, 1, derive(seed, "statistics", participant)):
                         with _single_values_passed_over(norms):
                             module(x.to(device))
     module.train(before)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from msfusion.core.axes import Selection, Units, Widths
-from msfusion.core.merge import Contribution, overlay
+from msfusion.core.cut import overlay
+from msfusion.core.merge import Contribution
 from msfusion.core.seeds import derive
 from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule

@@ -3,8 +3,8 @@
 Nothing here knows about windows or widths: a model is cut by reading what it computes.
 """
 
-from msfusion.models.inputs import InputSpec, example
-from msfusion.models.meta import made_without_values, parameters_on_meta
+from msfusion.models.inputs import InputSpec
+from msfusion.models.meta import parameters_on_meta
 from msfusion.models.registry import MODELS, build, build_without_values, is_from_file
 
 __all__ = [
@@ -12,8 +12,6 @@ __all__ = [
     "InputSpec",
     "build",
     "build_without_values",
-    "example",
     "is_from_file",
-    "made_without_values",
     "parameters_on_meta",
 ]

@@ -16,7 +16,7 @@ _OF_AUTHORITY = " authority"
 _LONGEST = 64  # bytes of a name on a certificate (RFC 5280, ub-common-name)
 
 
-def new_group(folder: Path, group: str, days: int = 10 * DAYS) -> None:
+def new_group(folder: Path, group: str) -> None:
     """Make a group's authority in a new folder; its key stays with whoever adds participants."""
     if (folder / AUTHORITY).exists():
         raise UserError(f"expected a folder without an authority, got {folder}, which has one: name another")
@@ -36,7 +36,7 @@ def new_group(folder: Path, group: str, days: int = 10 * DAYS) -> None:
         decipher_only=False,
     )
     certificate = (
-        _builder(subject, subject, secret.public_key(), days)
+        _builder(subject, subject, secret.public_key(), 10 * DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(usage, critical=True)
     )
