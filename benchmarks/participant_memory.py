@@ -98,17 +98,18 @@ def initial(folder: Path) -> dict[str, Any]:
 def full(folder: Path) -> dict[str, Any]:
     import torch
 
+    from msfusion.capture.graph import named_tensors
     from msfusion.learn.local import train
     from msfusion.learn.objective import Objective
     from msfusion.learn.shards import Shards
-    from msfusion.learn.submodels import materialised, tensors_of
+    from msfusion.learn.submodels import materialised
     from msfusion.models import build_without_values
 
     torch.set_num_threads(os.cpu_count() or 1)
     module = materialised(build_without_values("gpt", None, SIZES)[0], torch.device("cpu"))
     shards = Shards(folder / "checkpoint")
     with torch.no_grad():
-        for name, tensor in tensors_of(module).items():
+        for name, tensor in named_tensors(module).items():
             tensor.copy_(shards[name])
             shards.release()
     train(module, tokens(), Objective(), settings(), 1e-4, 0)

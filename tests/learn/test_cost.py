@@ -14,12 +14,12 @@ from torch.utils.data import TensorDataset
 
 from msfusion import Run
 from msfusion.capture import capture
+from msfusion.capture.graph import named_tensors
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import cost
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, train
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import tensors_of
 from msfusion.models import build
 from msfusion.runtimes.run import Problem
 from msfusion.runtimes.simulation import Simulation
@@ -271,7 +271,7 @@ def test_the_memory_is_what_training_really_allocates(name: str, options: Any, s
     y = torch.zeros(len(x) if x.is_floating_point() else x.shape, dtype=torch.int64)
     data = TensorDataset(x, y)
     measured = allocated(lambda: train(module, data, Objective(), config, 1e-3, seed=0))
-    tensors = tensors_of(module).values()
+    tensors = named_tensors(module).values()
     received = sum(t.nbytes for t in tensors if isinstance(t, nn.Parameter))
     held = sum(t.nbytes for t in tensors)
     counted = cost(module, example, config).memory_bytes
@@ -294,7 +294,7 @@ def test_the_memory_is_what_a_participant_holds(width: float, contrast: float, k
     windows = learner.windows(1, one)
     values = simulation.store.pull(0, windows)
     live = LiveBytes()
-    live.add([*values.values(), *tensors_of(learner.submodels.load(windows, values)).values()])
+    live.add([*values.values(), *named_tensors(learner.submodels.load(windows, values)).values()])
     if before is not None:
         live.add([*before.values.values(), *before.optimizer.values()])
     with live:

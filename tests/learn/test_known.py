@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import TensorDataset
 
 from msfusion.capture import capture
+from msfusion.capture.graph import named_tensors
 from msfusion.learn.known import lay_out, layout_for
 from msfusion.learn.local import Train, forward_backward, train
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import SubModels, tensors_of
+from msfusion.learn.submodels import SubModels
 from msfusion.models.cnn import cnn
 from msfusion.models.mlp import mlp
 from msfusion.models.resnet import resnet18
@@ -116,7 +117,7 @@ def test_weights_that_lie_like_the_images_change_no_bit_of_a_gradient() -> None:
     )
     for free in (False, True):
         submodels = SubModels(captured, example, torch.device("cpu"), 1.0, free_layout=free)
-        given = {name: t.detach().clone() for name, t in tensors_of(model).items()}
+        given = {name: t.detach().clone() for name, t in named_tensors(model).items()}
         module = submodels.load({}, given)
         strides = {p.stride()[1] for p in module.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1}
         assert (strides == {1}) == free

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from msfusion.capture import Capture, capture
+from msfusion.capture.graph import named_tensors
 from msfusion.core.axes import Selection, count, runs_of
 from msfusion.core.merge import extract
-from msfusion.learn.submodels import SubModels, tensors_of
+from msfusion.learn.submodels import SubModels
 from msfusion.models import build
 
 
@@ -25,7 +26,7 @@ def double(model: nn.Module) -> nn.Module:
     model = model.double()
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for tensor in tensors_of(model).values():
+        for tensor in named_tensors(model).values():
             if tensor.is_floating_point():
                 tensor.add_(torch.rand(tensor.shape, generator=draw, dtype=tensor.dtype) / 4)
     return model
@@ -35,7 +36,7 @@ def narrow(
     model: nn.Module, captured: Capture, x: Tensor, selection: Selection, power: float = 1.0
 ) -> nn.Module:
     submodels = SubModels(captured, (x,), torch.device("cpu"), power)
-    return submodels.load(selection, extract(tensors_of(model), captured.axes, selection))
+    return submodels.load(selection, extract(named_tensors(model), captured.axes, selection))
 
 
 def read_only(weight: Tensor, kept: list[int], size: int, inner: int = 1) -> None:
@@ -220,7 +221,7 @@ def test_loading_and_unloading_gives_the_values_back() -> None:
     model, (x,) = build("mlp", None, {"inputs": 5, "hidden": [8, 6], "classes": 3})
     captured = capture(model, (x,))
     windows = {"hidden.0.out": runs_of([6, 7, 0]), "hidden.1.out": runs_of([1, 2, 3])}
-    values = extract(tensors_of(model), captured.axes, windows)
+    values = extract(named_tensors(model), captured.axes, windows)
     submodels = SubModels(captured, (x,), torch.device("cpu"), 1.0)
     submodels.load(windows, values)
     back = submodels.unload(windows, values)
@@ -233,7 +234,7 @@ def test_what_is_unloaded_does_not_change_with_the_next_load() -> None:
     captured = capture(model, (x,))
     submodels = SubModels(captured, (x,), torch.device("cpu"), 1.0)
     first, second = ({"hidden.0.out": runs_of([unit])} for unit in (0, 1))
-    values = tensors_of(model)
+    values = named_tensors(model)
     given = extract(values, captured.axes, first)
     submodels.load(first, given)
     kept = submodels.unload(first, given)
@@ -249,7 +250,7 @@ def test_a_window_that_moves_fills_the_same_module() -> None:
     modules = []
     for units in ([0, 1], [4, 5], [7, 0], [1, 2, 3]):
         windows = {"hidden.0.out": runs_of(units)}
-        modules.append(submodels.load(windows, extract(tensors_of(model), captured.axes, windows)))
+        modules.append(submodels.load(windows, extract(named_tensors(model), captured.axes, windows)))
         assert torch.equal(modules[-1].hidden[0].bias, model.hidden[0].bias[sorted(units)])
     assert modules[0] is modules[1] is modules[2]
     assert modules[3] is not modules[2]
@@ -275,8 +276,8 @@ def test_tied_tensors_stay_tied() -> None:
     assert windows
     sub = narrow(model, captured, x, windows)
     assert sub.head.weight is sub.embed.weight
-    assert set(tensors_of(sub)) == set(tensors_of(model))
-    assert {name: tuple(t.shape) for name, t in tensors_of(sub).items()} == {
+    assert set(named_tensors(sub)) == set(named_tensors(model))
+    assert {name: tuple(t.shape) for name, t in named_tensors(sub).items()} == {
         name: captured.axes.shape(name, {axis: count(units) for axis, units in windows.items()})
-        for name in tensors_of(model)
+        for name in named_tensors(model)
     }

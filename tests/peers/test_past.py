@@ -14,6 +14,7 @@ from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
+from msfusion.learn import shards
 from msfusion.learn.shards import Spec
 from msfusion.peers import agreement, past
 from msfusion.peers.course import Course
@@ -179,7 +180,7 @@ class Killed(BaseException):
 def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Makes one of the next steps on the disk the last; of what a file should get, half gets there."""
     left = [-1]
-    write, move, sync = Path.write_bytes, Path.replace, past.sync
+    write, move, sync = Path.write_bytes, Path.replace, shards.sync
 
     def last() -> bool:
         left[0] -= 1
@@ -203,7 +204,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(Path, "replace", replace_path)
-    monkeypatch.setattr(past, "sync", sync_path)
+    monkeypatch.setattr(shards, "sync", sync_path)
     return lambda step: left.__setitem__(0, step)
 
 

@@ -13,10 +13,8 @@ from msfusion.commands.output import emit, require_positive, table
 from msfusion.config import load_axes
 from msfusion.core.coverage import Summary, over_rounds
 from msfusion.errors import UserError
-from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import SubModels
 from msfusion.models import build_without_values
 from msfusion.report.numbers import count, many, percent, si
 from msfusion.runtimes.run import Run
@@ -66,12 +64,12 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
     plans = [setup.widths(number) for number in range(participants)]
     coverage = setup.coverage()
     covered = list(over_rounds(coverage, setup.method.schedule(setup.setting), plans, rounds))
-    full = price(setup.submodels, {}, subject.run)
+    full = setup.submodels.cost({}, subject.run.train)
     kinds = []
     for number, plan in enumerate(plans):
         if plan not in plans[:number]:
             who = [i for i, other in enumerate(plans) if other == plan]
-            kinds.append((who, plan, price(setup.submodels, plan, subject.run, setup.contrast)))
+            kinds.append((who, plan, setup.submodels.cost(plan, subject.run.train, setup.contrast)))
     sizes = {axis: info.size for axis, info in subject.captured.axes.axes.items()}
     data = {
         "model": subject.name,
@@ -96,11 +94,6 @@ def run(subject: Subject, *, participants: int, rounds: int, json: bool) -> None
     emit(data, table(("cost of", *COSTS), rows), json=json)
     if not json:
         emit({}, _coverage(covered), json=False)
-
-
-def price(submodels: SubModels, plan: Mapping[str, int], run: Run, contrast: Contrast | None = None) -> Cost:
-    """What a sub-model costs on the task's loss, and on a contrastive one beside it."""
-    return submodels.cost(plan, run.train, contrast)
 
 
 def costs(own: Cost, full: Cost) -> tuple[str, ...]:

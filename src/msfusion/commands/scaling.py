@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from msfusion.commands.output import emit, table
-from msfusion.commands.plan import COSTS, Subject, costs, price
+from msfusion.commands.plan import COSTS, Subject, costs
 from msfusion.core import widths
 from msfusion.core.coverage import Coverage
 from msfusion.errors import UserError
@@ -43,12 +43,12 @@ def run(subject: Subject, *, json: bool) -> None:
     """
     power = get_method(subject.run.method).scale_power
     submodels = SubModels(subject.captured, subject.example, torch.device("cpu"), power)
-    full = price(submodels, {}, subject.run)
+    full = submodels.cost({}, subject.run.train)
     rows = [("any, under FedAvg", "1", *costs(full, full))]
     data = []
     for number in NUMBERS:
         divisor, plan = narrowest(subject, number)
-        cost = price(submodels, plan, subject.run)
+        cost = submodels.cost(plan, subject.run.train)
         rows.append((str(number), f"1/{divisor}", *costs(cost, full)))
         data.append({"participants": number, "width": 1 / divisor, "cost": asdict(cost)})
     shown = table(("participants", "width", *COSTS), rows)

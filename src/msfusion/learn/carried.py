@@ -68,20 +68,21 @@ def _by_participant(state: Mapping[str, Tensor], prefix: str) -> list[tuple[int,
 
 
 def _contribution(number: int, parts: Mapping[str, Tensor], device: torch.device) -> Contribution:
-    only = {name: tensor.tolist() for name, tensor in _below("only/", parts).items()}
+    only = {name: tensor.tolist() for name, tensor in below("only/", parts).items()}
     return Contribution(
         number,
         _selection(parts),
-        {name: value.to(device) for name, value in _below("values/", parts).items()},
+        {name: value.to(device) for name, value in below("values/", parts).items()},
         float(parts["weight"]),
         {name: (first[0], tuple((a, b) for a, b in kept)) for name, (first, *kept) in only.items()},
     )
 
 
 def _selection(parts: Mapping[str, Tensor]) -> Selection:
-    units = {axis: tensor.tolist() for axis, tensor in _below("units/", parts).items()}
+    units = {axis: tensor.tolist() for axis, tensor in below("units/", parts).items()}
     return {axis: tuple((a, b) for a, b in runs) for axis, runs in units.items()}
 
 
-def _below(prefix: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin with the prefix, by the rest of these."""
     return {key.removeprefix(prefix): t for key, t in parts.items() if key.startswith(prefix)}

@@ -17,7 +17,7 @@ from msfusion.core.merge import Contribution, Merge, Shift, row_blocks, squares
 from msfusion.core.momentum import Momentum
 from msfusion.core.twins import Twins
 from msfusion.errors import Diverged, UserError
-from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, scratch, sync
+from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create, move, scratch, sync
 
 VELOCITY = "velocity"
 _CURRENT = "CURRENT"
@@ -240,10 +240,9 @@ class DiskStore:
     def _point_to(self, folder: Path) -> None:
         draft = self._directory / f"{_CURRENT}.draft"
         draft.write_text(folder.name)
-        for path in (draft, folder, *folder.rglob("*")):
+        for path in (folder, *folder.rglob("*")):
             sync(path)
-        draft.replace(self._directory / _CURRENT)
-        sync(self._directory)
+        move(draft, self._directory / _CURRENT)
 
     def _remove_all_but(self, kept: Path) -> None:
         """Checkpoints of earlier rounds, and one that a crash left unfinished."""

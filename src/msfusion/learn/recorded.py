@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from msfusion.capture.graph import named_tensors
 from msfusion.core.axes import Widths
 from msfusion.core.scale import Factor, rounded, scale_, undo_
 from msfusion.core.seeds import derive
 from msfusion.data import fetch
 from msfusion.learn.local import Train, batches, cuda_generator, make_optimizer, seeded, update
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of, trained_names
+from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, trained_names
 from msfusion.learn.ways import Group, Trained, Unbatchable
 
 _WARM_UP = 3  # steps before one is recorded: libraries choose their kernels, the optimizer makes its state
@@ -58,7 +59,7 @@ class Slot:
         objective: Objective,
         config: Train,
     ) -> None:
-        self.tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+        self.tensors = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
         self._module, self._objective, self._config = module.train(), objective, config
         self._factors, self._rounded = factors, rounded(factors)
         self._optimizer = make_optimizer(module, config, config.lr, rates)

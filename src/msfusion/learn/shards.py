@@ -161,6 +161,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def move(draft: Path, path: Path) -> None:
+    """Put a file that is written into the place of another, which may exist; a crash at any moment leaves the
+    old one or the new one."""
+    sync(draft)
+    draft.replace(path)
+    sync(path.parent)
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from msfusion.capture.graph import named_tensors
 from msfusion.core.axes import Widths
 from msfusion.core.scale import scale_, undo_
 from msfusion.data import fetch
 from msfusion.learn.batched import Stack, program, train_together, without_running_statistics
 from msfusion.learn.local import Train, seeded
 from msfusion.learn.objective import Objective
-from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of, tensors_of
+from msfusion.learn.submodels import Plan, SubModels, compiler, plan_of
 from msfusion.learn.ways import Group, Trained
 
 
@@ -40,7 +41,7 @@ class Stacks:
         stack = self._known(widths, stack, data[0], group.objective, config)
         rates = self.submodels.rates(widths, config)
         losses = train_together(stack, data, config, group.lr, group.seeds, rates)
-        spare = {name: tensor.detach() for name, tensor in tensors_of(stack.module).items()}
+        spare = {name: tensor.detach() for name, tensor in named_tensors(stack.module).items()}
         rounded = self.submodels.rounded(widths)
         for place in range(len(data)):
             if rounded:
@@ -61,7 +62,7 @@ class Stacks:
         if not kept.tensors or len(next(iter(kept.tensors.values()))) < number:
             tensors = {
                 name: torch.empty((number, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
-                for name, tensor in tensors_of(kept.module).items()
+                for name, tensor in named_tensors(kept.module).items()
             }
             kept = self._stacks[plan] = replace(kept, tensors=tensors)
         return replace(kept, tensors={name: t[:number] for name, t in kept.tensors.items()})

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from msfusion.capture.graph import named_tensors
 from msfusion.errors import UserError
-from msfusion.learn.submodels import tensors_of
 
 
 def own_memory_(model: nn.Module) -> None:
@@ -13,11 +13,11 @@ def own_memory_(model: nn.Module) -> None:
 
     Raises UserError where one of the two is trained: sub-models would train them apart.
     """
-    for tensor in tensors_of(model).values():
+    for tensor in named_tensors(model).values():
         if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
             _move_(tensor)
     known: dict[int, list[tuple[str, Tensor]]] = {}
-    for name, tensor in tensors_of(model).items():
+    for name, tensor in named_tensors(model).items():
         beside = known.setdefault(tensor.untyped_storage()._cdata, [])
         for other, one in beside:
             if not _overlap(one, tensor):

@@ -10,6 +10,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from msfusion.capture import Capture
+from msfusion.capture.graph import named_tensors
 from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
@@ -119,7 +120,7 @@ class SubModels:
         """Parameters and buffers at these widths, without values."""
         key = plan_of(widths)
         if key not in self._shapes:
-            self._shapes[key] = tensors_of(self._unset(widths))
+            self._shapes[key] = named_tensors(self._unset(widths))
         return self._shapes[key]
 
     def trained(self, widths: Widths) -> dict[str, Tensor]:
@@ -234,7 +235,7 @@ class _Held:
 
     @staticmethod
     def of(module: nn.Module) -> "_Held":
-        tensors = {name: tensor.detach() for name, tensor in tensors_of(module).items()}
+        tensors = {name: tensor.detach() for name, tensor in named_tensors(module).items()}
         buffers = [(part, *own) for part in module.modules() for own in part._buffers.items()]
         return _Held(module, tensors, buffers)
 
@@ -266,11 +267,6 @@ def trained_names(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if p.requires_grad]
 
 
-def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, tied ones once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
 def transient(module: nn.Module) -> set[str]:
     """Names of the buffers that no file of the model holds. A ``state_dict`` of the model's own would not
     tell: it may rename tensors, or leave out those that its user does not store."""
@@ -281,7 +277,7 @@ def transient(module: nn.Module) -> set[str]:
 def stored(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, tied ones once."""
     without = transient(module)
-    return {name: tensor for name, tensor in tensors_of(module).items() if name not in without}
+    return {name: tensor for name, tensor in named_tensors(module).items() if name not in without}
 
 
 def materialised(module: nn.Module, device: torch.device) -> nn.Module:

@@ -4,8 +4,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from msfusion.peers.states import State, moved
+from msfusion.peers.states import State
 
 
 class Board:
@@ -28,10 +30,10 @@ class Board:
     def own(self) -> State:
         return self._own
 
-    def update(self, **changes: object) -> None:
+    def update(self, **changes: Any) -> None:
         """Change one's own state."""
         with self.changed:
-            self._own = moved(self._own, **changes)
+            self._own = replace(self._own, **changes)
             self._notify()
 
     def hear(self, state: State) -> None:

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from msfusion.errors import UserError
-from msfusion.learn.shards import Shards, create_file, sync
+from msfusion.learn.shards import Shards, create_file, move, sync
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import HISTORY, History, Past, read_history, replace_file, unreadable
@@ -132,14 +132,12 @@ class Disk:
                 fill(shards)
                 shards.sync()
                 shards.release()
-                sync(draft)
+                if shift is not None:
+                    replace_file(path.with_suffix(_SHIFT), _PART.dump_json(shift))
+                move(draft, path)
             except BaseException:
                 draft.unlink(missing_ok=True)
                 raise
-            if shift is not None:
-                replace_file(path.with_suffix(_SHIFT), _PART.dump_json(shift))
-            draft.replace(path)
-            sync(folder)
         with self._lock:
             if not path.exists():
                 raise Disturbed

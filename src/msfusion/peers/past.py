@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.errors import UserError
-from msfusion.learn.shards import room_for, sync
+from msfusion.learn.shards import move, room_for
 from msfusion.peers.agreement import following
 from msfusion.peers.states import Entry, Version
 
@@ -136,6 +136,4 @@ def replace_file(path: Path, content: bytes) -> None:
     draft = path.with_suffix(f".{threading.get_ident()}.draft")
     with room_for(len(content), path):
         draft.write_bytes(content)
-        sync(draft)
-    draft.replace(path)
-    sync(path.parent)
+        move(draft, path)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from msfusion.core.axes import AxisMap, Selection
+from msfusion.learn.submodels import widths_of
 from msfusion.peers.layout import rows_of
 from msfusion.peers.network import Network
 from msfusion.peers.pieces import Wanted
@@ -54,8 +55,8 @@ class Pull:
 
     def room(self, windows: Selection) -> dict[str, Tensor]:
         """Where the pulled values go: the same memory in every round, as long as the widths are the same."""
+        widths = widths_of(windows)
         for name, spec in self._layout.tensors.items():
-            widths = {axis: sum(b - a for a, b in runs) for axis, runs in windows.items()}
             shape = self._axes.shape(name, widths)
             if name not in self._received or tuple(self._received[name].shape) != shape:
                 self._received[name] = torch.empty(shape, dtype=spec.dtype)

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 from pydantic import StringConstraints
@@ -161,8 +161,3 @@ class State:
 
 States = Mapping[int, State]
 """Number -> state of every peer that is here, one's own included."""
-
-
-def moved(state: State, **changes: Any) -> State:
-    """The same peer with something new."""
-    return replace(state, **changes)

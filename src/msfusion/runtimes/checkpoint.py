@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from msfusion import records
 from msfusion.errors import UserError
+from msfusion.learn.shards import move
 
 FILE_NAME = "checkpoint.safetensors"
 FACTS = {"rounds_done", "settings", "axes", "examples"}
@@ -64,14 +64,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -
         draft.unlink(missing_ok=True)
         raise UserError(f"expected to write {path}, which failed: {error}") from None
     draft.chmod(mode)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    draft.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    move(draft, path)
 
 
 def is_model(path: Path) -> bool:

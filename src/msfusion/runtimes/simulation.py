@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from msfusion import records
 from msfusion.capture import Capture, capture
+from msfusion.capture.graph import named_tensors
 from msfusion.core.coverage import Summary
 from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import resident
 from msfusion.data.digest import digest
 from msfusion.errors import UserError
-from msfusion.learn.carried import Carried
+from msfusion.learn.carried import Carried, below
 from msfusion.learn.evaluation import Evaluation
 from msfusion.learn.learner import Participant, check_somebody_trains
 from msfusion.learn.methods import check_makes_full
@@ -30,7 +31,7 @@ from msfusion.learn.round import in_turn, play
 from msfusion.learn.steps import server_step
 from msfusion.learn.storage import own_memory_
 from msfusion.learn.store import MemoryStore, OwnStore
-from msfusion.learn.submodels import stored, tensors_of, transient
+from msfusion.learn.submodels import stored, transient
 from msfusion.runtimes import checkpoint
 from msfusion.runtimes.cores import Crew, crew
 from msfusion.runtimes.interrupt import Stopped, deferred_interrupt
@@ -267,10 +268,10 @@ class Simulation:
     def _restore(self, free: Collection[str]) -> int:
         """Take up the checkpoint; ``free`` settings may differ from its own. Returns the rounds done."""
         done, tensors = self.journal.load(free)
-        self.store.restore(_below("model/", tensors))
+        self.store.restore(below("model/", tensors))
         device = next(self.model.parameters()).device
         if self.momentum:
-            self.momentum.restore(_below("velocity/", tensors), device)
+            self.momentum.restore(below("velocity/", tensors), device)
         self.carried = Carried.restored(tensors, device)
         rate, since, total, measured = tensors["overlap"].tolist()
         self._set_overlap(State(rate, int(since), total, int(measured)))
@@ -289,14 +290,10 @@ def _check_directory(out: Path | None) -> None:
 def _check_values(model: nn.Module) -> None:
     if torch.is_inference_mode_enabled():
         raise UserError("expected training outside of torch.inference_mode(), got it inside: leave it out")
-    if empty := [name for name, tensor in tensors_of(model).items() if tensor.is_meta]:
+    if empty := [name for name, tensor in named_tensors(model).items() if tensor.is_meta]:
         raise UserError(
             f"expected a model with values, got {empty[0]} on the meta device: load its values first"
         )
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager
@@ -327,4 +324,4 @@ def old_objects_left_alone() -> Iterator[None]:
 
 def values_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's own tensors, without gradients: changing them changes the model."""
-    return {name: tensor.detach() for name, tensor in tensors_of(model).items()}
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items()}

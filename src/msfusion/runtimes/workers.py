@@ -240,7 +240,7 @@ def _alive(worker: _Worker) -> Iterator[None]:
 
 def distinct(participants: Sequence[Participant]) -> list[Mapping[str, int]]:
     """The width plans that participants have, each once."""
-    return list({tuple(sorted(one.widths.items())): one.widths for one in participants}.values())
+    return list({plan_of(one.widths): one.widths for one in participants}.values())
 
 
 def _problem() -> str:
