@@ -3,6 +3,8 @@ got and what to do. The command line prints it and exits with 2; everything else
 traceback. Warnings on the command line are sentences as well."""
 
 import warnings
+from importlib import import_module
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,6 +17,23 @@ class Diverged(UserError):
 
 class TooFew(UserError):
     """A participant has too few examples for batch norm: others train without it."""
+
+
+def optional(module: str, what: str, *packages: str) -> Any:
+    """A module that not every installation has; ``UserError`` where it cannot be imported.
+
+    what: the package in words. packages: what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise missing(what, error, *packages) from error
+
+
+def missing(what: str, error: ImportError, *packages: str) -> UserError:
+    """What to say of a package that cannot be imported; arguments as for ``optional``."""
+    quoted = " ".join(f'"{package}"' for package in packages)
+    return UserError(f"expected {what}, but it cannot be imported ({error}): pip install {quoted}")
 
 
 def warn_in_sentences() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from msfusion.errors import UserError
+from msfusion.errors import optional
 from msfusion.records import Round
 
 
@@ -16,14 +16,8 @@ class Events:
     """
 
     def __init__(self, directory: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "expected tensorboard, which writes the events, but it is missing: "
-                'pip install "msfusion[report]"'
-            ) from error
-        self._open = SummaryWriter
+        what = "tensorboard, which writes the events"
+        self._open = optional("torch.utils.tensorboard", what, "msfusion[report]").SummaryWriter
         self._directory = directory
         self._writer: Any = None
 

@@ -89,7 +89,7 @@ def test_byte_pairs() -> None:
 
 def test_byte_pairs_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(UserError, match=r"pip install 'msfusion\[hf\]'"):
+    with pytest.raises(UserError, match=r'pip install "msfusion\[hf\]"'):
         tokenize(Text("a", "b"), Data(name="text", tokenizer="bpe"))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from msfusion.data.config import Data
 from msfusion.data.text import Text
-from msfusion.errors import UserError
+from msfusion.errors import UserError, optional
 
 _LINES = 1000  # lines per piece that the byte-pair tokenizer sees at once
 
@@ -57,13 +57,8 @@ def _bytes(text: Text, config: Data) -> Tokens:
 
 
 def _byte_pairs(text: Text, config: Data) -> Tokens:
-    try:
-        from tokenizers import ByteLevelBPETokenizer
-    except ImportError as error:
-        raise UserError(
-            "expected the package tokenizers for data.tokenizer='bpe', found none: pip install 'msfusion[hf]'"
-        ) from error
-    tokenizer = ByteLevelBPETokenizer()
+    what = "the package tokenizers for data.tokenizer='bpe'"
+    tokenizer = optional("tokenizers", what, "msfusion[hf]").ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(
         _pieces(text.train), vocab_size=config.vocabulary, min_frequency=2, show_progress=False
     )

@@ -6,7 +6,7 @@ Flower itself is imported on first use of an app only.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from msfusion.errors import UserError
+from msfusion.errors import missing
 from msfusion.flower.task import Settings, Task
 
 if TYPE_CHECKING:
@@ -26,4 +26,4 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "flwr":
             raise
-        raise UserError('expected Flower, but it is missing: pip install "msfusion[flower]"') from None
+        raise missing("Flower", error, "msfusion[flower]") from None

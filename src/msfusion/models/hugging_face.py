@@ -5,14 +5,13 @@ import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from msfusion.errors import UserError
+from msfusion.errors import UserError, optional
 from msfusion.models.inputs import InputSpec, example
 from msfusion.models.meta import parameters_on_meta, without_values
 from msfusion.models.options import nearest
@@ -108,7 +107,7 @@ def stored_names(module: nn.Module, stored: Collection[str]) -> dict[str, str]:
 
 def build_from_timm(spec: str, inputs: InputSpec | None, options: Mapping[str, object]) -> Built:
     """The model of ``timm:NAME`` with random parameters; classes and channels come from the data."""
-    timm = _package("timm", 'msfusion[hf]" "torchvision')
+    timm = _package("timm", "torchvision")
     name = spec.removeprefix(TIMM)
     if name not in timm.list_models():
         raise UserError(f"expected a model of timm, got {name!r}: {nearest(name, timm.list_models())}")
@@ -126,14 +125,8 @@ def build_from_timm(spec: str, inputs: InputSpec | None, options: Mapping[str, o
     return module, (example(inputs),)
 
 
-def _package(name: str, extra: str = "msfusion[hf]") -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(
-            f"expected the package {name.partition('.')[0]}, but it cannot be imported ({error}): "
-            f'pip install "{extra}"'
-        ) from error
+def _package(name: str, *beside: str) -> Any:
+    return optional(name, f"the package {name.partition('.')[0]}", "msfusion[hf]", *beside)
 
 
 def _path(spec: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from msfusion.errors import UserError
+from msfusion.errors import UserError, optional
 
 AUTHORITY = "authority.pem"
 AUTHORITY_KEY = "authority.key"
@@ -185,14 +185,8 @@ def _write(folder: Path, name: str, builder: Any, secret: Any, signer: Any) -> N
     (folder / name).write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(pem))
 
 
-def _cryptography() -> tuple[Any, Any, Any, Any]:
-    try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-    except ImportError as error:
-        raise UserError(
-            "expected cryptography, which makes certificates, but it is missing: "
-            'pip install "msfusion[peers]"'
-        ) from error
-    return x509, ec, hashes, serialization
+def _cryptography() -> list[Any]:
+    """x509, ec, hashes and serialization."""
+    below = [f"hazmat.primitives.{name}" for name in ("asymmetric.ec", "hashes", "serialization")]
+    what = "cryptography, which makes certificates"
+    return [optional(f"cryptography.{name}", what, "msfusion[peers]") for name in ("x509", *below)]

@@ -4,10 +4,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
-from msfusion.errors import UserError
+from msfusion.errors import UserError, optional
 from msfusion.peers.certificates import AUTHORITY, certificate, check_own, key, names_in
 from msfusion.peers.settings import Link
 
@@ -20,16 +19,9 @@ _LOG = "error,zenoh_link_tls::unicast=warn"
 """Zenoh's own words: at ``warn`` it says there who is refused and why, and nothing else."""
 
 
-def zenoh() -> ModuleType:
+def zenoh() -> Any:
     """The engine; raises UserError where it is not installed."""
-    try:
-        import zenoh
-    except ImportError as error:
-        raise UserError(
-            "expected eclipse-zenoh, which carries values between peers, but it is missing: "
-            'pip install "msfusion[peers]"'
-        ) from error
-    return zenoh
+    return optional("zenoh", "eclipse-zenoh, which carries values between peers", "msfusion[peers]")
 
 
 def opened(config: str) -> Any:

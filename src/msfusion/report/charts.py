@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup, escape
 
-from msfusion.errors import UserError
+from msfusion.errors import optional
 from msfusion.report.numbers import si
 from msfusion.report.series import Line
 
@@ -74,14 +74,9 @@ def chart(title: str, x: XUnit, y: YUnit, lines: Sequence[tuple[Style, Line]], n
 
 
 def _figure() -> tuple[Any, "Figure"]:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            'expected matplotlib, which draws the charts, but it is missing: pip install "msfusion[report]"'
-        ) from error
-    return matplotlib, Figure(figsize=(5.4, 3.3), layout="constrained")
+    what = "matplotlib, which draws the charts"
+    matplotlib, figure = (optional(m, what, "msfusion[report]") for m in ("matplotlib", "matplotlib.figure"))
+    return matplotlib, figure.Figure(figsize=(5.4, 3.3), layout="constrained")
 
 
 def _draw(axes: "Axes", style: Style, points: Line) -> None:
