@@ -6,7 +6,7 @@ Rounds of the simulation and of the loop take turns in one process; the simulati
 between two of its rounds, evaluation off. A ratio of 1 would mean that everything else is free. It may be
 more: what has trained for a thousand steps on a CPU runs without Python, and the loop does not
 (learn/scripts.py). The rounds until then do not count. The loop's images lie in memory as the simulation has
-them (learn/known.py), with ``--plain`` as PyTorch does.
+them (learn/memory_layout.py), with ``--plain`` as PyTorch does.
 
     python benchmarks/throughput.py [--rounds 9] [--models mlp,cnn] [--device cpu] [--batched on --compile]
         [--no-script] [--plain]
@@ -24,8 +24,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from msfusion.data.examples import Examples, LabelledImages, TokenBlocks
-from msfusion.learn.known import layout_for
 from msfusion.learn.local import Train
+from msfusion.learn.memory_layout import layout_for
 from msfusion.models import build
 from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation

@@ -43,7 +43,7 @@ def simulate(
     set_: options.Set = None,
     json: options.Json = False,
 ) -> None:
-    """Train one model with all participants in this process."""
+    """Train one model with all participants on this machine."""
     from msfusion.commands import simulate as command
 
     settings = given.settings(

@@ -39,7 +39,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Config(Run):
-    """Everything that a simulation is a function of."""
+    """The settings of a preset: everything that a simulation, or what peers train, is a function of."""
 
     participants: Annotated[int, Ge(1)] = 10  # how many, among whom the data are divided
     model: Model = field(default_factory=Model)

@@ -16,9 +16,10 @@ from msfusion.capture.graph import copy_with, named_tensors, quiet
 from msfusion.learn.batch_norm import one_value
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.flops import counter
-from msfusion.learn.known import is_known, lay_out, layout_for
+from msfusion.learn.known import is_known
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, state_like, update
+from msfusion.learn.memory_layout import lay_out, layout_for
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Optimizer
 

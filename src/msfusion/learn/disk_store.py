@@ -45,6 +45,7 @@ class DiskStore:
     parameters: which tensors participants train.
     names: parameter or buffer name -> its name in the checkpoint, where the two differ.
     buffers: values of buffers that the checkpoint does not hold; they stay in memory.
+    shard_bytes: about how long a file of a checkpoint may be.
     measure: whether the model shift is measured.
     twins: units that share their changes; a commit then takes three times the memory of the largest tensor.
     decay: of server momentum, whose velocities lie in the folder VELOCITY of every checkpoint; 0 for none.

@@ -38,6 +38,8 @@ def write_initial(
     makes a different module the second time. Parameters whose type is changed after they were made
     (``.half()`` on the whole module) are copied at the end, and held in memory until then.
 
+    folder: a new one, which must not exist; its parents are made.
+    shard_bytes: about how long a file of the checkpoint may be.
     copies: what makes twins alike.
     """
     made: list[nn.Parameter] = []

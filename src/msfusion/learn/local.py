@@ -17,7 +17,7 @@ from msfusion.core.seeds import derive
 from msfusion.data import Examples, fetch
 from msfusion.errors import UserError
 from msfusion.learn.contrast import Compared
-from msfusion.learn.known import layout_for
+from msfusion.learn.memory_layout import layout_for
 from msfusion.learn.objective import Objective
 from msfusion.learn.optimizer import Kind, Optimizer
 

@@ -15,8 +15,8 @@ from msfusion.core import scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch, takes
-from msfusion.learn.known import lay_out
 from msfusion.learn.local import Train
+from msfusion.learn.memory_layout import lay_out
 
 BACKEND: Any = "inductor"
 """What torch.compile makes code with."""

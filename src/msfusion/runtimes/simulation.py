@@ -1,4 +1,4 @@
-"""All participants in this process."""
+"""All participants on this machine: this process pulls and merges for them; it, or forks of it, train."""
 
 import dataclasses
 import gc

@@ -11,8 +11,8 @@ from torch.utils.data import TensorDataset
 
 from msfusion.capture import capture
 from msfusion.capture.graph import named_tensors
-from msfusion.learn.known import lay_out, layout_for
 from msfusion.learn.local import Train, forward_backward, train
+from msfusion.learn.memory_layout import lay_out, layout_for
 from msfusion.learn.objective import Objective
 from msfusion.learn.submodels import SubModels
 from msfusion.models.cnn import cnn
