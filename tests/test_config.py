@@ -9,13 +9,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msfusion.config import Config, Model, filled, load, load_axes, parse_setting, presets
+from msfusion.config import Config, Model, load, load_axes, parse_setting, presets
 from msfusion.data import Data
 from msfusion.errors import UserError
 from msfusion.learn.local import Train
 from msfusion.learn.methods import get_method
 from msfusion.models import MODELS
-from msfusion.settings import validated
+from msfusion.settings import filled, validated
 
 
 def file(folder: Path, text: str) -> str:

@@ -113,8 +113,8 @@ def plan(
     from msfusion.commands import plan as command
     from msfusion.commands import scaling as scaling_command
     from msfusion.commands.idle import warn_of_idle
-    from msfusion.config import filled
     from msfusion.runtimes.run import Run
+    from msfusion.settings import filled
 
     part = given.flags({"width": width, "share": share, "memory": memory, "flops": flops})
     more = given.pairs(set_)

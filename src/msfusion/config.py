@@ -1,15 +1,12 @@
 """Configuration: frozen dataclasses beside their owners, filled from a TOML file and from flags over it."""
 
-import copy
 import dataclasses
-import difflib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any
 
 from annotated_types import Ge
 
@@ -18,9 +15,7 @@ from msfusion.errors import UserError
 from msfusion.models import MODELS
 from msfusion.peers.settings import Peers
 from msfusion.runtimes.run import CAPACITIES, Run
-from msfusion.settings import validated
-
-T = TypeVar("T")
+from msfusion.settings import filled, validated
 
 
 @dataclass(frozen=True)
@@ -58,27 +53,6 @@ def load(source: str, overrides: Mapping[str, Any] | None = None) -> Config:
     config = filled(Config, flags, table)
     elsewhere = source in presets() and config.model.name not in MODELS
     return dataclasses.replace(config, twins=None) if elsewhere and "twins" not in flags else config
-
-
-def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any] = MappingProxyType({})) -> T:
-    """An ``owner`` made from dotted ``settings`` over a table of settings; UserError for an unknown one."""
-    filled_in = copy.deepcopy(dict(table))
-    for key, value in settings.items():
-        _put(filled_in, key.split("."), value)
-    _refuse_unknown(owner, filled_in, owner, "")
-    return validated(owner, _with_none(owner, filled_in))
-
-
-def _with_none(owner: type, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The word ``none`` as no value, where a setting may have none: TOML has no word for it."""
-    hints = get_type_hints(owner)
-    filled_in = dict(table)
-    for key, value in table.items():
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            filled_in[key] = _with_none(hints[key], value)
-        elif value == "none" and type(None) in get_args(hints[key]):
-            filled_in[key] = None
-    return filled_in
 
 
 def load_axes(file: Path | None) -> dict[str, list[str]]:
@@ -135,42 +109,3 @@ def read_table(source: str) -> dict[str, Any]:
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"expected {source} to be a TOML file, but it cannot be read: {error}") from None
-
-
-def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
-    for part in path[:-1]:
-        inner = table.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise UserError(
-                f"expected {part!r} in {'.'.join(path)!r} to be a table of settings, it is a value"
-            )
-        table = inner
-    table[path[-1]] = value
-
-
-def _refuse_unknown(owner: type, table: Mapping[str, Any], root: type, prefix: str) -> None:
-    hints = get_type_hints(owner)
-    for key, value in table.items():
-        if key not in hints:
-            raise UserError(
-                f"expected a known setting, got {prefix + key!r}; "
-                f"did you mean {_nearest(root, prefix + key)!r}?"
-            )
-        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping):
-            _refuse_unknown(hints[key], value, root, f"{prefix}{key}.")
-
-
-def _nearest(root: type, key: str) -> str:
-    known = list(_keys(root, ""))
-    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.0)
-    return close[0] if close else by_leaf[leaf[0]]
-
-
-def _keys(owner: type, prefix: str) -> Iterable[str]:
-    for key, hint in get_type_hints(owner).items():
-        if dataclasses.is_dataclass(hint):
-            yield from _keys(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
-        else:
-            yield prefix + key

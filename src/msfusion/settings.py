@@ -1,9 +1,12 @@
-"""Checks settings against the types and bounds that their dataclass states beside each field."""
+"""Fills dataclasses from dotted settings, and checks these against the types and bounds beside each field."""
 
+import copy
+import difflib
 import json
 import math
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -12,6 +15,66 @@ from pydantic import TypeAdapter, ValidationError
 from msfusion.errors import UserError
 
 T = TypeVar("T")
+
+
+def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any] = MappingProxyType({})) -> T:
+    """An ``owner`` made from dotted ``settings`` over a table of settings; UserError for an unknown one."""
+    filled_in = copy.deepcopy(dict(table))
+    for key, value in settings.items():
+        _put(filled_in, key.split("."), value)
+    _refuse_unknown(owner, filled_in, owner, "")
+    return validated(owner, _with_none(owner, filled_in))
+
+
+def _with_none(owner: type, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The word ``none`` as no value, where a setting may have none: TOML has no word for it."""
+    hints = get_type_hints(owner)
+    filled_in = dict(table)
+    for key, value in table.items():
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            filled_in[key] = _with_none(hints[key], value)
+        elif value == "none" and type(None) in get_args(hints[key]):
+            filled_in[key] = None
+    return filled_in
+
+
+def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = table.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"expected {part!r} in {'.'.join(path)!r} to be a table of settings, it is a value"
+            )
+        table = inner
+    table[path[-1]] = value
+
+
+def _refuse_unknown(owner: type, table: Mapping[str, Any], root: type, prefix: str) -> None:
+    hints = get_type_hints(owner)
+    for key, value in table.items():
+        if key not in hints:
+            raise UserError(
+                f"expected a known setting, got {prefix + key!r}; "
+                f"did you mean {_nearest(root, prefix + key)!r}?"
+            )
+        if is_dataclass(hints[key]) and isinstance(value, Mapping):
+            _refuse_unknown(hints[key], value, root, f"{prefix}{key}.")
+
+
+def _nearest(root: type, key: str) -> str:
+    known = list(_keys(root, ""))
+    by_leaf = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    leaf = difflib.get_close_matches(key.rpartition(".")[2], by_leaf, n=1, cutoff=0.0)
+    return close[0] if close else by_leaf[leaf[0]]
+
+
+def _keys(owner: type, prefix: str) -> Iterator[str]:
+    for key, hint in get_type_hints(owner).items():
+        if is_dataclass(hint):
+            yield from _keys(hint, f"{prefix}{key}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + key
 
 
 def validated(owner: type[T], table: Mapping[str, Any]) -> T:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from msfusion.commands.idle import _SETTINGS, _VARIANTS, warn_of_idle, warn_of_variants
-from msfusion.config import Config, filled
+from msfusion.config import Config
 from msfusion.learn.methods import METHODS
+from msfusion.settings import filled
 
 
 def told(given: dict[str, Any], *methods: str) -> list[str]:

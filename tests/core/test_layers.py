@@ -14,7 +14,10 @@ LAYERS = (
     {"capture"},
     {"models", "data"},
     {"learn"},
-    {"runtimes", "flower", "peers", "records", "report", "events", "config"},
+    {"records"},
+    {"runtimes", "report", "events"},
+    {"flower", "peers"},
+    {"config"},
     {"__init__"},  # the public names
     {"commands"},
     {"cli", "__main__"},

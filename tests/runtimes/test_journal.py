@@ -80,7 +80,9 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(
 
 
 def journal(out: Path, data: str | None = None, settings: dict[str, Any] | None = None) -> Journal:
-    return Journal(out, settings or {}, AxisMap({}, {}), [4], data=data)
+    settings = settings or {}
+    defaults = dataclasses.asdict(Config() if "model" in settings else Run())
+    return Journal(out, settings, defaults, AxisMap({}, {}), [4], data=data)
 
 
 def test_a_checkpoint_of_other_data_of_the_same_size_is_refused(tmp_path: Path) -> None:
@@ -122,3 +124,9 @@ def test_a_run_from_python_is_none_of_the_command_line(tmp_path: Path) -> None:
     journal(tmp_path, settings=dataclasses.asdict(Run())).seal(2, {}, tmp_path)
     with pytest.raises(UserError, match=r"data.name = digits where the run has none"):
         journal(tmp_path, settings=dataclasses.asdict(Config())).load([])
+
+
+def test_a_run_of_the_command_line_is_none_from_python(tmp_path: Path) -> None:
+    journal(tmp_path, settings=dataclasses.asdict(Config())).seal(2, {}, tmp_path)
+    with pytest.raises(UserError, match=r"data.name = none where the run has digits"):
+        journal(tmp_path, settings=dataclasses.asdict(Run())).load([])

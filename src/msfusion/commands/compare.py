@@ -188,7 +188,8 @@ def _unfit(folder: Path, config: Config) -> str:
         run = records.read(folder)
     except UserError as error:
         return str(error)
-    if differ := changed(run.header["config"], dataclasses.asdict(config), {"rounds", "checkpoint_every"}):
+    now, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+    if differ := changed(run.header["config"], now, defaults, {"rounds", "checkpoint_every"}):
         return f"this call has {differ}"
     if len(run.rounds) == config.rounds or diverged(run):
         return ""

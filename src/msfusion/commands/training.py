@@ -1,6 +1,5 @@
 """From a configuration to a simulation, for the commands that train."""
 
-import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,8 +38,7 @@ def simulation_of(
         captured = captured or capture(model, example, overrides=config.model.axes, logits_alone=True)
     objective = Objective(language=data.task == "language")
     problem = Problem(model, example, data.train, data.test, objective, config.model.name)
-    settings = dataclasses.asdict(config)
-    return Simulation(problem, config, out=out, settings=settings, captured=captured)
+    return Simulation(problem, config, out=out, captured=captured)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from msfusion.core.overlap import State
 from msfusion.core.seeds import derive
 from msfusion.errors import UserError
 from msfusion.flower.agreed import Agreed
-from msfusion.flower.task import Task
+from msfusion.flower.task import Settings, Task
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import DiskStore, last_commit
 from msfusion.learn.initial import Copies, write_initial
@@ -69,7 +69,7 @@ class Home:
         self._settings, self._setup = agreed.settings, agreed.setup
         axes = self._setup.captured.axes
         self.out = Path(self._settings.out).absolute()
-        self.journal = Journal(self.out, self._settings.training, axes, [])
+        self.journal = Journal(self.out, self._settings.training, Settings().training, axes, [])
         self.overlap = self._setup.first_overlap()
         self.done = 0
         self.run = uuid4().hex

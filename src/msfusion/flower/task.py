@@ -11,12 +11,11 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from msfusion.config import filled
 from msfusion.errors import UserError
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import CAPACITIES, Run, check_exchange, check_real
-from msfusion.settings import validated
+from msfusion.settings import filled, validated
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor
 
 from msfusion import records
-from msfusion.config import Config
 from msfusion.core.axes import AxisMap
 from msfusion.errors import UserError
 from msfusion.runtimes import checkpoint
@@ -28,26 +27,39 @@ _FREE_FORM = ("model.options", "model.axes")
 """Tables whose keys are no settings."""
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()) -> str:
+def changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any], free: Collection[str] = ()
+) -> str:
     """What differs between the settings of a saved run and others, in words; empty where nothing does.
 
-    A setting that the run lacks is newer than it, and counts as its default. free: settings that may differ.
+    A setting that the run lacks is newer than it, and counts as its default, but for those that a run from
+    Python does not have at all.
+
+    defaults: of the settings of now. free: settings that may differ.
     """
     new = flat(now)
-    defaults = flat(dataclasses.asdict(Config() if "model" in before else Run()))
-    old = {key: value for key, value in defaults.items() if key in new} | flat(before)
+    own = flat(defaults if _of_command_line(before) else dataclasses.asdict(Run()))
+    old = {key: value for key, value in own.items() if key in new} | flat(before)
     old = {key: value for key, value in old.items() if key in new or value != "null"}
     return differences(old, new, {*free, *_FREE})
 
 
-def unknown(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Settings of a saved run that this version does not know, in words, but for those without a value."""
-    known = flat(dataclasses.asdict(Config())).keys() | flat(now).keys()
+def unknown(before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Settings of a saved run that this version does not know, in words, but for those without a value; empty
+    for a run of the command line that goes on from Python: ``changed`` tells of it."""
+    if _of_command_line(before) and not _of_command_line(now):
+        return ""
+    known = flat(defaults).keys() | flat(now).keys()
     return ", ".join(
         f"{key} = {value}"
         for key, value in flat(before).items()
         if key not in known and not key.startswith(_FREE_FORM) and value != "null"
     )
+
+
+def _of_command_line(settings: Mapping[str, Any]) -> bool:
+    """Whether they name a model: Python code hands one over."""
+    return "model" in settings
 
 
 class Journal:
@@ -57,6 +69,7 @@ class Journal:
     what goes wrong there is raised by the next call, or at the end of ``writing``.
 
     settings: the configuration as the records and the checkpoint state it.
+    defaults: the same where nothing is set.
     axes: the model's axis map; a checkpoint of a model with another one is refused.
     examples: number of examples of each participant; a checkpoint of other numbers is refused.
     transient: tensors of the model that are in no state dict: an export leaves them out.
@@ -67,12 +80,14 @@ class Journal:
         self,
         directory: Path | None,
         settings: Mapping[str, Any],
+        defaults: Mapping[str, Any],
         axes: AxisMap,
         examples: Sequence[int],
         transient: Collection[str] = (),
         data: str | None = None,
     ) -> None:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._defaults = defaults
         self._directory = directory
         self._examples = list(examples)
         self._transient = sorted(transient)
@@ -178,12 +193,12 @@ class Journal:
                 f"expected the checkpoint in {self._directory} to be of this model, it is of another; "
                 "use the run's own model or another directory"
             )
-        if strange := unknown(facts["settings"], self.settings):
+        if strange := unknown(facts["settings"], self.settings, self._defaults):
             raise UserError(
                 f"expected settings that this version of msfusion knows in {self._directory}, got {strange}; "
                 "go on with the version that made the run"
             )
-        if differ := changed(facts["settings"], self.settings, free):
+        if differ := changed(facts["settings"], self.settings, self._defaults, free):
             raise UserError(
                 f"expected the settings of the run in {self._directory}, got {differ}; "
                 "resume with the same settings or use another directory"

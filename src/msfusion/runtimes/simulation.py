@@ -4,11 +4,10 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +68,7 @@ class Result:
 class Simulation:
     """A run of one method on one problem.
 
-    settings: what records and checkpoints state as the configuration; by default ``run`` alone.
+    run: the settings, which records and checkpoints state as the configuration.
     captured: the capture of ``problem.model``, if it is at hand already.
     """
 
@@ -79,7 +78,6 @@ class Simulation:
         run: Run,
         *,
         out: Path | None = None,
-        settings: Mapping[str, Any] | None = None,
         captured: Capture | None = None,
     ) -> None:
         self.problem, self.config = problem, run
@@ -128,9 +126,9 @@ class Simulation:
         self._evaluation: Evaluation | None = None
         self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
-        said = dict(settings or dataclasses.asdict(run))
+        said, defaults = dataclasses.asdict(run), dataclasses.asdict(type(run)())
         known = digest([*problem.train, problem.test]) if out else None
-        self.journal = Journal(out, said, captured.axes, examples, transient(self.model), known)
+        self.journal = Journal(out, said, defaults, captured.axes, examples, transient(self.model), known)
 
     def run(
         self, *, resume: bool = False, watch: Callable[[records.Round], None] = lambda record: None
