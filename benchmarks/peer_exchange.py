@@ -58,7 +58,6 @@ def main() -> None:
     print(machine())
     print("| contribution | exchange | MB/s per peer and direction | of bare gets | of gloo |")
     print("|---|---|---|---|---|")
-    print("|---|---|---|---|---|")
     for megabytes in arguments.megabytes:
         with tempfile.TemporaryDirectory() as folder:
             report(megabytes, played(megabytes, arguments.turns, Path(folder)))
