@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-BATCH = 8
-
 
 def large(participants: int, share: float, rounds: int) -> str:
     """A configuration that trains a ViT of 708M parameters."""
@@ -32,7 +30,7 @@ limit = 400
 optimizer = "adamw"
 lr = 1e-3
 steps = 2
-batch = {BATCH}
+batch = 8
 """
 
 

@@ -16,45 +16,40 @@ import sys
 import tempfile
 from pathlib import Path
 
-from limited import BATCH, Limited, large
+import torch
+from limited import Limited, large
 from machine import machine
+from torch.nn.functional import cross_entropy
 
 from msfusion.commands.peer import free_port
+from msfusion.config import load
+from msfusion.data import fetch
+from msfusion.data import load as load_data
+from msfusion.models import build
 from msfusion.records import read
 
 PEERS, ROUNDS, SHARE = 4, 2, 0.08
 LIMIT = 2_800_000_000
 PRESET = f"{large(PEERS, SHARE, ROUNDS)}[peers]\nlease = 30.0\n"
-FULL = f"""
-import sys
-import torch
-from msfusion.config import load
-from msfusion.data import load as load_data
-from msfusion.models import build
-config = load(sys.argv[1])
-data = load_data(config.data, 1, 0)
-model = build(config.model.name, data.inputs, config.model.options)[0]
-images, labels = data.train[0].batch(torch.arange({BATCH}))
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-torch.nn.functional.cross_entropy(model(images), labels).backward()
-optimizer.step()
-"""
 IMPORTS = "import msfusion.peers.peer, zenoh"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where 25 GB of shards may lie meanwhile")
+    parser.add_argument("--full", type=Path, metavar="PRESET", help="one step of full training alone")
     arguments = parser.parse_args()
-    python = [sys.executable, "-c"]
+    if arguments.full:
+        step(arguments.full)
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         parameters, peers = trained(Path(folder))
         preset = str(Path(folder) / "big.toml")
-        imports = Limited([*python, IMPORTS], LIMIT)
+        imports = Limited([sys.executable, "-c", IMPORTS], LIMIT)
         imports.wait()
         full = []
         for limit in (LIMIT, None):
-            full.append(Limited([*python, FULL, preset], limit))
+            full.append(Limited([sys.executable, __file__, "--full", preset], limit))
             full[-1].wait()
     print(machine())
     state = 16 * parameters
@@ -71,7 +66,18 @@ def main() -> None:
     row("full training", False, full[1])
 
 
-def trained(folder: Path) -> tuple[int, list["Limited"]]:
+def step(preset: Path) -> None:
+    """Full training, one step of it."""
+    config = load(str(preset))
+    data = load_data(config.data, 1, 0)
+    model, _ = build(config.model.name, data.inputs, config.model.options)
+    images, labels = fetch(data.train[0], torch.arange(config.train.batch), None)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.train.lr)
+    cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+
+
+def trained(folder: Path) -> tuple[int, list[Limited]]:
     """Parameters of the full model, and the peers, each of which has ended."""
     preset, port = folder / "big.toml", free_port()
     preset.write_text(PRESET)
@@ -89,7 +95,7 @@ def trained(folder: Path) -> tuple[int, list["Limited"]]:
     return run.header["model"]["parameters"], peers
 
 
-def row(name: str, limited: bool, process: "Limited") -> None:
+def row(name: str, limited: bool, process: Limited) -> None:
     end = {0: "well", -9: "killed at the limit"}.get(process.code, process.reason[:60])
     print(
         f"| {name} | {'yes' if limited else 'no'} | {end} | {process.most / 1e9:.2f} GB |"
