@@ -20,7 +20,6 @@ import argparse
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from machine import machine, seconds, spread
@@ -49,7 +48,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     full, axes, windows = problem(arguments.width)
     ours, usual = Ours(full, axes, windows), Usual(full, axes, windows)
-    ways = [Copy(full, axes, windows), ours, usual]
+    ways: list[Copy | Ours | Usual] = [Copy(full, axes, windows), ours, usual]
     times: dict[str, list[tuple[float, float]]] = {type(way).__name__.lower(): [] for way in ways}
     for _ in range(arguments.repeats + 1):
         cut = [seconds(way.extract) for way in ways]
@@ -136,7 +135,7 @@ class Usual:
         self.axes = axes
         self.windows = windows
         self.parts: list[OrderedDict[str, Tensor]] = []
-        self.indices: list[dict[str, Any]] = []
+        self.indices: list[dict[str, list[Tensor]]] = []
 
     def extract(self) -> None:
         self.indices = [self._index(one) for one in self.windows]
@@ -161,7 +160,7 @@ class Usual:
             for name in self.values
         }
 
-    def _grid(self, indices: list[Tensor]) -> Any:
+    def _grid(self, indices: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
         return torch.meshgrid(*indices, indexing="ij") if len(indices) > 1 else indices[0]
 
 

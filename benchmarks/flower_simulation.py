@@ -283,12 +283,12 @@ def run(*command: object, env: dict[str, str] | None = None) -> None:
         sys.exit(done.stdout + done.stderr)
 
 
-def watched(process: "subprocess.Popen[Any]", done: Any) -> float:
+def watched(process: subprocess.Popen[bytes], done: Callable[[], bool]) -> float:
     """Largest sum of resident memory, in bytes, of a process and all below it, until done."""
     peak, end = 0, time.monotonic() + 600
     while not done():
         if time.monotonic() > end or (process.poll() is not None and not done()):
-            sys.exit(f"{process.args} did not finish")
+            sys.exit(f"{process.args!r} did not finish")
         table = subprocess.run(["ps", "-eo", "pid=,ppid=,rss="], capture_output=True, text=True, check=True)
         rows = [list(map(int, line.split())) for line in table.stdout.splitlines()]
         peak = max(peak, resident(process.pid, rows))

@@ -10,7 +10,8 @@ import argparse
 import dataclasses
 import statistics
 import sys
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import torch
 from machine import machine, seconds, spread
@@ -22,8 +23,9 @@ from msfusion.models import build
 from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
+Precision = Literal["float32", "bf16"]
 SIZE = 8192  # of the square matrices
-LARGE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+LARGE: dict[str, tuple[dict[str, object], tuple[int, ...]]] = {
     "resnet18": ({"width": 64}, (3, 32, 32)),
     "gpt": ({"layers": 6, "heads": 6, "embed": 384, "block": 256}, (256,)),
 }
@@ -51,10 +53,10 @@ def main() -> None:
         print(row(name, arguments.rounds, arguments.precision, arguments.compile, fastest), flush=True)
 
 
-def row(name: str, rounds: int, precision: Any, compile: bool, fastest: float) -> str:
-    alone = simulation(name, precision, batched="off")
-    together = simulation(name, precision, batched="on", compile=compile)
-    times = [[seconds(lambda one=one: round_of(one)) for one in (alone, together)] for _ in range(rounds + 1)]
+def row(name: str, rounds: int, precision: Precision, compile: bool, fastest: float) -> str:
+    alone = simulation(name, precision, Run(batched="off"))
+    together = simulation(name, precision, Run(batched="on", compile=compile))
+    times = [[seconds(partial(round_of, one)) for one in (alone, together)] for _ in range(rounds + 1)]
     pairs = times[1:]  # the first one warms up
     columns = [spread([1000 * pair[i] for pair in pairs], ".1f") for i in (0, 1)]
     ratio = spread([first / second for first, second in pairs])
@@ -65,13 +67,13 @@ def row(name: str, rounds: int, precision: Any, compile: bool, fastest: float) -
     return f"| {name} | {cost.parameters:,} | {columns[0]} | {columns[1]} | {ratio} | {share:.1%} |"
 
 
-def simulation(name: str, precision: Any, **settings: Any) -> Simulation:
+def simulation(name: str, precision: Precision, run: Run) -> Simulation:
     options, shape, share, train = CASES[name]
     options, shape = LARGE.get(name, (options, shape))
     torch.manual_seed(0)
     data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
     train = dataclasses.replace(train, precision=precision)
-    run = Run(share=share, device="cuda", train=train, **settings)
+    run = dataclasses.replace(run, share=share, device="cuda", train=train)
     x, _ = data[0].batch(torch.arange(2))
     return Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
 

@@ -17,7 +17,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a process imports is part of its memory
+    from torch.utils.data import TensorDataset
+
+    from msfusion.learn.disk_store import DiskStore
+    from msfusion.learn.learner import Learner
+    from msfusion.learn.local import Train
 
 SIZES = {"layers": 24, "heads": 16, "embed": 1024, "block": 128, "vocabulary": 8192, "tie": True}
 SHARE = 0.25
@@ -79,7 +86,7 @@ def text(results: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def nothing(folder: Path) -> dict[str, Any]:
+def nothing(folder: Path) -> dict[str, float]:
     import msfusion.learn.disk_store
     import msfusion.learn.learner
     import msfusion.models  # noqa: F401
@@ -87,7 +94,7 @@ def nothing(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def initial(folder: Path) -> dict[str, Any]:
+def initial(folder: Path) -> dict[str, float]:
     from msfusion.learn.initial import write_initial
     from msfusion.models import build
 
@@ -95,7 +102,7 @@ def initial(folder: Path) -> dict[str, Any]:
     return {"shards": len(shards.files)}
 
 
-def full(folder: Path) -> dict[str, Any]:
+def full(folder: Path) -> dict[str, float]:
     import torch
 
     from msfusion.capture.graph import named_tensors
@@ -116,7 +123,7 @@ def full(folder: Path) -> dict[str, Any]:
     return {"parameters": sum(p.numel() for p in module.parameters())}
 
 
-def participant(folder: Path) -> dict[str, Any]:
+def participant(folder: Path) -> dict[str, float]:
     import torch
     from safetensors.torch import save_file
 
@@ -133,7 +140,7 @@ def participant(folder: Path) -> dict[str, Any]:
     return {"parameters": held, "cost": learner.cost(one, plan).memory_bytes}
 
 
-def merge(folder: Path) -> dict[str, Any]:
+def merge(folder: Path) -> dict[str, float]:
     from safetensors.torch import load_file
 
     from msfusion.core.merge import Contribution
@@ -147,7 +154,7 @@ def merge(folder: Path) -> dict[str, Any]:
     return {"parameters": sum(value.numel() for value in values.values())}
 
 
-def parts(folder: Path) -> tuple[Any, dict[str, int], Any]:
+def parts(folder: Path) -> "tuple[Learner, dict[str, int], DiskStore]":
     """Learner, width plan and store of a model that this process never holds."""
     import torch
 
@@ -174,13 +181,13 @@ def parts(folder: Path) -> tuple[Any, dict[str, int], Any]:
     return learner, plan, store
 
 
-def settings() -> Any:
+def settings() -> "Train":
     from msfusion.learn.local import Train
 
     return Train(optimizer="adamw", lr=1e-4, batch=BATCH, steps=STEPS)
 
 
-def tokens() -> Any:
+def tokens() -> "TensorDataset":
     import torch
     from torch.utils.data import TensorDataset
 

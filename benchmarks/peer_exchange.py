@@ -19,10 +19,10 @@ from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 from machine import machine, spread
+from torch import Tensor
 
 from msfusion.commands.peer import free_port, task_of
 from msfusion.config import load
@@ -48,6 +48,8 @@ HIDDEN = {10: 2200, 50: 4960}  # megabytes of a sub-model -> units of each layer
 FLYING = 8  # gets under way at a time
 
 Exchange = Callable[[], object]
+Way = Callable[[int, int, Path, int], Exchange]
+"""(number, megabytes, folder, port) -> what one of the two does in a turn."""
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def report(megabytes: int, runs: dict[str, list[float]]) -> None:
 
 def played(megabytes: int, turns: int, folder: Path) -> dict[str, list[float]]:
     """Seconds of the slower side, turn by turn."""
-    ways = {
+    ways: dict[str, Way] = {
         "peers": peers,
         "bare gets of 1 MiB": partial(bare, piece=CHUNK),
         "one bare get": partial(bare, piece=None),
@@ -100,7 +102,7 @@ def played(megabytes: int, turns: int, folder: Path) -> dict[str, list[float]]:
 class Pair:
     """Two processes that exchange in one way."""
 
-    def __init__(self, way: Callable[..., Exchange], megabytes: int, folder: Path) -> None:
+    def __init__(self, way: Way, megabytes: int, folder: Path) -> None:
         context, port = multiprocessing.get_context("spawn"), free_port()
         self._ends: list[Connection] = []
         self._processes = []
@@ -128,9 +130,7 @@ class Pair:
             process.join()
 
 
-def serve(
-    pipe: Connection, way: Callable[..., Exchange], number: int, megabytes: int, folder: Path, port: int
-) -> None:
+def serve(pipe: Connection, way: Way, number: int, megabytes: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     exchange = way(number, megabytes, folder, port)
     exchange()
@@ -172,7 +172,7 @@ def peers(number: int, megabytes: int, folder: Path, port: int) -> Exchange:
         fetch({s: f"given/own/{s}" for s in shards}, rooms)
         stock.home.clear()  # what was cut for the other; it is cut anew in every round
 
-    def fetch(paths: dict[int, str], places: Any) -> None:
+    def fetch(paths: dict[int, str], places: dict[int, list[Tensor]]) -> None:
         network.fetch([Wanted(lambda: [other], paths[s], Strip(places[s])) for s in shards], lambda: True)
 
     def exchange() -> None:
@@ -215,8 +215,8 @@ def bare(number: int, megabytes: int, folder: Path, port: int, piece: int | None
             rest = iter(waiting[FLYING:])
             while got < total:
                 got += replies.get(timeout=30)
-                if (size := next(rest, None)) is not None:
-                    ask(size)
+                if (more := next(rest, None)) is not None:
+                    ask(more)
 
     time.sleep(3.0)  # until both have found each other
     return exchange

@@ -99,12 +99,21 @@ class Peer:
         log = os.open(self.folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        own = {"participant": str(self.number), "link": self.link, "out": self.folder}
-        run(str(self.preset), {}, **own, own_data=False, evaluate=False, export=None)
+        run(
+            str(self.preset),
+            {},
+            participant=str(self.number),
+            link=self.link,
+            own_data=False,
+            out=self.folder,
+            evaluate=False,
+            export=None,
+        )
 
     def look(self, since: float) -> None:
         """Note the memory that the process takes."""
         assert self.process
+        assert self.process.pid
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         own = {name: value for name, _, value in (line.partition(":") for line in lines)}
         private, whole = (int(own[name].split()[0]) / 1e3 for name in ("RssAnon", "VmRSS"))
@@ -261,9 +270,9 @@ def compared(peers: list[Peer], history: list[Entry], preset: Path) -> tuple[int
     config = load(str(preset))
     simulation = simulation_of(config, federation_of(config), None)
     for round, entry in enumerate(history):
-        own = [simulation.participants[n] for n in facts_of(entry)]
-        play(round, own, simulation.learner, simulation.store, 1.0, Carried())
-    want = dict(simulation.model.named_parameters())
+        trained = [simulation.participants[n] for n in facts_of(entry)]
+        play(round, trained, simulation.learner, simulation.store, 1.0, Carried())
+    want: dict[str, Tensor] = dict(simulation.model.named_parameters())
     version = max(own for peer in peers if (own := peer.committed()))
     seen: set[str] = set()
     copies, equal = 0, True

@@ -7,11 +7,12 @@ on the width, takes longer than what it computes; a round grows with those who t
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any
 
 import torch
 from machine import machine
@@ -19,12 +20,14 @@ from throughput import examples
 
 from msfusion.learn.local import Train
 from msfusion.models import build
+from msfusion.records import Round
 from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
 WIDTHS = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 NUMBERS = ((8, 1.0), (32, 1.0), (128, 1.0), (128, 8 / 128), (1024, 8 / 1024))
 TRAIN = Train(batch=16, steps=4)
+RUN = Run(rounds=10**6, evaluate_every=10**9, workers=1, train=TRAIN)
 
 
 def main() -> None:
@@ -46,7 +49,8 @@ def main() -> None:
 
 
 def by_width(width: float, rounds: int) -> str:
-    made = simulation("resnet18", {"width": 64}, (3, 16, 16), 2, width=width, method="msfusion:residual-cut")
+    run = dataclasses.replace(RUN, width=width, method="msfusion:residual-cut")
+    made = simulation("resnet18", {"width": 64}, (3, 16, 16), 2, run)
     times = round_times(made, rounds)
     one = made.participants[0]
     cost = made.learner.cost(one, one.widths)
@@ -57,7 +61,7 @@ def by_width(width: float, rounds: int) -> str:
 
 def by_number(number: int, sample: float, rounds: int) -> str:
     options = {"channels": 1, "image": 8}
-    made = simulation("cnn", options, (1, 8, 8), number, share=0.3, sample=sample)
+    made = simulation("cnn", options, (1, 8, 8), number, dataclasses.replace(RUN, share=0.3, sample=sample))
     times = round_times(made, rounds)
     training = len(made.setup.attendance.present(0, made.participants))
     median = 1000 * statistics.median(times)
@@ -65,11 +69,10 @@ def by_number(number: int, sample: float, rounds: int) -> str:
 
 
 def simulation(
-    name: str, options: dict[str, Any], shape: tuple[int, ...], participants: int, **changes: Any
+    name: str, options: Mapping[str, object], shape: tuple[int, ...], participants: int, run: Run
 ) -> Simulation:
     torch.manual_seed(0)
     data = examples(name, shape, 0)
-    run = Run(**{"evaluate_every": 10**9, "train": TRAIN, "rounds": 10**6, "workers": 1, **changes})
     x, _ = data.batch(torch.arange(2))
     return Simulation(Problem(build(name, None, options)[0], (x,), [data] * participants, data), run)
 
@@ -82,7 +85,7 @@ def round_times(made: Simulation, rounds: int) -> list[float]:
     """Processor time of every round, without the first."""
     marks: list[float] = []
 
-    def watch(record: Any) -> None:
+    def watch(record: Round) -> None:
         marks.append(time.process_time())
         if len(marks) > rounds:
             raise Enough

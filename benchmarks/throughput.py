@@ -14,9 +14,9 @@ them (learn/memory_layout.py), with ``--plain`` as PyTorch does.
 
 import argparse
 import copy
+import dataclasses
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from machine import machine, spread
@@ -27,6 +27,7 @@ from msfusion.data.examples import Examples, LabelledImages, TokenBlocks
 from msfusion.learn.local import Train
 from msfusion.learn.memory_layout import layout_for
 from msfusion.models import build
+from msfusion.records import Round
 from msfusion.runtimes.run import Problem, Run
 from msfusion.runtimes.simulation import Simulation
 
@@ -34,7 +35,7 @@ PARTICIPANTS, EXAMPLES, STEPS = 10, 500, 10
 WARM_UP = 1000 // (PARTICIPANTS * STEPS) + 1  # rounds
 SGD = Train(batch=32, steps=STEPS)
 ADAMW = Train(optimizer="adamw", lr=1e-3, batch=32, steps=STEPS, clip=1.0)
-CASES: dict[str, tuple[dict[str, Any], tuple[int, ...], float, Train]] = {
+CASES: dict[str, tuple[dict[str, object], tuple[int, ...], float, Train]] = {
     "mlp": ({"inputs": 64, "hidden": [256, 256]}, (1, 8, 8), 0.25, SGD),
     "cnn": ({"channels": 1, "image": 8}, (1, 8, 8), 0.3, SGD),  # the demo's
     "resnet18": ({"width": 32}, (3, 32, 32), 0.25, SGD),
@@ -67,32 +68,31 @@ def main() -> None:
     print()
     print("| model | parameters each | examples/s, simulation | bare loop | ratio | of processor time |")
     print("|---|---|---|---|---|---|")
+    run = Run(
+        evaluate_every=10**9,
+        workers=1,
+        device=arguments.device,
+        batched=arguments.batched,
+        compile=arguments.compile,
+        script=not arguments.no_script,
+    )
     for name in arguments.models.split(","):
-        settings = {"device": arguments.device, "batched": arguments.batched, "compile": arguments.compile}
-        settings["script"] = not arguments.no_script
-        print(row(name, arguments.rounds, plain=arguments.plain, **settings), flush=True)
+        print(row(name, arguments.rounds, run, plain=arguments.plain), flush=True)
 
 
-def row(name: str, rounds: int, *, plain: bool, **settings: Any) -> str:
+def row(name: str, rounds: int, run: Run, *, plain: bool) -> str:
     options, shape, share, train = CASES[name]
     torch.manual_seed(0)
     data = [examples(name, shape, number) for number in range(PARTICIPANTS)]
     x, _ = data[0].batch(torch.arange(2))
-    run = Run(
-        share=share,
-        rounds=WARM_UP + rounds + 1,
-        evaluate_every=10**9,
-        train=train,
-        workers=1,
-        **settings,
-    )
+    run = dataclasses.replace(run, share=share, rounds=WARM_UP + rounds + 1, train=train)
     simulation = Simulation(Problem(build(name, None, options)[0], (x,), data, data[0]), run)
     loop = Bare(simulation, data, plain)
     ours: list[Clock] = []
     bare: list[Clock] = []
     began, rounds_done = Clock.now(), 0
 
-    def watch(record: Any) -> None:
+    def watch(record: Round) -> None:
         nonlocal began, rounds_done
         rounds_done += 1
         if rounds_done >= WARM_UP:
@@ -169,7 +169,7 @@ class Bare:
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.module(x).flatten(0, -2), y.flatten()).backward()
+        F.cross_entropy(self.module(x).flatten(0, -2), y.flatten()).backward()  # type: ignore[no-untyped-call]
         if self.train.clip is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.train.clip)
         self.optimizer.step()
