@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, Self, cast
@@ -198,11 +199,32 @@ def read(path: Path) -> Run:
     return Run(header, tuple(record for record, _ in _rounds(path, lines)))
 
 
-def count(path: Path) -> int:
-    """How many rounds a records file holds, of which one at a time is in memory; UserError as for `read`."""
+def rounds(directory: Path) -> Iterator[Round]:
+    """The rounds recorded in a directory, of which one at a time is in memory; UserError as for `read`."""
+    path = directory / FILE_NAME
     lines = _complete_lines(path)
     _header(path, next(lines))
-    return sum(1 for _ in _rounds(path, lines))
+    return (record for record, _ in _rounds(path, lines))
+
+
+def cut(directory: Path) -> int:
+    """Cuts the records in a directory behind their last valid line, for a run that can write them again; how
+    many rounds are left, none where there is no file or its first line is torn."""
+    path = directory / FILE_NAME
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        if not file.readline().endswith(b"\n"):
+            return 0
+    lines = _complete_lines(path)
+    first = next(lines)
+    _header(path, first)
+    count, end = 0, len(first)
+    with suppress(UserError):
+        for _, length in _rounds(path, lines):
+            count, end = count + 1, end + length
+    os.truncate(path, end)
+    return count
 
 
 def _complete_lines(path: Path) -> Iterator[bytes]:

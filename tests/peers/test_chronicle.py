@@ -18,7 +18,7 @@ from msfusion.peers.past import History, Past
 from msfusion.peers.states import Entry, Given, Version
 from msfusion.peers.task import Task
 from msfusion.peers.wire import Wire
-from msfusion.records import Own, Round, read
+from msfusion.records import FILE_NAME, Own, Round, read
 from msfusion.runtimes.setup import Setup
 
 FIRST = Version(0, "first")
@@ -106,7 +106,7 @@ def test_a_peer_that_starts_again_goes_on_behind_what_it_recorded(run: Callable[
     after = run("own").record(entries(*FIVE), seen(4))
     assert after[:4] == before
     assert all("own" in one for one in after)
-    assert without_own(after) == run("anew").record(entries(*FIVE), {})
+    assert without(after, "own") == run("anew").record(entries(*FIVE), {})
 
 
 SCORE = Evaluation(1.0, 0.75, 100)
@@ -121,15 +121,60 @@ def test_the_last_round_is_scored_by_a_later_start(run: Callable[[str], Run]) ->
     assert again == after
 
 
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("rounds", [5, 6])
 @pytest.mark.parametrize("turn", [0, 1, 2, 3, 4])
 def test_rounds_of_another_past_are_recorded_anew_and_those_before_it_stay(
-    run: Callable[[str], Run], turn: int
+    run: Callable[[str], Run], turn: int, rounds: int, again: bool
 ) -> None:
-    own, other = run("own"), entries(*FIVE[:turn], *[(3,)] * (6 - turn))
-    own.record(entries(*FIVE), seen(0, 1, 2, 3, 4))
-    after = own.record(other, {})
-    assert ["own" in one for one in after] == [round < turn for round in range(6)]
-    assert without_own(after) == run("anew").record(other, {})
+    own, other = run("own"), entries(*FIVE[:turn], *[(3,)] * (rounds - turn))
+    own.record(entries(*FIVE), seen(0, 1, 2, 3, 4), dict.fromkeys(range(5), SCORE))
+    if again:
+        own.chronicle.close()
+        own = run("own")
+    last = {rounds - 1: Evaluation(5.0, 0.1, 100)}
+    after = own.record(other, {}, last)
+    assert ["own" in one for one in after] == [round < turn for round in range(rounds)]
+    losses = [one["evaluation"] and one["evaluation"]["loss"] for one in after]
+    assert losses == [1.0] * turn + [None] * (rounds - turn - 1) + [5.0]
+    assert without(after, "own", "evaluation") == without(run("anew").record(other, {}), "evaluation")
+
+
+def test_a_shorter_history_than_that_on_file_is_compared_as_it_grows(run: Callable[[str], Run]) -> None:
+    before = run("own").record(entries(*FIVE), seen(0, 1, 2, 3, 4))
+    own, other = run("own"), entries(*FIVE[:4], (3,))
+    for done in (2, 4):
+        assert own.record(other[:done], {}) == before
+    assert without(own.record(other, {}), "own") == run("anew").record(other, {})
+
+
+def test_what_a_round_cost_counts_the_examples_of_that_round(run: Callable[[str], Run]) -> None:
+    """A participant that comes back with more of them changes no line on file."""
+    first = [Entry((Given(0, 100, 0.5, "a"), Given(1, 100, 0.25, "b")), ())]
+    more = [Entry((Given(1, 900, 0.125, "c"),), ())]
+    before = run("own").record(first, seen(0))
+    assert run("own").record([*first, *more], {})[:1] == before
+
+
+SPOILED: dict[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "empty": (0, lambda text: b""),
+    "half a header": (0, lambda text: text[:50]),
+    "a last line without its end": (4, lambda text: text[:-1]),
+    "zeros behind the last line": (5, lambda text: text + bytes(200) + b"\n"),
+    "zeros for the last two lines": (3, lambda text: b"\n".join([*text.split(b"\n")[:4], bytes(999), b""])),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_what_a_crash_spoiled_is_written_anew(run: Callable[[str], Run], kind: str) -> None:
+    """What was torn off, and what a system that went down had not written yet and gives back as zeros."""
+    whole = run("own").record(entries(*FIVE), {})
+    path, (left, spoil) = run("own").folder / FILE_NAME, SPOILED[kind]
+    path.write_bytes(spoil(path.read_bytes()))
+    again = run("own")
+    assert again.chronicle.on_file() == left
+    assert again.record(entries(*FIVE), {}) == whole
+    assert run("own").chronicle.on_file() == 5
 
 
 def test_bytes_are_those_that_travel(tmp_path: Path, made: tuple[Task, Setup]) -> None:
@@ -144,5 +189,5 @@ def test_bytes_are_those_that_travel(tmp_path: Path, made: tuple[Task, Setup]) -
     assert [2 * value for value in counted["bfloat16"]] == list(counted["float32"])
 
 
-def without_own(rounds: list[Round]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in one.items() if key != "own"} for one in rounds]
+def without(rounds: list[Round], *keys: str) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key not in keys} for one in rounds]

@@ -320,6 +320,8 @@ def test_two_that_ended_apart_come_together(nursery: Nursery, tmp_path: Path, re
         group.start_all()
         group.finished()
         assert group.history(0) == group.history(1)
+        for n in (0, 1):
+            assert [one["participants"] for one in read(group.folder / str(n)).rounds] == group.history(n)
         assert group.model(0).keys() == group.model(1).keys()
         assert all(map(torch.equal, group.model(0).values(), group.model(1).values()))
 

@@ -1,22 +1,27 @@
 """A peer's records: a line for every round of the group, also for those that it was not here for."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 from msfusion import records
 from msfusion.core.axes import Selection
 from msfusion.core.merge import Shift
 from msfusion.learn.evaluation import Evaluation
-from msfusion.learn.learner import Learner, Participant
+from msfusion.learn.learner import Learner
 from msfusion.learn.round import Trained
 from msfusion.peers.agreement import following
 from msfusion.peers.course import Coverages
 from msfusion.peers.past import History, Past
-from msfusion.peers.states import Entry, Version
+from msfusion.peers.states import Entry, Given, Version
 from msfusion.peers.wire import Wire
 from msfusion.runtimes.scribe import Described, Scribe, as_record
 from msfusion.runtimes.setup import Setup
+
+
+_SAME: tuple[Literal["round", "participants", "train_loss"], ...] = ("round", "participants", "train_loss")
+"""What tells the rounds of two pasts apart in their lines."""
 
 
 class Chronicle:
@@ -42,9 +47,8 @@ class Chronicle:
         self._written = History("", first, ())
         self._known: dict[int, int] = {}
         self._trained: set[int] = set()
-        self._recorded = 0
+        self._before: Iterator[records.Round] | None = None  # on file, and not compared yet; None: all
         self._unscored = True  # the last line on file, as far as is known
-        self._keep: int | None = None  # rounds on file that are still true; None: all
         self._done, self._coverages = 0, Coverages(setup)
 
     def write(
@@ -69,9 +73,8 @@ class Chronicle:
         for round, entry in enumerate(self._past.entries(history, self._done), self._done):
             after = following(self._stand, entry)
             line = self._line(round, entry, scores.get(after), own.get(self._stand))
-            if self._writer is None:
-                self._writer = self._open()
-            if round >= self._recorded:
+            if not self._stands(line):
+                self._writer = self._writer or self._open(round)
                 self._writer.round(line)
                 self._unscored = line["evaluation"] is None
             self._done, self._stand = round + 1, after
@@ -81,9 +84,8 @@ class Chronicle:
             self._unscored = False
 
     def on_file(self) -> int:
-        """How many rounds an earlier start has recorded."""
-        path = self._folder / records.FILE_NAME
-        return records.count(path) if path.exists() and path.stat().st_size else 0
+        """How many rounds an earlier start has recorded; what a crash spoiled behind them is cut off."""
+        return records.cut(self._folder)
 
     def close(self) -> None:
         """Close the file."""
@@ -95,7 +97,7 @@ class Chronicle:
             same = _common(self._past.entries(self._written), self._past.entries(history))
             if same < self._done:
                 self._close()
-                self._restart(keep=same)
+                self._restart()
 
     def _complete(self, score: Evaluation) -> None:
         """Give the last round its score, where it was recorded without."""
@@ -105,8 +107,8 @@ class Chronicle:
             self._writer = records.Writer.resume(self._folder, self._header(), self._done - 1)
             self._writer.round({**last, "evaluation": as_record(score)})
 
-    def _restart(self, keep: int) -> None:
-        self._keep = keep
+    def _restart(self) -> None:
+        self._before = None
         self._done, self._stand, self._coverages = 0, self._first, Coverages(self._setup)
         self._trained = set()
 
@@ -115,14 +117,24 @@ class Chronicle:
             self._writer.close()
             self._writer = None
 
-    def _open(self) -> records.Writer:
-        """The file, with the rounds of an earlier start of this peer if there was one."""
-        header = self._header()
-        self._recorded = 0
-        if rounds := self.on_file():
-            self._recorded = rounds if self._keep is None else min(rounds, self._keep)
-            return records.Writer.resume(self._folder, header, self._recorded)
-        return records.Writer(self._folder, header)
+    def _stands(self, line: records.Round) -> bool:
+        """Whether a round is on file already. The first that is there otherwise, of a past that the group did
+        not go on from, and all behind it are not."""
+        if self._writer is not None:
+            return False
+        if self._before is None:
+            self._before = records.rounds(self._folder) if self.on_file() else iter(())
+        before = next(self._before, None)
+        if before is None or any(before[key] != records.finite(line[key]) for key in _SAME):
+            return False
+        self._unscored = before["evaluation"] is None
+        return True
+
+    def _open(self, rounds: int) -> records.Writer:
+        """The file, behind so many rounds of an earlier start."""
+        header, resumes = self._header(), self.on_file()
+        resume = records.Writer.resume
+        return resume(self._folder, header, rounds) if resumes else records.Writer(self._folder, header)
 
     def _header(self) -> records.Header:
         scribe = self._scribe(self._setup.learner(self._setup.first_overlap()))
@@ -133,7 +145,7 @@ class Chronicle:
     ) -> records.Round:
         overlap = self._coverages.overlap
         learner, windows = self._coverages.next(entry)
-        trained = [self._merged(g.participant, windows, g.loss) for g in entry.given]
+        trained = [self._merged(given, windows) for given in entry.given]
         line = self._scribe(learner).round(
             round,
             trained,
@@ -150,15 +162,13 @@ class Chronicle:
         return line
 
     def _scribe(self, learner: Learner) -> Scribe:
-        known = [self._participant(n) for n in sorted(self._known)]
+        known = [self._setup.known(n, self._known[n]) for n in sorted(self._known)]
         return Scribe(learner, known, exchange=True, travelling=self._wire.dtype)
 
-    def _participant(self, number: int) -> Participant:
-        return self._setup.known(number, self._known[number])
-
-    def _merged(self, number: int, windows: Mapping[int, Selection], loss: float | None) -> Trained:
-        one = self._participant(number)
-        return Trained(one, windows[number], loss or 0.0, first=number not in self._trained)
+    def _merged(self, given: Given, windows: Mapping[int, Selection]) -> Trained:
+        number = given.participant
+        one = self._setup.known(number, given.examples)
+        return Trained(one, windows[number], given.loss or 0.0, first=number not in self._trained)
 
 
 def _common(first: Iterable[Entry], second: Iterable[Entry]) -> int:
