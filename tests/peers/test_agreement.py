@@ -253,7 +253,11 @@ def test_a_home_that_looks_at_nothing_is_known() -> None:
 
 
 LED = view(1, 0, (0, 1, 2))
-OFFERED = Offer(FIRST, Given(1, 10, 1.0, "d1"))
+OFFERED = Offer(FIRST, Given(1, 10, 1.0, "d1"), {"head": (0, ((0, 3), (9, 10)))})
+
+
+def moved_only(name: str, dimension: int, *runs: tuple[int, int]) -> Offer:
+    return Offer(FIRST, OFFERED.given, {name: (dimension, runs)})
 
 
 @pytest.mark.parametrize(
@@ -270,13 +274,25 @@ OFFERED = Offer(FIRST, Given(1, 10, 1.0, "d1"))
         {"offer": Offer(FIRST, Given(3, 10, 1.0, "d"))},
         {"decision": Decision((1, 0), FIRST, Entry((Given(3, 10, 1.0, "d"),), ()))},
         {"decision": Decision((1, 0), FIRST, Entry((), (Left(3, "not here"),)))},
+        {"decision": Decision((1, 0), FIRST, Entry((OFFERED.given, OFFERED.given), ()))},
+        {"decision": Decision((1, 0), FIRST, Entry((Given(1, 0, 1.0, "d1"),), ()))},
+        {"offer": Offer(FIRST, Given(1, 0, 1.0, "d1"))},
+        {"offer": moved_only("weight", 0, (0, 1))},
+        {"offer": moved_only("head", 1, (0, 1))},
+        {"offer": moved_only("head", 99, (0, 1))},
+        {"offer": moved_only("head", 0, (-1, 1))},
+        {"offer": moved_only("head", 0, (9, 11))},
+        {"offer": moved_only("head", 0, (3, 3))},
+        {"offer": moved_only("head", 0, (3, 5), (4, 6))},
+        {"offer": moved_only("head", 0, (3, 5), (1, 2))},
     ],
     ids=str,
 )
 def test_a_state_speaks_of_what_there_is(changes: dict[str, object]) -> None:
     true = moved(peer(1, view=LED, one={0, 3}), offer=OFFERED, hears=frozenset({0, 2}))
-    assert sound(true, participants=3, shards=4)
-    assert not sound(moved(true, **changes), participants=3, shards=4)
+    head = {"head": (0, 10)}
+    assert sound(true, participants=3, shards=4, head=head)
+    assert not sound(moved(true, **changes), participants=3, shards=4, head=head)
 
 
 STATE: TypeAdapter[State] = TypeAdapter(State)

@@ -277,7 +277,7 @@ def histories(own: Disk, network: Network, version: Version) -> Histories:
     state = State(0, "here", 1, FIRST, FIRST)
     states = {0: state, 1: replace(state, number=1, committed=version)}
     board = SimpleNamespace(here=lambda: states, own=state)
-    return Histories(own, board, network, 2, measured=True)  # type: ignore[arg-type]
+    return Histories(own, board, network, 2, 4, measured=True)  # type: ignore[arg-type]
 
 
 def test_a_peer_gets_the_blocks_that_it_lacks_and_no_others(tmp_path: Path) -> None:

@@ -2,30 +2,60 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
+from msfusion.core.axes import Units
 from msfusion.core.bound import too_large
 from msfusion.peers.placing import place
 from msfusion.peers.states import Check, Decision, Entry, Left, Offer, State, States, Version, View
 
 
-def sound(state: State, participants: int, shards: int) -> bool:
-    """Whether a state that came from elsewhere speaks of participants and shards that there are, and of a
-    view whose lead is in it."""
-    view, entry = state.view, state.decision.entry if state.decision else Entry((), ())
-    numbers = chain(
-        (state.number, *state.hears, *state.checks),
-        view.members if view else (),
-        (given.participant for given in (*entry.given, *([state.offer.given] if state.offer else []))),
-        (left.participant for left in entry.left),
-    )
+def sound(state: State, participants: int, shards: int, head: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a state that came from elsewhere speaks of participants and shards that there are, of a view
+    whose lead is in it, and of what can be merged.
+
+    head: parameters of which a contribution may leave out positions -> the dimension of these, its size.
+    """
+    view, decision, offer = state.view, state.decision, state.offer
+    numbers = chain((state.number, *state.hears, *state.checks), view.members if view else ())
     held = (shard for held in state.holds.values() for shard in (*held.shards, *held.shifts))
     return (
         all(0 <= n < participants for n in numbers)
         and all(0 <= shard < shards for shard in held)
         and (view is None or view.lead in view.members)
+        and (decision is None or possible(decision.entry, participants))
+        and (offer is None or _acceptable(offer, participants, head))
     )
+
+
+def possible(entry: Entry, participants: int) -> bool:
+    """Whether a round that somebody tells of can have been one of the run."""
+    numbers = [given.participant for given in entry.given]
+    return (
+        numbers == sorted(set(numbers))
+        and all(0 <= n < participants for n in (*numbers, *(left.participant for left in entry.left)))
+        and all(given.examples for given in entry.given)
+    )
+
+
+def _acceptable(offer: Offer, participants: int, head: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether a contribution comes from somebody, with a weight, and its positions are some of the head's."""
+    return (
+        0 <= offer.given.participant < participants
+        and (offer.given.examples > 0 or offer.failed is not None)
+        and all(
+            name in head and head[name][0] == dimension and _ascend(runs, head[name][1])
+            for name, (dimension, runs) in offer.only.items()
+        )
+    )
+
+
+def _ascend(runs: Units, size: int) -> bool:
+    """Whether runs lie one behind the other within ``size``."""
+    ends = [end for run in runs for end in run]
+    return all(a < b for a, b in runs) and ends == sorted(ends) and all(0 <= end <= size for end in ends)
 
 
 def following(version: Version, entry: Entry) -> Version:
@@ -171,7 +201,8 @@ def whole_shift(version: Version, states: States, shards: int) -> tuple[float, f
     parts = [part for shard in range(shards) if (part := shift_of(version, states, shard)) is not None]
     if len(parts) < shards:
         return None
-    return sum(spread for spread, _ in parts), sum(size for _, size in parts)
+    most = sys.float_info.max
+    return min(sum(spread for spread, _ in parts), most), min(sum(size for _, size in parts), most)
 
 
 def duties(holders: Sequence[tuple[int, ...]], members: Iterable[int]) -> dict[int, set[int]]:

@@ -19,7 +19,6 @@ from msfusion.peers.wire import Wire
 from msfusion.runtimes.scribe import Described, Scribe, as_record
 from msfusion.runtimes.setup import Setup
 
-
 _SAME: tuple[Literal["round", "participants", "train_loss"], ...] = ("round", "participants", "train_loss")
 """What tells the rounds of two pasts apart in their lines."""
 

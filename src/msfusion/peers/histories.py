@@ -18,13 +18,15 @@ T = TypeVar("T")
 class Histories:
     """Finds histories.
 
-    shards: how many there are.
+    shards, participants: how many there are.
     measured: whether the model shift of every round belongs into them.
     """
 
-    def __init__(self, disk: Disk, board: Board, network: Network, shards: int, *, measured: bool) -> None:
+    def __init__(
+        self, disk: Disk, board: Board, network: Network, shards: int, participants: int, *, measured: bool
+    ) -> None:
         self._disk, self._board, self._network = disk, board, network
-        self._shards, self._measures = shards, measured
+        self._shards, self._participants, self._measures = shards, participants, measured
 
     def of(self, version: Version) -> History | None:
         """How a version came about, to the end: with the model shift of the last round, where it is measured,
@@ -36,7 +38,7 @@ class Histories:
             return kept
         for n in others:
             theirs = _valid(HISTORY, self._network.text([n], f"history/{version.text}"))
-            if theirs is None or theirs.since(version) != ():
+            if theirs is None or theirs.since(version) != () or not self._possible(theirs):
                 continue
             if kept := self._kept(version, theirs, states, [n]):
                 return kept
@@ -61,13 +63,16 @@ class Histories:
         missing: list[tuple[Version, Block]] = []
         while not self._disk.past.has(base):
             block = _valid(BLOCKS, self._network.text(sources, f"block/{base.text}"))
-            if block is None or not block.leads_to(base):
+            if block is None or not block.leads_to(base) or not self._possible(block):
                 return False
             missing.append((base, block))
             base = block.base
         for version, block in reversed(missing):
             self._disk.past.seal(version, block)
         return True
+
+    def _possible(self, told: History | Block) -> bool:
+        return all(agreement.possible(entry, self._participants) for entry in told.entries)
 
     def whole(self, version: Version, history: History, states: States) -> History | None:
         """The history with the model shift of its last round; None as long as that cannot be known."""

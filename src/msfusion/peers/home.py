@@ -110,7 +110,7 @@ class Home:
         found = [self._checks[offer.given.digest, shard] for shard in sorted(shards)]
         wrong = next((check.wrong for check in found if check.wrong), None)
         squares, count = sum(check.squares for check in found), sum(check.count for check in found)
-        return Check(offer.given.digest, squares, count, wrong)
+        return Check(offer.given.digest, min(squares, sys.float_info.max), count, wrong)
 
     def merge(
         self,

@@ -62,7 +62,12 @@ class Member:
         """Take part from now on."""
         self._network = network
         self._histories = Histories(
-            self._disk, self._board, network, len(self._layout), measured=self._run.adapt.measures
+            self._disk,
+            self._board,
+            network,
+            len(self._layout),
+            self._participants,
+            measured=self._run.adapt.measures,
         )
         self._thread.start()
 
@@ -272,7 +277,7 @@ class Member:
                 self._tasks.start(
                     ("copy", target, shard, view.id), partial(self._copy, view, target, shard, history)
                 )
-            elif all(given.participant in offered for given in decision.entry.given):
+            elif self._has_all(decision, shard, offered):
                 windows = {g.participant: self._windows(own.at, g.participant) for g in decision.entry.given}
                 step = server_step(self._run.server_step, own.at.round, self._run.rounds)
                 self._home.merge(decision, shard, offered, windows.__getitem__, step, history)
@@ -288,6 +293,14 @@ class Member:
         self._disk.remember(target, whole)
         self._advance(target, whole)
         return True
+
+    def _has_all(self, decision: Decision, shard: int, offered: Mapping[int, Offer]) -> bool:
+        """Whether what is to be merged is still on offer, and its part of a shard is here."""
+        offers = [(offered.get(given.participant), given) for given in decision.entry.given]
+        return all(
+            offer is not None and offer.given == given and not self._home.missing(offer, [shard])
+            for offer, given in offers
+        )
 
     def _advance(self, target: Version, history: History) -> None:
         """Commit and go on, at once: between the two, a view could be formed that goes back behind it."""

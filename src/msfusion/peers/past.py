@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
+from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from msfusion.errors import UserError
 from msfusion.learn.shards import move, room_for
 from msfusion.peers.agreement import following
-from msfusion.peers.states import Entry, Version
+from msfusion.peers.states import Entry, Version, Word
 
 BLOCK = 100
 """Rounds in a file."""
@@ -27,7 +28,7 @@ class History:
     entries: of the rounds from there on, at most BLOCK; the last may still lack its model shift.
     """
 
-    parent: str
+    parent: Word | Literal[""]
     base: Version
     entries: tuple[Entry, ...]
 

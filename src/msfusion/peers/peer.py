@@ -111,6 +111,11 @@ class Peer:
             self.chronicle.close()
             torch.set_num_threads(before)
 
+    def _sound(self, state: State) -> bool:
+        axes, head = self.setup.captured.axes, self.setup.head
+        sizes = {name: (dimension, axes.shape(name, {})[dimension]) for name, dimension in head.items()}
+        return agreement.sound(state, len(self._everyone), len(self.stock.layout), sizes)
+
     def _connected(self) -> Network:
         return Network(
             self._config,
@@ -118,7 +123,7 @@ class Peer:
             self.task.fingerprint,
             self.board,
             self.stock.home.serve,
-            lambda state: agreement.sound(state, len(self._everyone), len(self.stock.layout)),
+            self._sound,
             self._tell.stranger,
             partial(self._tell.twin, self.number),
             self._tell.split,

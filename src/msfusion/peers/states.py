@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
-from pydantic import StringConstraints
+from annotated_types import Ge, Le
+from pydantic import AllowInfNan, StringConstraints
 
-_WORD = "[0-9A-Za-z]+"  # what names files and requests comes from others: no separators, no wildcards
-VERSION = rf"([0-9]+)-({_WORD})"
+# What names files and requests comes from others: no separators, no wildcards, no longer than a file's name.
+_WORD = "[0-9A-Za-z]{1,64}"
+VERSION = rf"([0-9]{{1,18}})-({_WORD})"
 """Pattern of a version's text."""
 Word = Annotated[str, StringConstraints(pattern=f"^{_WORD}$")]
 Text = Annotated[str, StringConstraints(pattern=f"^{VERSION}$")]
 """Of a version."""
+Count = Annotated[int, Ge(0), Le(2**53)]
+"""What a float holds exactly."""
+Size = Annotated[float, Ge(0), AllowInfNan(False)]
 
 
 @dataclass(frozen=True, order=True)
@@ -23,7 +27,7 @@ class Version:
     lineage: hash of the configuration and of everything that was merged so far.
     """
 
-    round: Annotated[int, Ge(0)]
+    round: Annotated[int, Ge(0), Le(10**18 - 1)]
     lineage: Word
 
     @property
@@ -44,8 +48,8 @@ class Given:
     """A contribution that was merged: who, how many examples, training loss, and a hash of its values."""
 
     participant: int
-    examples: Annotated[int, Ge(0)]
-    loss: float | None
+    examples: Count
+    loss: Annotated[float, AllowInfNan(False)] | None
     digest: Word | Literal[""]
 
 
@@ -68,8 +72,8 @@ class Entry:
 
     given: tuple[Given, ...]
     left: tuple[Left, ...]
-    seconds: float = 0.0
-    shift: tuple[float, float] | None = None
+    seconds: Size = 0.0
+    shift: tuple[Size, Size] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,9 @@ class Held:
     shifts: shard -> its part of the model shift, where that is measured.
     """
 
-    parent: str
+    parent: Word | Literal[""]
     shards: frozenset[int]
-    shifts: dict[int, tuple[float, float]] = field(default_factory=dict)
+    shifts: dict[int, tuple[Size, Size]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class View:
     members: number -> session, which a restarted peer has anew.
     """
 
-    epoch: int
+    epoch: Count
     lead: int
     members: dict[int, str]
     base: Version
@@ -121,8 +125,8 @@ class Check:
     it is, or what is wrong."""
 
     digest: str
-    squares: float
-    count: int
+    squares: Size
+    count: Count
     wrong: str | None = None
 
 
@@ -147,7 +151,7 @@ class State:
 
     number: int
     session: str
-    examples: Annotated[int, Ge(0)]
+    examples: Count
     committed: Version
     at: Version
     holds: dict[Text, Held] = field(default_factory=dict)
