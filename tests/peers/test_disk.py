@@ -1,5 +1,6 @@
 """Shards on a disk, while the versions that they belong to come and go."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -103,6 +104,21 @@ def test_a_history_is_read_once_and_gone_with_its_version(disk: Disk, tmp_path: 
     assert again.history(NEXT) is read
     again.discard_after(FIRST)
     assert again.history(NEXT) is None
+
+
+def test_no_more_files_are_open_the_larger_a_model_is(tmp_path: Path) -> None:
+    """A map keeps a descriptor, and a process has 1024 of them on many systems."""
+    tensors = {"w": Spec(torch.float32, (200, 3))}
+    disk = Disk(tmp_path, Layout(AxisMap({"w": (Fixed(200), Fixed(3))}, {}), tensors, 200), FIRST)
+    before = len(os.listdir("/proc/self/fd"))
+    for shard in range(200):
+        disk.write(NEXT, shard, HISTORY, ones)
+    (first,) = disk.shard(NEXT, 0).values()
+    total = sum(float(value.sum()) for shard in range(200) for value in disk.shard(NEXT, shard).values())
+    assert total == 600
+    assert len(os.listdir("/proc/self/fd")) - before < 100
+    disk.release()
+    assert first.sum() == 3  # its map is gone from the disk's list, not from under it
 
 
 def test_only_a_model_is_replaced_by_an_export(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import shutil
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ _VERSION: TypeAdapter[Version] = TypeAdapter(Version)
 _PART: TypeAdapter[tuple[float, float]] = TypeAdapter(tuple[float, float])
 _SHIFT = ".shift.json"
 _NOTHING = Held("", frozenset())
+_OPEN = 64  # maps of shards that are kept, each of which takes a file descriptor
 
 
 class Disk:
@@ -46,7 +48,7 @@ class Disk:
         self._versions.mkdir(parents=True, exist_ok=True)
         self.past = Past(folder / BLOCKS)
         self.past.open()
-        self._open: dict[tuple[Version, int], Shards] = {}
+        self._open: OrderedDict[tuple[Version, int], Shards] = OrderedDict()
         self._initial: Shards | None = None
         self._histories: dict[str, History] = {}  # read once
         self._lock = threading.Lock()
@@ -98,6 +100,9 @@ class Disk:
                 raise Disturbed
             if (version, shard) not in self._open:
                 self._open[version, shard] = Shards(self._path(version, shard))
+                if len(self._open) > _OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end((version, shard))
             return self._open[version, shard]
 
     def release(self) -> None:
