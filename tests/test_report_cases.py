@@ -18,7 +18,7 @@ from msfusion.report import write_report
 from msfusion.report.charts import chart, styles
 from msfusion.report.ends import drawn
 from msfusion.report.runs import Group, find
-from msfusion.report.series import Line
+from msfusion.report.series import Line, spent
 from test_report import AXES, Page, a_header, a_round, pixels, write
 
 
@@ -47,6 +47,17 @@ def test_a_run_judged_by_loss_ranks_the_least_first(tmp_path: Path) -> None:
     assert [row[0] for row in page.rows[1:3]] == ["fedavg", "msfusion"]
     assert re.fullmatch(r"\d\.\d{3} \(1 seed\)", page.rows[1][1])
     assert page.texts["h4"][0] == "Loss over rounds"
+
+
+@pytest.mark.parametrize(("stated", "mean"), [({"participants": 4}, 25.0), ({}, 100.0)])
+def test_what_is_spent_is_the_mean_over_all_also_over_those_known_later(
+    tmp_path: Path, stated: dict[str, int], mean: float
+) -> None:
+    """A peer lists those that it knew when it began its file: itself, where it was alone."""
+    header = a_header("msfusion", 0, participants=1)
+    header["config"] |= stated
+    run = read(write(tmp_path / "run", header, 2, bytes=100.0))
+    assert spent("bytes")(run) == {0: mean, 1: 2 * mean}
 
 
 def test_one_round_is_enough(tmp_path: Path) -> None:

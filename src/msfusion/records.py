@@ -118,6 +118,12 @@ class Run:
     header: Header
     rounds: tuple[Round, ...]
 
+    @property
+    def participants(self) -> int:
+        """How many there are; a header of peers, or under Flower, lists those known at the start alone, and
+        one of a run from Python has no setting of their number."""
+        return int(self.header["config"].get("participants", len(self.header["participants"])))
+
 
 class Writer:
     """Appends the records of one run; close it behind the last.

@@ -116,7 +116,7 @@ def _problem(run: Run) -> dict[str, str]:
     own = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.path"}
     return own | {
         "parameters": f"{run.header['model']['parameters']:,}",
-        "participants": config.get("participants", str(len(run.header["participants"]))),
+        "participants": str(run.participants),
     }
 
 
@@ -126,8 +126,7 @@ def _trained(run: Run) -> int:
     if flat(run.header["config"]).get("data.partition") == "pathological":
         return 0
     there = run.header["participants"]
-    stated = run.header["config"].get("participants", len(there))
-    return sum(one["examples"] for one in there) if len(there) == stated else 0
+    return sum(one["examples"] for one in there) if len(there) == run.participants else 0
 
 
 def _tested(run: Run) -> int:

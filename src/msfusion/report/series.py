@@ -58,7 +58,7 @@ def spent(name: Literal["flops", "bytes"]) -> Callable[[Run], Track]:
     """FLOPs or bytes so far, as the mean over all participants of the run."""
 
     def track(run: Run) -> Track:
-        participants = max(1, len(run.header["participants"]))
+        participants = max(1, run.participants)
         totals = accumulate(r[name] or 0 for r in run.rounds)
         return {r["round"]: t / participants for r, t in zip(run.rounds, totals, strict=True)}
 
