@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import msfusion
 
-NAMES = ["Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
+NAMES = ["Adapt", "Contrast", "Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
 
 
 def test_public_names() -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from msfusion.capture import axes as axes
     from msfusion.errors import UserError as UserError
+    from msfusion.learn.adapt import Adapt as Adapt
+    from msfusion.learn.contrast import Contrast as Contrast
     from msfusion.learn.local import Train as Train
     from msfusion.report import write_report as write_report
     from msfusion.runtimes.run import Run as Run
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from msfusion.runtimes.simulation import Result as Result
 
 _HOMES = {
+    "Adapt": "msfusion.learn.adapt",
+    "Contrast": "msfusion.learn.contrast",
     "Result": "msfusion.runtimes.simulation",
     "Run": "msfusion.runtimes.run",
     "Train": "msfusion.learn.local",
@@ -25,7 +29,7 @@ _HOMES = {
     "write_report": "msfusion.report",
 }
 
-__all__ = ["Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
+__all__ = ["Adapt", "Contrast", "Result", "Run", "Train", "UserError", "axes", "simulate", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

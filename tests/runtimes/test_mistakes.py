@@ -66,6 +66,19 @@ def test_a_mistake_is_one_sentence(given: dict[str, Any], words: str) -> None:
         simulate(**given)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"contrast": {"weigth": 1.0}}, "got 'contrast.weigth'; did you mean 'contrast.weight'"),
+        ({"train": {"lrr": 3}}, "got 'train.lrr'; did you mean 'train.lr'"),
+        ({"adapt": {"lst": 0.1}}, "got 'adapt.lst'; did you mean 'adapt.last'"),
+    ],
+)
+def test_a_misspelt_setting_in_a_dict_is_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        simulate(run=msfusion.Run(width=0.5, rounds=1, **given))
+
+
 def test_test_data_of_another_shape_serve_where_the_model_takes_them() -> None:
     pooled = nn.Sequential(
         nn.Conv1d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)

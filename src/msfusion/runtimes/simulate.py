@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from msfusion.config import filled
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import Problem, Run, as_tuple, check_participants
 from msfusion.runtimes.simulation import Result, Simulation
-from msfusion.settings import validated
 
 
 def simulate(
@@ -71,7 +71,7 @@ def simulate(
         Objective(loss, logits_alone=logits_alone),
         type(model).__name__,
     )
-    settings = validated(Run, dataclasses.asdict(run or Run(share=0.25)))
+    settings = filled(Run, {}, dataclasses.asdict(run or Run(share=0.25)))
     with torch.enable_grad():
         simulation = Simulation(problem, settings, out=None if out is None else Path(out))
         _check_test_shape(simulation)
