@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msfusion.data import fetch
+from msfusion.errors import UserError
 from msfusion.learn.local import seeded
 
 
@@ -21,6 +22,15 @@ def label_counts(data: Dataset[Any]) -> Counter[int]:
             labels, numbers = torch.unique(fetch(data, index, None)[1], return_counts=True)
             counts.update(dict(zip(labels.tolist(), numbers.tolist(), strict=True)))
     return counts
+
+
+def check_range(counts: Mapping[int, int], classes: int, where: str) -> None:
+    """UserError for a label that no output has."""
+    if wrong := [label for label in sorted(counts) if not 0 <= label < classes]:
+        raise UserError(
+            f"expected labels from 0 to {classes - 1}, as the model has {classes} outputs, got {wrong[0]} "
+            f"{where}; mend the labels"
+        )
 
 
 def logit_adjustment(counts: Mapping[int, int], classes: int, strength: float) -> Tensor:

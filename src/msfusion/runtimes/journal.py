@@ -118,7 +118,7 @@ class Journal:
             yield
         finally:
             try:
-                self._wait()
+                self.wait()
             finally:
                 self._thread.shutdown()
                 self._writer.close()
@@ -138,13 +138,13 @@ class Journal:
         """Save the state after ``done`` rounds, as it is now; it is on the disk when the next ``save``
         returns, or ``writing`` ends."""
         if self._directory and self._writer:
-            self._wait()  # one copy of the state at a time
+            self.wait()  # one copy of the state at a time
             state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
             self._later(self._checkpoint, self._directory, self._writer, state, self._facts(done))
 
     def seal(self, done: int, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """As ``save``, into a folder of its own; returns when it is on the disk, behind all records."""
-        self._wait()
+        self.wait()
         if self._writer:
             self._writer.sync()
         checkpoint.save(folder, tensors, self._facts(done))
@@ -168,8 +168,8 @@ class Journal:
             future.result()
         self._pending.append(self._thread.submit(work, *arguments))
 
-    def _wait(self) -> None:
-        """Until all is written; raises the first error, after which nothing more is written."""
+    def wait(self) -> None:
+        """Wait until all is written; raises the first error, after which nothing more is written."""
         pending, self._pending = self._pending, []
         try:
             for future in pending:

@@ -22,7 +22,7 @@ from msfusion.learn.attendance import Attendance
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
 from msfusion.learn.initial import Copies
-from msfusion.learn.labels import label_counts, logit_adjustment
+from msfusion.learn.labels import check_range, label_counts, logit_adjustment
 from msfusion.learn.learner import Counted, Learner, Participant
 from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
@@ -142,11 +142,7 @@ class Setup:
             return Counter()
         counts = label_counts(data)
         classes = min(self.captured.axes.shape(name, {})[d] for name, d in places.items())
-        if wrong := [label for label in sorted(counts) if not 0 <= label < classes]:
-            raise UserError(
-                f"expected labels from 0 to {classes - 1}, as the model has {classes} outputs, got "
-                f"{wrong[0]} from participant {number}; mend the labels"
-            )
+        check_range(counts, classes, f"from participant {number}")
         return counts
 
     def _offsets(self, counts: Mapping[int, int]) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ import dataclasses
 import gc
 import math
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -137,7 +139,8 @@ class Simulation:
 
         watch: called with every record. Ctrl-C ends the run behind a participant, saves the last finished
         round and raises KeyboardInterrupt; pressed again, it ends at once, with the last checkpoint. A loss
-        that is not finite ends it with UserError; what is saved is the last round that was merged.
+        that is not finite ends it with UserError. Whatever error ends it, the last round that was merged is
+        saved.
         """
         with torch_threads(self.config.threads), old_objects_left_alone():
             done = self._resume() if resume else 0
@@ -163,7 +166,8 @@ class Simulation:
                 diverged = score is not None and not math.isfinite(score.loss)
                 if done % self.config.checkpoint_every == 0 or done == self.config.rounds or diverged:
                     self._save(done)
-                watch(history[-1])
+                with self._rescued(done):
+                    watch(history[-1])
                 if score is not None:
                     check_finite(score, done)
         return history
@@ -187,7 +191,7 @@ class Simulation:
         called = self.setup.attendance.present(round, self.participants)
         dropped = self._left_out(called)
         left_out = {one["participant"] for one in dropped}
-        try:
+        with self._rescued(round):  # nothing of a round that fails is in the store
             played = play(
                 round,
                 [one for one in called if one.number not in left_out],
@@ -199,27 +203,29 @@ class Simulation:
                 lambda participant: self.setup.attendance.fate(round, participant),
                 self._crew.train,
             )
-        except (Stopped, UserError):
-            self._save(round)  # nothing of this round is in the store
-            raise
         self.carried = played.carried
         overlap = self.overlap.rate
         self._set_overlap(self.setup.next_overlap(self.overlap, round, played.shift))
         for windows in played.merged:
             self.coverage.add(windows)
-        due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
-        self._evaluation = self.evaluate() if due else None
-        return self.scribe.round(
+        recorded = partial(
+            self.scribe.round,
             round,
             played.trained,
             coverage=self.coverage.share(),
             overlap=overlap,
             shift=played.shift,
             one_by_one=played.one_by_one,
-            evaluation=self._evaluation,
-            seconds=time.perf_counter() - start,
             dropped=dropped,
         )
+        due = (round + 1) % config.evaluate_every == 0 or round + 1 == config.rounds
+        with self._rescued(round + 1):
+            try:
+                self._evaluation = self.evaluate() if due else None
+            except Exception:
+                self.journal.round(recorded(evaluation=None, seconds=time.perf_counter() - start))
+                raise
+        return recorded(evaluation=self._evaluation, seconds=time.perf_counter() - start)
 
     def _left_out(self, participants: Sequence[Participant]) -> list[records.Dropped]:
         reasons = [(one.number, self.learner.left_out(one)) for one in participants]
@@ -234,11 +240,33 @@ class Simulation:
         described = Described(self.journal.settings, self.problem.name, metric)
         return self.scribe.header(self.config, described, str(self._crew))
 
+    @contextmanager
+    def _rescued(self, done: int) -> Iterator[None]:
+        """Where the body fails, save the state after ``done`` rounds. What keeps it from being saved is told
+        by a warning: the error that is raised is that of the body."""
+        try:
+            yield
+        except Stopped:
+            self._save(done)
+            raise
+        except Exception:
+            with _warning("the checkpoint's batch norm has old statistics, as new ones cannot be estimated"):
+                self._estimate(done)
+            with _warning("the rounds since the last checkpoint are lost, as they cannot be saved"):
+                self._keep(done)
+                self.journal.wait()
+            raise
+
     def _save(self, done: int) -> None:
+        self._estimate(done)
+        self._keep(done)
+
+    def _estimate(self, done: int) -> None:
+        """Batch norm's statistics, so that whoever loads the checkpoint can use the model."""
         if done and self.journal.keeps and self.setup.method.makes_full:
-            self.scores.estimate(
-                self.model, self.problem.train
-            )  # whoever loads the checkpoint can use the model
+            self.scores.estimate(self.model, self.problem.train)
+
+    def _keep(self, done: int) -> None:
         tables = {f"coverage/{i}": table for i, table in enumerate(self.coverage.state())}
         model = {f"model/{name}": tensor for name, tensor in self.store.state().items()}
         overlap = torch.tensor(dataclasses.astuple(self.overlap), dtype=torch.float64)
@@ -292,6 +320,15 @@ def _check_values(model: nn.Module) -> None:
         raise UserError(
             f"expected a model with values, got {empty[0]} on the meta device: load its values first"
         )
+
+
+@contextmanager
+def _warning(what: str) -> Iterator[None]:
+    """An error of the body is a warning."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{what}: {error}", stacklevel=3)
 
 
 @contextmanager
