@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from msfusion.config import filled
 from msfusion.data import fetch
 from msfusion.errors import UserError
 from msfusion.learn.labels import check_range, label_counts
@@ -17,6 +16,7 @@ from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import Problem, Run, as_tuple, check_participants
 from msfusion.runtimes.simulation import Result, Simulation
+from msfusion.settings import filled
 
 
 def simulate(
