@@ -1,6 +1,7 @@
 """What a comparison says of runs that are there already, and of settings that it does not obey."""
 
 import dataclasses
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def write(out: Path, comparison: Comparison, method: str, rounds: int = 2, **set
         "pictured": [],
     }  # fmt: skip
     folder = out / method.replace(":", "-") / "seed-0"
-    with Writer(folder, Header(**header)) as writer:
+    with closing(Writer(folder, Header(**header))) as writer:
         for number in range(rounds):
             writer.round({
                 "kind": "round", "round": number, "participants": [0, 1], "dropped": [], "train_loss": 1.0,

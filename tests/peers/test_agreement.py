@@ -1,5 +1,7 @@
 """What follows from what peers say of themselves."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,6 @@ from msfusion.peers.states import (
     State,
     Version,
     View,
-    moved,
 )
 
 FIRST = Version(0, "first")
@@ -244,7 +245,7 @@ def test_a_home_that_looks_at_nothing_is_known() -> None:
         2: {},
     }
     here = states(
-        *(moved(peer(n, view=now), offer=offered.get(n), checks=checks) for n, checks in looked.items())
+        *(replace(peer(n, view=now), offer=offered.get(n), checks=checks) for n, checks in looked.items())
     )
     assert idle(now, FIRST, here, {0, 1, 2}) == {1, 2}
     assert idle(now, FIRST, here, {0}) == set()
@@ -289,10 +290,10 @@ def moved_only(name: str, dimension: int, *runs: tuple[int, int]) -> Offer:
     ids=str,
 )
 def test_a_state_speaks_of_what_there_is(changes: dict[str, object]) -> None:
-    true = moved(peer(1, view=LED, one={0, 3}), offer=OFFERED, hears=frozenset({0, 2}))
+    true = replace(peer(1, view=LED, one={0, 3}), offer=OFFERED, hears=frozenset({0, 2}))
     head = {"head": (0, 10)}
     assert sound(true, participants=3, shards=4, head=head)
-    assert not sound(moved(true, **changes), participants=3, shards=4, head=head)
+    assert not sound(replace(true, **changes), participants=3, shards=4, head=head)
 
 
 STATE: TypeAdapter[State] = TypeAdapter(State)
@@ -301,7 +302,7 @@ STATE: TypeAdapter[State] = TypeAdapter(State)
 def test_a_state_travels_as_it_is() -> None:
     check = Check("d1", 2.0, 3)
     decided = Decision((1, 0), FIRST, Entry((OFFERED.given,), (Left(2, "not here"),), 0.5, (1.0, 2.0)))
-    state = moved(
+    state = replace(
         peer(1, view=LED, one={0, 3}),
         offer=OFFERED,
         checks={1: check},
@@ -313,10 +314,10 @@ def test_a_state_travels_as_it_is() -> None:
 
 @pytest.mark.parametrize("lineage", ["../../etc", "", "a/b", "*", "a b", "x\n"])
 def test_versions_are_names_of_files_and_of_nothing_else(lineage: str) -> None:
-    state = STATE.dump_json(moved(peer(1), at=Version(1, lineage)))
+    state = STATE.dump_json(replace(peer(1), at=Version(1, lineage)))
     with pytest.raises(ValidationError):
         STATE.validate_json(state)
-    held = STATE.dump_json(moved(peer(1), holds={f"000001-{lineage}": Held("first", frozenset())}))
+    held = STATE.dump_json(replace(peer(1), holds={f"000001-{lineage}": Held("first", frozenset())}))
     with pytest.raises(ValidationError):
         STATE.validate_json(held)
     with pytest.raises(ValueError, match="version"):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -10,7 +10,7 @@ from msfusion.peers.board import Board
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.ending import Ending
 from msfusion.peers.settings import Peers
-from msfusion.peers.states import State, Version, View, moved
+from msfusion.peers.states import State, Version, View
 
 LAST = Version(3, "last")
 VIEW = View(1, 0, {0: "s0", 1: "s1"}, LAST)
@@ -47,7 +47,7 @@ def seconds(board: Board, *, late: bool = False, **peers: float) -> float:
 
 def test_a_peer_stays_until_the_others_need_nothing() -> None:
     board = table(state(1))
-    later = threading.Timer(1.0, lambda: board.hear(moved(state(1), done=True)))
+    later = threading.Timer(1.0, lambda: board.hear(replace(state(1), done=True)))
     later.start()
     assert seconds(board, deadline=60.0) >= 1.0
 

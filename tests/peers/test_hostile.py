@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,7 +26,6 @@ from msfusion.peers.states import (
     State,
     Version,
     View,
-    moved,
 )
 
 STATE: TypeAdapter[State] = TypeAdapter(State)
@@ -117,14 +117,14 @@ def looked_at(states: dict[int, State], number: int) -> None:
     assert_measurable(agreement.whole_shift(AT, states, SHARDS))
     top = agreement.newest_view(states)
     assert top is not None
-    STATE.dump_json(moved(own, view=View(top.epoch + 1, 0, VIEW.members, AT)))
+    STATE.dump_json(replace(own, view=View(top.epoch + 1, 0, VIEW.members, AT)))
     if not agreement.broken(view, states):
         holders = agreement.holders_of(view, SHARDS, 1)
         agreement.placed(view, AT, states, holders)
         found = agreement.checked(view, AT, states, {home for home, *_ in holders})
         good, left = agreement.accepted(found, bound=10.0)
         made = agreement.decision(view, AT, states, good, left, 1.0)
-        STATE.dump_json(moved(own, decision=made))
+        STATE.dump_json(replace(own, decision=made))
         agreement.following(AT, made.entry)
         for offer in agreement.offers(view, AT, states).values():
             merged(offer)

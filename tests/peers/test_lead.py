@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from msfusion.peers.agreement import duties
 from msfusion.peers.board import Board
 from msfusion.peers.lead import Lead
 from msfusion.peers.settings import Peers
-from msfusion.peers.states import Check, Given, Held, Offer, State, Version, View, moved
+from msfusion.peers.states import Check, Given, Held, Offer, State, Version, View
 from msfusion.peers.teller import Teller
 from msfusion.runtimes.run import Run
 
@@ -57,7 +58,7 @@ class Table:
             self.board.update(**changes)
             self.states[0] = self.board.own
         else:
-            self.states[number] = moved(self.states[number], **changes)
+            self.states[number] = replace(self.states[number], **changes)
 
     def contributes(self, number: int) -> None:
         """Its contribution has been looked at by all homes."""

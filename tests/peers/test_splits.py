@@ -1,8 +1,10 @@
 """Who is missed, and for how long."""
 
+from dataclasses import replace
+
 from msfusion.peers.board import Board
 from msfusion.peers.splits import Splits
-from msfusion.peers.states import State, Version, moved
+from msfusion.peers.states import State, Version
 
 FIRST = Version(0, "first")
 
@@ -33,7 +35,7 @@ def test_who_is_silent_for_long_or_gone_misses_nobody() -> None:
     board.arrived(1, "s1")
     board.hear(state(1, 0, 1, 2))
     assert board.missed() == set()
-    board = Board(moved(state(0), hears=frozenset({0})), patience=60)
+    board = Board(replace(state(0), hears=frozenset({0})), patience=60)
     board.hear(state(1, 0, 1, 2))
     assert board.missed() == {1}  # what it hears is of no use as long as there is no link to it
 
