@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from blobs import SIZES, TEST, net, play, same, settings, state
-from test_methods import ALL
+from test_methods import ALL, PARTS
 
 from msfusion.core.overlap import State
 from msfusion.core.windows import DoubleShift
@@ -21,7 +21,7 @@ MIXED = (1.0, 0.5, 0.25)
 @pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.slow if ":" in m else ()) for m in ALL])
 def test_every_method_takes_participants_that_differ(method: str, tmp_path: Path) -> None:
     """FedAvg trains the full model everywhere; on a small model, all train the smallest."""
-    result = play(tmp_path, method=method, width=MIXED, rounds=2)
+    result = play(tmp_path, method=method, width=MIXED, rounds=2, **PARTS)
     assert result.evaluation.examples == len(TEST)
     shares = [p["share"] for p in read(tmp_path).header["participants"]]
     assert len(shares) == len(SIZES)

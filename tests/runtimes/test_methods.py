@@ -24,10 +24,13 @@ from msfusion.runtimes import checkpoint
 
 ALL = [*METHODS, *(f"{name}:{v}" for name, method in METHODS.items() for v in method.variants)]
 
+PARTS: dict[str, Any] = {"contrast": Contrast(1.0), "overlap": 0.5, "twins": 0.9, "server_momentum": 0.5}
+"""What variants can leave out, switched on."""
+
 
 @pytest.mark.parametrize("method", ALL)
 def test_every_method_runs(method: str, tmp_path: Path) -> None:
-    result = play(tmp_path, method=method, rounds=2)
+    result = play(tmp_path, method=method, rounds=2, **PARTS)
     assert [r["round"] for r in result.history] == [0, 1]
     assert result.evaluation.examples == len(TEST)
     assert 0 < result.coverage.share <= 1
