@@ -53,7 +53,7 @@ class Remembering(Capture):
 @cache
 def captured(row: Row) -> Capture:
     args, kwargs = row.inputs(2)
-    return Remembering(capture(model_of(row), args, kwargs, logits_alone=True)._source)
+    return Remembering(capture(model_of(row), args, kwargs, logits_alone=True).source)
 
 
 def halved(row: Row, *, without: Collection[str] = ()) -> dict[str, int]:
@@ -132,7 +132,7 @@ def assert_equals_silenced(row: Row) -> None:
     """The narrow model computes what the full one does with the other units silenced, over all axes along
     which nothing else mixes units: the second proof is defined there, and right."""
     found = captured(row)
-    cuttable, mixed = set(found.axes.cuttable), mixed_axes(found._source.derived)
+    cuttable, mixed = set(found.axes.cuttable), mixed_axes(found.source.derived)
     assert cuttable & mixed == cuttable & set(row.normed)
     errors = silence_errors(model_of(row), found)
     assert errors.keys() == cuttable - mixed
@@ -181,7 +181,7 @@ def assert_equals_twins(row: Row, without: Collection[str], *, unequal: bool = F
 
 def scaled_in_more_than_one_way(row: Row) -> bool:
     """Whether products take up the scale rule themselves, or parts side by side have factors of their own."""
-    source = captured(row)._source
+    source = captured(row).source
     parts = (dim for dims in source.axes.summed.values() for dim in dims)
     return bool(source.derived.owed) or any(isinstance(dim, Concat) for dim in parts)
 

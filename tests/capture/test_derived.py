@@ -303,7 +303,7 @@ def test_places_that_are_read_from_a_grid_are_no_axis() -> None:
 
 def test_a_table_that_embeds_and_is_the_head_has_the_inputs_of_the_head_scaled() -> None:
     taken = capture(NanoGPT(layers=1), *tokens()(2))
-    found = taken._source.derived.owed
+    found = taken.source.derived.owed
     assert {(owed.module, *map(str, owed.dims)) for owed in found} == {("lm_head", "wte.out:32")}
     assert {owed.factor({"wte.out": 8}) for owed in found} == {4.0}
     assert "lm_head.weight" not in factors(taken.axes, {"wte.out": 8})

@@ -143,7 +143,7 @@ def test_numbers_that_are_computed_with_stay_whatever_size_they_equal(what: str)
     widths = {axis: taken.axes.axes[axis].size // 2 for axis in taken.axes.cuttable}
     assert sorted(taken.axes.axes[axis].size for axis in widths) == [4, 16]
     narrow = taken.narrow(widths)
-    assert (narrow.embed, narrow.temperature) == (taken._source.model.embed, taken._source.model.temperature)
+    assert (narrow.embed, narrow.temperature) == (taken.source.model.embed, taken.source.model.temperature)
     assert runs_graph(narrow) == (what == "alpha")
     assert runs_graph(narrow) or narrow.heads == 2
 
@@ -325,7 +325,7 @@ def test_a_graph_is_captured_anew_for_images_of_another_size() -> None:
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 def test_graph_and_own_forward_agree(row: Row) -> None:
     """Two ways to the same sub-model, in eval mode, at another batch size."""
-    source = captured(row)._source
+    source = captured(row).source
     widths = halved(row)
     own = filled(row, last_units(row, widths)).eval()
     graph = with_graph_forward(narrow_copy(source.model, source.axes, widths), source.symbolic, widths)

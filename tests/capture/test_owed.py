@@ -336,7 +336,7 @@ def test_no_axis_of_a_weight_is_cut_of_which_no_power_is_known(
 ) -> None:
     taken = capture(model(), *inputs(2))
     assert not taken.axes.cuttable
-    assert not taken._source.derived.owed or all(one.factor({}) == 1 for one in taken._source.derived.owed)
+    assert not taken.source.derived.owed or all(one.factor({}) == 1 for one in taken.source.derived.owed)
 
 
 class Recurrent(nn.Module):

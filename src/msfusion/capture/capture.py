@@ -20,33 +20,35 @@ class Capture:
     """A model that has been captured.
 
     axes: which axes its tensors follow.
+    source: what was captured, from which narrow modules are made.
     """
 
     axes: AxisMap
+    source: Source
 
     def __init__(self, source: Source) -> None:
         self.axes = source.axes
-        self._source = source
+        self.source = source
 
     @property
     def parameters(self) -> list[str]:
         """Names of the parameters, tied ones once."""
-        return [name for name, _ in self._source.model.named_parameters()]
+        return [name for name, _ in self.source.model.named_parameters()]
 
     @property
     def trained(self) -> list[str]:
         """Those that want a gradient; the others, frozen ones, stay as they are, like buffers."""
-        return [name for name, p in self._source.model.named_parameters() if p.requires_grad]
+        return [name for name, p in self.source.model.named_parameters() if p.requires_grad]
 
     @property
     def logits_alone(self) -> bool:
         """Whether it holds for a loss that reads the logits of an output alone."""
-        return self._source.symbolic.logits_alone
+        return self.source.symbolic.logits_alone
 
     @property
     def classes(self) -> int:
         """The last dimension of the model's output."""
-        return int(output_of(self._source.graphs[0]).meta["val"].shape[-1])
+        return int(output_of(self.source.graphs[0]).meta["val"].shape[-1])
 
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
@@ -60,16 +62,16 @@ class Capture:
     def _has_rows_first(self, name: str) -> bool:
         """Whether a weight is that of a linear layer, of which the second dimension is summed over; in
         products that are written otherwise it is the first. Matters for layers from classes to classes."""
-        nodes = [use.node for use in self._source.derived.found.uses.get(name, []) if use.node is not None]
+        nodes = [use.node for use in self.source.derived.found.uses.get(name, []) if use.node is not None]
         return any(node.target is torch.ops.aten.linear.default for node in nodes)
 
     def head_bias(self) -> str | None:
         """The parameter with one entry per class that a last linear layer adds to the model's output and
         nothing else reads; None where the output is made otherwise."""
-        found = {_added_last(graph) for graph in self._source.graphs}
+        found = {_added_last(graph) for graph in self.source.graphs}
         (name,) = found if len(found) == 1 else (None,)
         name = self.axes.ties.get(name, name) if name else None
-        return name if name in dict(self._source.model.named_parameters()) else None
+        return name if name in dict(self.source.model.named_parameters()) else None
 
     def narrow(self, widths: Mapping[str, int], *, scaled: bool = False) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.
@@ -84,7 +86,7 @@ class Capture:
         """
         for name, width in widths.items():
             self._check_width(name, width)
-        return narrow_module(self._source, dict(widths), scaled=scaled)
+        return narrow_module(self.source, dict(widths), scaled=scaled)
 
     def _check_width(self, name: str, width: int) -> None:
         if name not in self.axes.axes:

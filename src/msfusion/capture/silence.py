@@ -41,7 +41,7 @@ def silence_errors(model: nn.Module, captured: Capture) -> dict[str, float]:
 
 
 def _errors(model: nn.Module, captured: Capture, dtype: torch.dtype) -> dict[str, float]:
-    axes, source = captured.axes, captured._source
+    axes, source = captured.axes, captured.source
     mixed = mixed_axes(source.derived)
     names = [name for name in axes.cuttable if name not in mixed]
     probe = in_dtype(randomised(model, torch.Generator().manual_seed(0)), dtype).eval()
