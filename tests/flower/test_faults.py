@@ -148,6 +148,21 @@ def test_the_round_goes_on_without_the_faulty_answer(fault: str, tmp_path: Path)
     assert same(stored(tmp_path / "run"), alone(ALL, OTHERS, ALL))
 
 
+@pytest.mark.parametrize("seen", [None, [], [0, 4], [-1, 2], [2, 1], [0, 1, 1, 2]])
+def test_labels_that_cannot_have_been_seen_are_refused(seen: list[int] | None, tmp_path: Path) -> None:
+    def says_so(content: RecordDict) -> None:
+        facts = content.config_records["answer"]
+        del facts["seen"]
+        if seen is not None:
+            facts["seen"] = seen
+
+    nodes = nodes_of(TASK, 3, tmp_path, {FAULTY: changed(says_so)})
+    play(TASK, nodes, {**CONFIG, "mask_unseen": True, "rounds": 2, "out": str(tmp_path / "run")})
+    second = rounds(tmp_path / "run")[ROUND]
+    assert second["participants"] == [0, 2]
+    assert "expected the labels seen, as runs from 0 to 3, got" in second["dropped"][0]["reason"]
+
+
 @pytest.mark.parametrize("more", [{}, {"server_momentum": 0.5}])
 def test_values_that_a_merge_would_make_infinite_are_not_kept(more: dict[str, Any], tmp_path: Path) -> None:
     """With one other there is nothing to compare a change with."""

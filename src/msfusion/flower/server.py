@@ -24,7 +24,7 @@ from msfusion.flower.roll import Member, Roll
 from msfusion.flower.task import Task, settings_of
 from msfusion.flower.wire import Answer, Order, shown, unpacked
 from msfusion.learn.capacity import Capacity
-from msfusion.learn.learner import check_somebody_trains
+from msfusion.learn.learner import Learner, check_somebody_trains
 from msfusion.learn.round import Trained
 from msfusion.runtimes.scribe import Described, Scribe
 from msfusion.runtimes.setup import Setup
@@ -52,12 +52,14 @@ def server_app(task: Task) -> ServerApp:
 class Cohort:
     """Who is to train in a round, and who did not finish it.
 
+    learner: what all agree on in this round.
     members: all that are connected.
     windows: of those that are asked.
     dropped: who did not finish, and why, as it turns out.
     """
 
     round: int
+    learner: Learner
     members: Mapping[int, Member]
     windows: dict[int, Selection] = field(default_factory=dict)
     dropped: list[records.Dropped] = field(default_factory=list)
@@ -149,7 +151,7 @@ class Hub:
         learner = self.setup.learner(self.home.overlap)
         members = self.roll.present()
         called = self.setup.attendance.present(round, range(self.settings.participants))
-        cohort = Cohort(round, members, dropped=self.roll.doubles())
+        cohort = Cohort(round, learner, members, dropped=self.roll.doubles())
         for n in called:
             if n not in members:
                 cohort.dropped.append(self.roll.absent(n))
@@ -172,7 +174,7 @@ class Hub:
         scribe, overlap = self._scribe(cohort.members), self.home.overlap.rate
         weights = {n: answers[n].examples * change for n, change in changes.items()}
         while True:
-            trained = self._push(cohort.windows, {n: answers[n] for n in weights})
+            trained = self._push(cohort, {n: answers[n] for n in weights})
             describe = partial(
                 scribe.round, cohort.round, trained, overlap=overlap, evaluation=None, dropped=cohort.left()
             )
@@ -260,7 +262,7 @@ class Hub:
         changes, reasons = {}, {}
         for n, answer in sorted(answers.items()):
             try:
-                changes[n] = self.home.store.change(self._contribution(n, cohort.windows[n], answer))
+                changes[n] = self.home.store.change(self._contribution(cohort, n, answer))
             except UserError as error:
                 reasons[n] = shown(str(error))
         reasons |= too_large(changes, self.settings.norm_bound)
@@ -268,19 +270,21 @@ class Hub:
             cohort.drop(n, reason)
         return {n: change for n, change in changes.items() if n not in reasons}
 
-    def _push(self, windows: Mapping[int, Selection], answers: Mapping[int, Answer]) -> list[Trained]:
+    def _push(self, cohort: Cohort, answers: Mapping[int, Answer]) -> list[Trained]:
         """Push ascending by participant: sums of the same numbers in the same order are equal to the bit."""
         for n, answer in answers.items():
-            self.home.store.push(self._contribution(n, windows[n], answer))
+            self.home.store.push(self._contribution(cohort, n, answer))
         return [
-            Trained(self.setup.known(n, answer.examples), windows[n], answer.loss, answer.first)
+            Trained(self.setup.known(n, answer.examples), cohort.windows[n], answer.loss, answer.first)
             for n, answer in answers.items()
         ]
 
-    def _contribution(self, number: int, windows: Selection, answer: Answer) -> Contribution:
+    def _contribution(self, cohort: Cohort, number: int, answer: Answer) -> Contribution:
         """What a participant hands over, from its answer on disk; UserError where that is none."""
         values = self._checked(unpacked(self._file(number).read_bytes()))
-        return Contribution(number, windows, values, answer.examples, self._only(answer.seen))
+        self._check_seen(answer.seen)
+        participant = self.setup.known(number, answer.examples, answer.seen)
+        return cohort.learner.contribution(participant, cohort.windows[number], values)
 
     def _checked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values in the model's order; checks what the merge leaves open: that nothing is missing, and
@@ -298,17 +302,14 @@ class Hub:
                 raise UserError(f"expected {name} of type {full[name].dtype}, got {values[name].dtype}")
         return {name: values[name] for name in names}
 
-    def _only(self, seen: Units | None) -> dict[str, tuple[int, Units]]:
-        """Rows of the head that count, where those for labels that a participant has not seen do not."""
-        head = self.setup.head
-        if not head:
-            return {}
-        axes = self.setup.captured.axes
-        classes = min(axes.shape(name, {})[dimension] for name, dimension in head.items())
+    def _check_seen(self, seen: Units | None) -> None:
+        """UserError where rows of the head count by labels seen, and these are no such labels."""
+        if not self.setup.head:
+            return
+        classes = self.setup.classes
         places = [place for run in seen or () for place in run]
         if not places or places[0] < 0 or places[-1] > classes or places != sorted(set(places)):
             raise UserError(f"expected the labels seen, as runs from 0 to {classes}, got {seen}")
-        return {name: (dimension, tuple(seen or ())) for name, dimension in head.items()}
 
     def _file(self, number: int) -> Path:
         return self._inbox / f"{number}.safetensors"

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from msfusion.capture import Capture
 from msfusion.core import widths
-from msfusion.core.axes import AxisMap, Widths, runs_of
+from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import Signal, State, advance
 from msfusion.core.twins import Twins
@@ -121,15 +121,21 @@ class Setup:
         """Whether participants exchange anything."""
         return self.method.evaluated != "own"
 
+    @property
+    def classes(self) -> int:
+        """How many classes the model tells apart; 0 where no setting looks at labels."""
+        places = {**self.head, **({self.bias: 0} if self.bias else {})}
+        return min((self.captured.axes.shape(name, {})[d] for name, d in places.items()), default=0)
+
     def participant(self, number: int, data: Dataset[Any]) -> Participant:
         """An owner of ``data``, with the widths that the settings give it."""
         counts = self._label_counts(number, data)
         seen = runs_of(sorted(counts)) if self.head else None
         return Participant(number, data, self.widths(number), seen, self._offsets(counts))
 
-    def known(self, number: int, examples: int = 1) -> Participant:
-        """A participant as the others know it: of its data only the number is."""
-        return Participant(number, Counted(examples), self.widths(number))
+    def known(self, number: int, examples: int = 1, seen: Units | None = None) -> Participant:
+        """A participant as the others know it: of its data only the number of examples, and labels seen."""
+        return Participant(number, Counted(examples), self.widths(number), seen)
 
     def coverage(self) -> Coverage:
         """Coverage of the full model, nothing of which is trained yet."""
@@ -137,11 +143,10 @@ class Setup:
 
     def _label_counts(self, number: int, data: Dataset[Any]) -> Counter[int]:
         """How often a participant has each label, where that counts; UserError for one that no output has."""
-        places = {**self.head, **({self.bias: 0} if self.bias else {})}
-        if not places:
+        classes = self.classes
+        if not classes:
             return Counter()
         counts = label_counts(data)
-        classes = min(self.captured.axes.shape(name, {})[d] for name, d in places.items())
         check_range(counts, classes, f"from participant {number}")
         return counts
 
