@@ -92,6 +92,49 @@ def test_files_that_are_no_certificates_are_named(
         configuration(Link(certificates=folder), "0", "test", 10.0)
 
 
+def junk_for_key(folder: Path) -> None:
+    (folder / AUTHORITY_KEY).write_bytes(b"junk")
+
+
+def key_of_another(folder: Path) -> None:
+    shutil.copy(folder / "0.key", folder / AUTHORITY_KEY)
+
+
+def without_authority(folder: Path) -> None:
+    (folder / AUTHORITY).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (junk_for_key, "expected a PEM file .*authority.key, got"),
+        (key_of_another, "expected authority.key in .* to be the key of authority.pem, got another's"),
+        (without_authority, "expected authority.pem in .*, found none"),
+    ],
+)
+def test_nobody_is_added_with_a_key_that_is_not_the_authoritys(
+    tmp_path: Path, spoil: Callable[[Path], None], said: str
+) -> None:
+    folder = keyring(tmp_path / "certs", "0")
+    spoil(folder)
+    with pytest.raises(UserError, match=said):
+        add_member(folder, "1")
+    assert not list(folder.glob("1.*"))
+
+
+@pytest.mark.parametrize("days", [10_000_000, 10**12])
+def test_a_certificate_ends_before_time_does(tmp_path: Path, days: int) -> None:
+    folder = keyring(tmp_path / "certs", "")
+    with pytest.raises(UserError, match=f"before the year 10000, got {days}"):
+        add_member(folder, "0", days)
+
+
+@pytest.mark.parametrize("name", ["", "a/b"])
+def test_a_group_has_a_name_that_its_settings_take(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="a group's name with letters and none of"):
+        new_group(tmp_path / "certs", name)
+
+
 @pytest.mark.parametrize(("days", "whose"), [(-10, "authority"), (366, "0"), (4000, "authority")])
 def test_a_certificate_whose_time_is_not_now_is_named(tmp_path: Path, days: int, whose: str) -> None:
     folder = keyring(tmp_path / "certs", "0")

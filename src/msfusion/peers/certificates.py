@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.errors import UserError, optional
+from msfusion.peers.settings import check_name
 
 AUTHORITY = "authority.pem"
 AUTHORITY_KEY = "authority.key"
@@ -20,6 +21,7 @@ def new_group(folder: Path, group: str) -> None:
     """Make a group's authority in a new folder; its key stays with whoever adds participants."""
     if (folder / AUTHORITY).exists():
         raise UserError(f"expected a folder without an authority, got {folder}, which has one: name another")
+    check_name("a group's name", group)
     _check_length("a group's name", group, _LONGEST - len(_OF_AUTHORITY))
     x509, ec, _, _ = _cryptography()
     secret = ec.generate_private_key(ec.SECP256R1())
@@ -51,11 +53,11 @@ def add_member(folder: Path, name: str, days: int = DAYS) -> None:
     _check_length("a name", name, _LONGEST)
     if (folder / f"{name}.pem").exists():
         raise UserError(f"expected a name without a certificate in {folder}, got {name!r}, which has one")
-    if not (folder / AUTHORITY_KEY).exists():
-        raise UserError(f"expected the key of an authority in {folder}, found none: msfusion certs new GROUP")
-    x509, ec, _, serialization = _cryptography()
-    authority = x509.load_pem_x509_certificate((folder / AUTHORITY).read_bytes())
-    signer = serialization.load_pem_private_key((folder / AUTHORITY_KEY).read_bytes(), None)
+    for own in (AUTHORITY_KEY, AUTHORITY):
+        if not (folder / own).exists():
+            raise UserError(f"expected {own} in {folder}, found none: msfusion certs new GROUP")
+    x509, ec, _, _ = _cryptography()
+    authority, signer = _pair(folder, AUTHORITY, AUTHORITY_KEY)
     secret = ec.generate_private_key(ec.SECP256R1())
     usage = x509.oid.ExtendedKeyUsageOID
     certificate = (
@@ -100,18 +102,9 @@ def key(folder: Path, name: str) -> Path:
 def check_own(folder: Path, name: str, now: datetime.datetime | None = None) -> None:
     """Raise UserError where a certificate, its key or the authority's certificate cannot be read, they do not
     belong together, or the time of one is not now: a link that fails for it is tried again for ever."""
-    x509, _, _, serialization = _cryptography()
+    x509, _, _, _ = _cryptography()
     authority = _read(folder / AUTHORITY, x509.load_pem_x509_certificate)
-    own = _read(folder / f"{name}.pem", x509.load_pem_x509_certificate)
-    secret = _read(
-        folder / f"{name}.key", lambda text: serialization.load_pem_private_key(text, password=None)
-    )
-    kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    if own.public_key().public_bytes(*kind) != secret.public_key().public_bytes(*kind):
-        raise UserError(
-            f"expected {name}.key in {folder} to be the key of {name}.pem, got another's: copy both from "
-            "where they were made"
-        )
+    own, _ = _pair(folder, f"{name}.pem", f"{name}.key")
     if not _signed_by(own, authority):
         raise UserError(
             f"expected {name}.pem in {folder} to be signed by {AUTHORITY} beside it, got one of another "
@@ -121,6 +114,20 @@ def check_own(folder: Path, name: str, now: datetime.datetime | None = None) -> 
     _check_time(folder / AUTHORITY, authority, now, "begin a new group (msfusion certs new)")
     remedy = f"remove it and make another (msfusion certs add {name}), which everybody needs then"
     _check_time(folder / f"{name}.pem", own, now, remedy)
+
+
+def _pair(folder: Path, certificate: str, key: str) -> tuple[Any, Any]:
+    """A certificate and its key; raises UserError where one cannot be read, or is another's."""
+    x509, _, _, serialization = _cryptography()
+    own = _read(folder / certificate, x509.load_pem_x509_certificate)
+    secret = _read(folder / key, lambda text: serialization.load_pem_private_key(text, password=None))
+    kind = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    if own.public_key().public_bytes(*kind) != secret.public_key().public_bytes(*kind):
+        raise UserError(
+            f"expected {key} in {folder} to be the key of {certificate}, got another's: copy both from "
+            "where they were made"
+        )
+    return own, secret
 
 
 def _signed_by(own: Any, authority: Any) -> bool:
@@ -155,6 +162,10 @@ def _read(path: Path, load: Callable[[bytes], Any]) -> Any:
 def _builder(subject: Any, issuer: Any, public: Any, days: int) -> Any:
     x509, _, _, _ = _cryptography()
     now = datetime.datetime.now(datetime.UTC)
+    try:
+        end = now + datetime.timedelta(days=days)
+    except OverflowError:
+        raise UserError(f"expected days that end before the year 10000, got {days}: give fewer") from None
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -162,7 +173,7 @@ def _builder(subject: Any, issuer: Any, public: Any, days: int) -> Any:
         .public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1 if days >= 0 else 1 - days))
-        .not_valid_after(now + datetime.timedelta(days=days))
+        .not_valid_after(end)
     )
 
 

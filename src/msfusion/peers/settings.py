@@ -74,9 +74,9 @@ class Link:
 def check_group(peers: Peers, participants: int) -> None:
     """Raise UserError for names that cannot be told apart or cannot be part of a key or of a file's name, and
     for a start that nobody can wait for."""
-    _check_name("a peers.group", peers.group)
+    check_name("a peers.group", peers.group)
     for name in peers.names:
-        _check_name("names in peers.names", name)
+        check_name("names in peers.names", name)
         if peers.names.count(name) > 1:
             raise UserError(f"expected each name in peers.names once, got {name!r} twice: rename one of them")
     if peers.start is not None and peers.start > participants:
@@ -86,7 +86,8 @@ def check_group(peers: Peers, participants: int) -> None:
         )
 
 
-def _check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str) -> None:
+    """Raise UserError for what cannot be part of a key; ``what`` it names."""
     if not name or any(sign in name for sign in _SIGNS):
         raise UserError(
             f"expected {what} with letters and none of {' '.join(_SIGNS)}, got {name!r}: rename it"
