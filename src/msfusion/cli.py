@@ -172,6 +172,8 @@ def peer(
     from msfusion.peers.settings import Link
 
     settings = given.settings({"rounds": rounds, "data.path": data}, set_)
+    if outbound:
+        command.check_unused("--outbound", {"--listen": listen})
     link = Link(given.listed(connect), given.listed(listen or "127.0.0.1:0"), certs, outbound, insecure)
     if local is not None:
         unused = {
@@ -187,6 +189,16 @@ def peer(
         flags = given.flags({"rounds": rounds, "data.path": data})
         command.local(preset, flags, set_ or [], local, out or Path("runs/peers"), unused)
     elif router:
+        unused = {
+            "--participant": participant,
+            "--outbound": outbound,
+            "--out": out,
+            "--export": export,
+            "--evaluate": evaluate,
+        }
+        command.check_unused("--router", unused)
+        if listen is None:
+            raise UserError("expected --listen HOST:PORT, at which peers reach the --router, got none")
         command.route(preset, settings, link)
     elif participant is None:
         raise UserError("expected --participant NAME, or --local K for a try on this machine, got neither")

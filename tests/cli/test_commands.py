@@ -897,6 +897,29 @@ def test_a_local_try_refuses_what_it_does_not_use(
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--router", "--participant", "1", "--listen", "127.0.0.1:1"), "--router without --participant"),
+        (("--router", "--evaluate", "--listen", "127.0.0.1:1"), "--router without --evaluate"),
+        (("--router", "--export", "x", "--listen", "127.0.0.1:1"), "--router without --export"),
+        (("--router",), "--listen HOST:PORT, at which peers reach the --router, got none"),
+        (("--participant", "0", "--outbound", "--connect", "127.0.0.1:1", "--listen", "127.0.0.1:2"),
+         "--outbound without --listen"),
+    ],
+)  # fmt: skip
+def test_a_router_and_who_only_connects_refuse_what_they_do_not_use(
+    run: Callable[..., Answer],
+    preset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    message: str,
+) -> None:
+    for name in ("route", "run"):
+        monkeypatch.setattr(f"msfusion.commands.peer.{name}", lambda *_, **more: None)
+    refused(run("peer", preset, *flags), message)
+
+
+@pytest.mark.parametrize(
     ("setting", "message"),
     [("train.lr=-1", "train.lr"), ('peers.names=["a"]', "peers.names"), ("rounds=0", "rounds")],
 )

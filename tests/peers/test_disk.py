@@ -13,7 +13,7 @@ from msfusion.errors import UserError
 from msfusion.learn.shards import INDEX, Spec
 from msfusion.peers.disk import Disk
 from msfusion.peers.disturbed import Disturbed
-from msfusion.peers.gather import check_model_folder_at
+from msfusion.peers.gather import model_folder
 from msfusion.peers.layout import Layout
 from msfusion.peers.past import History
 from msfusion.peers.states import Entry, Given, Version
@@ -122,15 +122,33 @@ def test_no_more_files_are_open_the_larger_a_model_is(tmp_path: Path) -> None:
 
 
 def test_only_a_model_is_replaced_by_an_export(tmp_path: Path) -> None:
-    check_model_folder_at(tmp_path / "new")
-    check_model_folder_at(tmp_path)
+    peer, folder = tmp_path / "peer", tmp_path / "full"
+    assert model_folder(folder / "new", peer) == folder / "new"
+    folder.mkdir()
+    assert model_folder(folder, peer) == folder
     for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX):
-        (tmp_path / name).touch()
-    check_model_folder_at(tmp_path)
-    (tmp_path / "thesis.txt").write_text("precious")
+        (folder / name).touch()
+    assert model_folder(folder, peer) == folder
+    (folder / "thesis.txt").write_text("precious")
     with pytest.raises(
         UserError, match=r"holds a model alone, as it is replaced, got .* with thesis\.txt in it"
     ):
-        check_model_folder_at(tmp_path)
+        model_folder(folder, peer)
     with pytest.raises(UserError, match="a folder for the full model, got the file"):
-        check_model_folder_at(tmp_path / "thesis.txt")
+        model_folder(folder / "thesis.txt", peer)
+    with pytest.raises(UserError, match=r"to write the full model to .*, but not below .*thesis\.txt: name"):
+        model_folder(folder / "thesis.txt" / "below" / "it", peer)
+
+
+def test_an_export_goes_where_links_lead_to_and_never_around_the_peers_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "other disk")
+    assert model_folder(tmp_path / "link", tmp_path / "peer") == tmp_path / "other disk"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert model_folder(Path("."), tmp_path / "peer") == tmp_path / "here"
+    for inside in (Path("."), Path("runs/peer-0")):
+        with pytest.raises(UserError, match=r"outside .*here, where .* is"):
+            model_folder(Path("."), inside)

@@ -17,7 +17,7 @@ from msfusion.commands.training import stoppable
 from msfusion.config import load
 from msfusion.errors import UserError
 from msfusion.peers.agreed import agreed, task_of
-from msfusion.peers.gather import check_model_folder_at
+from msfusion.peers.gather import model_folder
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
 from msfusion.peers.settings import Link, check_group, name_of, number_of
@@ -45,7 +45,7 @@ def run(
     zenoh()
     shower = Shower(participant)
     if export is not None:
-        check_model_folder_at(export)
+        export = model_folder(export, out)
     task = task_of(config, number, own_data=own_data)
     with (
         stoppable(out, "start it again with the same command, and it goes on"),
@@ -77,6 +77,12 @@ def route(preset: str, settings: Mapping[str, Any], link: Link) -> None:
         threading.Event().wait()
 
 
+def check_unused(flag: str, unused: Mapping[str, object]) -> None:
+    """Raise UserError where an option was given that a flag has no use for: option -> what was given."""
+    if named := [name for name, value in unused.items() if value]:
+        raise UserError(f"expected {flag} without {named[0]}, which it does not use, got both; drop one")
+
+
 def local(
     preset: str,
     settings: Mapping[str, Any],
@@ -91,8 +97,7 @@ def local(
     assignments: ``key=value`` as the user wrote them, over the settings.
     unused: options that say who and where, which UserError refuses: option -> what was given.
     """
-    if named := [name for name, value in unused.items() if value]:
-        raise UserError(f"expected --local without {named[0]}, which it does not use, got both; drop one")
+    check_unused("--local", unused)
     config = load(preset, {**settings, **given.pairs(assignments), "participants": peers})
     check_group(config.peers, peers)  # here, or every one of them would say it
     names = [name_of(n, config.peers.names) for n in range(peers)]

@@ -1,5 +1,6 @@
 """The full model of a version in files, which no memory has to hold."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -17,16 +18,29 @@ from msfusion.peers.stock import Stock
 from msfusion.peers.strip import Strip
 
 
-def check_model_folder_at(folder: Path) -> None:
-    """Raise UserError where a ``Gathering`` would replace more than a model that was written there before."""
+def model_folder(folder: Path, peer: Path) -> Path:
+    """The folder that a ``Gathering`` is to replace, where links lead to. UserError where it cannot be
+    written, or where more would be replaced than a model that was written there before.
+
+    peer: the peer's own folder.
+    """
+    folder = folder.resolve()
     if folder.is_file():
         raise UserError(f"expected a folder for the full model, got the file {folder}: name another one")
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"expected to write the full model to {folder}, but not below {above}: name another")
+    if peer.resolve().is_relative_to(folder):
+        raise UserError(
+            f"expected a folder for the full model outside {folder}, where {peer} is: name another"
+        )
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     if other := next((file for file in files if not is_checkpoint_file(file.name)), None):
         raise UserError(
             "expected a folder that is empty, absent or holds a model alone, as it is replaced, got "
             f"{folder} with {other.name} in it: name another one"
         )
+    return folder
 
 
 class Gathering:
