@@ -133,7 +133,8 @@ def test_columns_can_be_named_and_be_plain_binary(tmp_path: Path) -> None:
     federation = load(config(path, label_column="kind"), participants=1, seed=0)
     assert federation.inputs.classes == 2
     with pytest.raises(
-        UserError, match=r"got 2 such columns among picture, other, kind: set data\.label_column"
+        UserError,
+        match=r"got 2 such columns among .*other \(int64\), kind \(int64\): set data\.label_column",
     ):
         load(config(path), participants=1, seed=0)
 
@@ -297,21 +298,36 @@ def test_parquet_without_images(tmp_path: Path) -> None:
 
 def test_parquet_without_labels(tmp_path: Path) -> None:
     pq.write_table(pa.table({"img": [encoded(0)], "label": [0.5]}), tmp_path / "train.parquet")
-    expect("one column of labels", config(tmp_path))
+    said = "among img (binary), label (double): convert one of them"
+    expect(f"got 0 such columns {said}", config(tmp_path))
+    expect(f"got 'label' {said}", config(tmp_path, label_column="label"))
+
+
+def test_labels_that_leave_most_classes_without_an_example(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.parquet", [1000, 1001] * 5)
+    with pytest.warns(UserWarning, match="gets 1,002 classes.*is 1001, and only 2 of them.*from 0"):
+        assert load(config(file), participants=1, seed=0).inputs.classes == 1002
+    write(file, [0, 1, 3] * 5)  # more than half have one: no warning
+    assert load(config(file), participants=1, seed=0).inputs.classes == 4
+
+
+def test_labels_of_64_bits(tmp_path: Path) -> None:
+    labels = pa.array([0, 2**63 + 1], pa.uint64())
+    pq.write_table(pa.table({"img": [encoded(0)] * 2, "label": labels}), tmp_path / "train.parquet")
+    expect("at most 63 bits in", config(tmp_path))
+    expect("got 9223372036854775809", config(tmp_path))
 
 
 def test_named_column_of_the_wrong_kind(folder: Path) -> None:
     expect(
-        "got 'img' among img, label: set data.label_column to one of label",
+        "got 'img' among img (struct), label (int64): set data.label_column to one of label",
         config(folder, label_column="img"),
     )
 
 
 def test_test_file_without_the_columns(folder: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), folder / "test.parquet")
-    expect(
-        "test.parquet, got 0 such columns among x: set data.image_column or take another file", config(folder)
-    )
+    expect("test.parquet, got 0 such columns among x (int64): convert one of them", config(folder))
 
 
 @pytest.mark.parametrize(("labels", "message"), [([0, -1], "got -1 in row 1"), ([0, 11], "got 11 in row 1")])
@@ -346,10 +362,37 @@ def test_undecodable_file(classes: Path) -> None:
 def test_folder_without_classes(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(encoded(0))
     expect("expected one subfolder per class", config(tmp_path, name="folder"))
+    (tmp_path / "images").mkdir()
+    expect("found only 'images'", config(tmp_path, name="folder"))
+
+
+def test_the_folder_above_the_right_one(classes: Path) -> None:
+    (classes / "train").rename(classes / "first")
+    (classes / "test").rename(classes / "second")
+    expect("found them in its subfolders alone, such as 'cat'", config(classes, name="folder"))
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "VAL")])
+def test_the_names_of_the_splits(names: tuple[str, str], classes: Path) -> None:
+    before = load(config(classes, name="folder"), participants=2, seed=0)
+    for old, new in zip(("train", "test"), names, strict=True):
+        (classes / old).rename(classes / new)
+    after = load(config(classes, name="folder"), participants=2, seed=0)
+    assert (after.label_counts, len(images(after.test))) == (before.label_counts, len(images(before.test)))
+
+
+def test_one_class_alone_is_nothing_to_learn_but_may_be_all_that_a_participant_has(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+    for i in range(10):
+        (tmp_path / "cat" / f"{i}.png").write_bytes(encoded(i))
+    expect("at least two classes, got those of 'cat' alone", config(tmp_path, name="folder"))
+    assert load(config(tmp_path, name="folder"), participants=1, seed=0).inputs.classes == 2
 
 
 def test_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
+    (tmp_path / "dog").mkdir()
     expect("expected images in the subfolders", config(tmp_path, name="folder"))
 
 
@@ -392,6 +435,7 @@ def test_grey_images_of_16_bits_keep_their_levels(tmp_path: Path) -> None:
 
 def test_so_do_those_of_pgm(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     for n in range(4):
         levels = (np.arange(16) * 4000).astype(">u2").tobytes()
         (tmp_path / "a" / f"{n}.pgm").write_bytes(b"P5 4 4 65535\n" + levels)
@@ -402,6 +446,7 @@ def test_so_do_those_of_pgm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_images_of_32_bits_are_refused(mode: str, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     Image.new(mode, (4, 4)).save(tmp_path / "a" / "0.tiff")
     with pytest.raises(UserError, match=r"at most 16 bits per channel in .*0\.tiff"):
         load(Data(name="folder", path=str(tmp_path), test_share=0.5), 1, seed=0)

@@ -1,5 +1,6 @@
 """Labelled images in a folder with one subfolder per class, as torchvision's ImageFolder reads them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,29 +10,31 @@ from msfusion.data.images import Encoded, decode_source
 from msfusion.data.source import Source, visible
 from msfusion.errors import UserError
 
-_TEST = ("test", "validation", "valid", "val")
+_TRAIN = ("train", "training")
+_TEST = ("test", "testing", "validation", "valid", "val")
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def load_folder(config: Data, seed: int) -> Source:
-    """The classes are the subfolders of ``train/`` if it exists, else of the folder, by name.
+    """The classes are the subfolders of ``train/`` (``training/``) if it exists, else of the folder, by name.
 
-    The test images are those of ``test/`` (else validation/, valid/, val/) beside ``train/``, in the same
-    subfolders; without it, a share of the training images."""
+    The test images are those of ``test/`` (else testing/, validation/, valid/, val/) beside ``train/``, in
+    the same subfolders; without it, a share of the training images. Such names count in any case."""
     if config.path is None:
         raise UserError("expected data.path to name a folder of images, got none: set it")
     root = Path(config.path).expanduser()
     if not root.is_dir():
         raise UserError(f"expected a folder at data.path, got {config.path!r}, which is none: correct it")
-    has_train = (root / "train").is_dir()
-    train_root = root / "train" if has_train else root
+    split = _named(root, _TRAIN)
+    train_root = split or root
     classes = _subfolders(train_root)
-    if not classes:
+    if len(classes) < 2:
+        found = f"only {classes[0]!r}" if classes else "none"
         raise UserError(
-            f"expected one subfolder per class in {train_root}, found none: put the images of each class "
-            "into a folder of its own"
+            f"expected one subfolder per class in {train_root}, of two classes or more, found {found}: put "
+            "the images of each class into a folder of its own, or set data.path to where such folders are"
         )
-    test_root = next((root / name for name in _TEST if has_train and (root / name).is_dir()), None)
+    test_root = _named(root, _TEST) if split else None
     test = _read(test_root, classes) if test_root else None
     return decode_source(_read(train_root, classes), test, len(classes), config, seed, classes)
 
@@ -54,9 +57,22 @@ def _read(root: Path, classes: list[str]) -> Encoded:
     )
 
 
+def _named(root: Path, names: Sequence[str]) -> Path | None:
+    """The subfolder with the first of these names that there is, in lower case or not."""
+    found = {name.lower(): root / name for name in reversed(_subfolders(root))}
+    return next((found[name] for name in names if name in found), None)
+
+
 def _subfolders(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
 def _images(folder: Path) -> list[Path]:
-    return [file for file in visible(folder, "*") if file.suffix.lower() in _SUFFIXES]
+    """Those of a class. UserError where all are further down: then its subfolders may well be the classes."""
+    found = [file for file in visible(folder, "*") if file.suffix.lower() in _SUFFIXES]
+    if found and not any(file.parent == folder for file in found):
+        raise UserError(
+            f"expected the images of one class in {folder}, found them in its subfolders alone, such as "
+            f"{found[0].parent.name!r}: set data.path to the folder whose subfolders are the classes"
+        )
+    return found

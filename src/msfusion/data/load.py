@@ -53,6 +53,12 @@ def _divide(source: Source, config: Data, participants: int, seed: int) -> Feder
         raise UserError(
             "expected at least one test example, got none: raise data.test_share or data.test_limit"
         )
+    if participants > 1 and len(found := np.unique(source.train.labels)) == 1:  # one may have one class alone
+        name = repr(source.names[found[0]]) if source.names else found[0]
+        raise UserError(
+            f"expected training examples of at least two classes, got those of {name} alone: see whether "
+            "data.path is right, or raise data.limit"
+        )
     parts = partition(source.train.labels, config, participants, seed, source.names)
     labels = torch.from_numpy(source.train.labels)
     images = _channels_first(source.train.images)

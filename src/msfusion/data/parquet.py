@@ -4,6 +4,7 @@ The layout is that of image datasets on the Hugging Face hub: an image is a stru
 plain binary), and the files of a folder are called ``train*.parquet`` and ``test*.parquet``."""
 
 import json
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,9 +42,20 @@ def _load(config: Data, seed: int, classes: int | None) -> Source:
     declared, count = _declared(train_files[0], config)
     train = _read(train_files, config, names)
     test = _read(test_files, config, names) if test_files else None
-    classes = classes or len(declared) or count
-    classes = classes or (int(train.labels.max(initial=0)) + 1 if names is None else len(names))
+    classes = classes or len(declared) or count or len(names or ()) or _counted(train)
     return decode_source(train, test, classes, config, seed, names or declared)
+
+
+def _counted(train: Encoded) -> int:
+    """The number of classes that integer labels say."""
+    classes = int(train.labels.max(initial=0)) + 1
+    if 2 * len(found := np.unique(train.labels)) < classes:
+        warnings.warn(
+            f"the model gets {classes:,} classes, as the largest label in {train.name} is {classes - 1}, and "
+            f"only {len(found):,} of them have an example: number the classes from 0",
+            stacklevel=2,
+        )
+    return classes
 
 
 def _files(config: Data) -> tuple[list[Path], list[Path]]:
@@ -76,7 +88,7 @@ def _columns(path: Path, config: Data) -> tuple[str, str]:
     holds = pa.types.is_integer if numbered and chosen is None else _holds_labels
     return (
         _column(schema, config.image_column, _holds_images, path, "image_column", "encoded images"),
-        _column(schema, chosen, holds, path, "label_column", "labels"),
+        _column(schema, chosen, holds, path, "label_column", "labels (integers or names)"),
     )
 
 
@@ -109,10 +121,13 @@ def _column(
     if name is not None and name in suitable:
         return name
     found = f"{name!r}" if name else f"{len(suitable)} such columns"
-    raise UserError(
-        f"expected one column of {what} in {path}, got {found} among {', '.join(schema.names)}: "
-        f"set data.{option}" + (f" to one of {', '.join(suitable)}" if suitable else " or take another file")
-    )
+    columns = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
+    todo = f"set data.{option} to one of {', '.join(suitable)}" if suitable else "convert one of them"
+    raise UserError(f"expected one column of {what} in {path}, got {found} among {columns}: {todo}")
+
+
+def _kind(type: pa.DataType) -> str:
+    return "struct" if pa.types.is_struct(type) else str(type)
 
 
 def _names(paths: list[Path], config: Data) -> list[str] | None:
@@ -141,6 +156,10 @@ def _numbers(label: pa.ChunkedArray, names: list[str] | None, path: Path) -> Ind
     """Labels as numbers. UserError for those of another kind, and for a name that ``names`` lack."""
     _check_kind(label, names is not None, path)
     if names is None:
+        if (largest := pc.max(label).as_py() or 0) > np.iinfo(np.int64).max:
+            raise UserError(
+                f"expected labels of at most 63 bits in {path}, got {largest}: number the classes from 0"
+            )
         return label.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
     text = label.cast(pa.string())
     numbers = pc.index_in(text, value_set=pa.array(names, pa.string()))
