@@ -25,9 +25,9 @@ from machine import machine, spread
 from torch import Tensor
 
 from msfusion.commands.peer import free_port
+from msfusion.commands.peer_task import task_of
 from msfusion.config import load
 from msfusion.core.merge import Contribution
-from msfusion.peers.agreed import task_of
 from msfusion.peers.network import Network
 from msfusion.peers.peer import Peer
 from msfusion.peers.pieces import Wanted

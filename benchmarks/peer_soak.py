@@ -33,12 +33,12 @@ from machine import machine
 from torch import Tensor
 
 from msfusion.commands.peer import free_port, run
+from msfusion.commands.peer_task import task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.learn.carried import Carried
 from msfusion.learn.round import play
 from msfusion.learn.shards import Shards
-from msfusion.peers.agreed import task_of
 from msfusion.peers.agreement import following
 from msfusion.peers.past import Past, read_history
 from msfusion.peers.settings import Link

@@ -21,11 +21,11 @@ from torch.utils.data import TensorDataset
 import msfusion
 from msfusion import cli
 from msfusion.commands import options as named
+from msfusion.commands.peer_task import fingerprint
 from msfusion.config import load, presets
 from msfusion.data import load as load_data
 from msfusion.learn.methods import METHODS
 from msfusion.models import MODELS, build
-from msfusion.peers.agreed import fingerprint
 from msfusion.records import read
 from msfusion.report.numbers import percent
 from msfusion.runtimes import checkpoint

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from msfusion.commands.peer import route
+from msfusion.commands.peer_task import agreed, task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
 from msfusion.core.merge import Contribution
-from msfusion.peers.agreed import agreed, task_of
 from msfusion.peers.disturbed import Disturbed
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer

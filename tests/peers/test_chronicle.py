@@ -9,10 +9,10 @@ import pytest
 import torch
 from group import PRESET
 
+from msfusion.commands.peer_task import task_of
 from msfusion.config import load
 from msfusion.learn.evaluation import Evaluation
 from msfusion.peers import agreement, past
-from msfusion.peers.agreed import task_of
 from msfusion.peers.chronicle import Chronicle, own_line
 from msfusion.peers.past import History, Past
 from msfusion.peers.states import Entry, Given, Version

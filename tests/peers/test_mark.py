@@ -6,9 +6,9 @@ import pytest
 from group import PRESET
 
 from msfusion.commands import peer as command
+from msfusion.commands.peer_task import agreed, fingerprint
 from msfusion.config import load
 from msfusion.errors import UserError
-from msfusion.peers.agreed import agreed, fingerprint
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.settings import Link
 from msfusion.runtimes.sole import sole
@@ -70,7 +70,7 @@ def test_another_version_of_msfusion_is_another_run(tmp_path: Path, monkeypatch:
     preset.write_text(PRESET)
     config = load(str(preset))
     before = fingerprint(config, "axes", "meaning")
-    monkeypatch.setattr("msfusion.peers.agreed.version", lambda name: "99.0")
+    monkeypatch.setattr("msfusion.commands.peer_task.version", lambda name: "99.0")
     assert fingerprint(config, "axes", "meaning") != before
 
 

@@ -9,13 +9,13 @@ from group import PRESET
 from noisy import NOISY
 from PIL import Image
 
+from msfusion.commands.peer_task import task_of
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import Config, load
 from msfusion.data import Data
 from msfusion.data import load as load_data
 from msfusion.data.digest import divided
 from msfusion.learn.submodels import materialised
-from msfusion.peers.agreed import task_of
 
 
 def noisy(folder: Path, **settings: Any) -> Config:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from msfusion.commands import given
+from msfusion.commands.peer_task import agreed, task_of
 from msfusion.commands.training import stoppable
 from msfusion.config import load
 from msfusion.errors import UserError
-from msfusion.peers.agreed import agreed, task_of
 from msfusion.peers.gather import model_folder
 from msfusion.peers.mark import Mark, claim
 from msfusion.peers.peer import Peer
