@@ -1,6 +1,7 @@
 """Configuration: presets, files, flags over them, and what is refused by name."""
 
 import dataclasses
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -136,13 +137,30 @@ def test_an_unknown_key_is_refused_with_the_nearest(key: str, near: str, tmp_pat
         ("data.name", "mnist", "setting data.name: .*'digits'.*got 'mnist'"),
         ("data.augment", "perhaps", "setting data.augment: .*'perhaps'"),
         ("model", "cnn", "setting model: .*got 'cnn'"),
-        ("model.options.hidden", [0.5], "setting model.options.hidden: "),
+        (
+            "model.options.since",
+            date(2020, 1, 1),
+            "setting model.options.since: expected numbers, texts, true",
+        ),
     ],
 )
 def test_a_value_out_of_its_range_names_itself_and_the_range(key: str, value: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         load("demo", {key: value})
     assert "\n" not in str(caught.value)
+
+
+def test_options_of_a_model_are_handed_on_as_they_are() -> None:
+    given = {"dilate": [True, False], "names": ["1", "2"], "drop": [0.3, 1.0], "rope": {"kind": "linear"}}
+    options = load("demo", {"model.options": given}).model.options
+    assert repr(options) == repr(given)
+
+
+def test_a_table_changes_what_it_names(tmp_path: Path) -> None:
+    path = file(tmp_path, '[data]\nname = "text"\npath = "a"\n[model]\noptions = {width = 3}')
+    config = load(path, {"data": {"limit": 50, "path": "b"}, "model": {"options": {"depth": 1}}})
+    assert config.data == Data(name="text", path="b", limit=50)
+    assert config.model.options == {"depth": 1}
 
 
 def test_a_value_where_a_table_is_expected(tmp_path: Path) -> None:

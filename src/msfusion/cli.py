@@ -101,8 +101,8 @@ def plan(
     rounds: Annotated[int | None, typer.Option(help="Rounds to count coverage over; 20 if left out.")] = None,
     method: Annotated[str, options.MethodOption] = "msfusion",
     seed: Annotated[int, typer.Option(help="Seed of the schedule.")] = 0,
-    batch: Annotated[int, typer.Option(help="Examples per step.")] = 32,
-    optimizer: Annotated[str, typer.Option(help="sgd, adam or adamw.")] = "sgd",
+    batch: Annotated[int | None, typer.Option(help="Examples per step; 32 if left out.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adam or adamw; sgd if left out.")] = None,
     scaling: options.Scaling = False,
     option: options.Option = None,
     axes: options.Axes = None,
@@ -121,8 +121,8 @@ def plan(
     command.check_counted(more)
     if scaling:
         scaling_command.check_given(part, given.flags({"participants": participants, "rounds": rounds}), more)
-    train = {"train.batch": batch, "train.optimizer": optimizer}
-    run = filled(Run, {"method": method, "seed": seed, **train, **part, **more})
+    train = given.flags({"train.batch": batch, "train.optimizer": optimizer})
+    run = filled(Run, {"method": method, "seed": seed, **part, **given.together(train, more)})
     warn_of_idle({**part, **more}, [run])
     subject = command.Subject.load(model, given.pairs(option), axes, run)
     if scaling:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
+from pydantic import JsonValue
 
 from msfusion.data import Data
 from msfusion.errors import UserError
@@ -28,7 +29,7 @@ class Model:
     """
 
     name: str = "cnn"
-    options: dict[str, int | float | str | bool | list[int]] = field(default_factory=dict)
+    options: dict[str, JsonValue] = field(default_factory=dict)
     axes: dict[str, list[str]] = field(default_factory=dict)
 
 

@@ -16,14 +16,30 @@ from msfusion.errors import UserError
 
 T = TypeVar("T")
 
+_NO_JSON = (
+    "input was not a valid JSON value",
+    "expected numbers, texts, true, false, and lists or tables of these",
+)
+"""What pydantic says of a date or a tuple where any value may stand, and what that means."""
+
 
 def filled(owner: type[T], settings: Mapping[str, Any], table: Mapping[str, Any] = MappingProxyType({})) -> T:
     """An ``owner`` made from dotted ``settings`` over a table of settings; UserError for an unknown one."""
     filled_in = copy.deepcopy(dict(table))
-    for key, value in settings.items():
+    for key, value in _one_by_one(owner, settings):
         _put(filled_in, key.split("."), value)
     _refuse_unknown(owner, filled_in, owner, "")
     return validated(owner, _with_none(owner, filled_in))
+
+
+def _one_by_one(owner: type, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A table of settings as the settings in it, which leave others of a file's table as they are."""
+    hints = get_type_hints(owner)
+    for key, value in settings.items():
+        if dataclasses.is_dataclass(hints.get(key)) and isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", one) for name, one in value.items())
+        else:
+            yield key, value
 
 
 def _with_none(owner: type, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +157,7 @@ def _sentence(owner: type, error: ValidationError) -> str:
     if limits and first["type"].startswith(("greater_than", "less_than")):
         what = f"expected a value {limits}"
     else:
-        what = first["msg"].replace("\n", " ").replace("Input should be", "expected")
+        what = first["msg"].replace("\n", " ").replace("Input should be", "expected").replace(*_NO_JSON)
     said = f"setting {'.'.join(names)}: {what}, got {first['input']!r}"
     listed = isinstance(first["input"], str) and "," in first["input"] and _takes_list(hint)
     return f"{said}; a list is written as [{first['input']}]" if listed else said
