@@ -36,7 +36,7 @@ def _one_by_one(owner: type, settings: Mapping[str, Any]) -> Iterator[tuple[str,
     """A table of settings as the settings in it, which leave others of a file's table as they are."""
     hints = get_type_hints(owner)
     for key, value in settings.items():
-        if dataclasses.is_dataclass(hints.get(key)) and isinstance(value, Mapping):
+        if is_dataclass(hints.get(key)) and isinstance(value, Mapping):
             yield from ((f"{key}.{name}", one) for name, one in value.items())
         else:
             yield key, value
