@@ -39,7 +39,7 @@ def write(directory: Path, rounds: int = 3) -> Path:
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "new" / "run")
     run = read(path)
-    assert run == read(path.parent)
+    assert run == read(path.parent) == read(str(path.parent))
     assert run.header == a_header()
     assert list(run.rounds) == [a_round(n) for n in range(3)]
 

@@ -63,10 +63,12 @@ class Header(TypedDict):
     model: ModelFacts
     participants: list[ParticipantFacts]
     pictured: list[str]  # the axes whose windows every round records
+    data: NotRequired[str]  # from Python: digest of the examples, whoever has them, where they are in memory
 
 
 class Dropped(TypedDict):
-    """A participant that did not finish the round, and why; it may have trained, and paid for that."""
+    """A participant whose contribution was not merged in its round, and why; it may have trained, and paid
+    for that."""
 
     participant: int
     reason: str
@@ -194,11 +196,12 @@ class Writer:
         self._file.flush()
 
 
-def read(path: Path) -> Run:
+def read(path: Path | str) -> Run:
     """The run at `path` (a run directory, or its records file); a torn last line is left out.
 
     UserError when there is no such file, or when it is not a records file of this format.
     """
+    path = Path(path)
     path = path / FILE_NAME if path.is_dir() else path
     lines = _complete_lines(path)
     header = _header(path, next(lines))

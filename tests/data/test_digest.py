@@ -3,10 +3,10 @@
 import dataclasses
 
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from msfusion.data import LabelledImages, TokenBlocks
-from msfusion.data.digest import digest, divided
+from msfusion.data.digest import contents, digest, divided
 
 ONE = torch.ones(1, 1, 1)
 IMAGES = LabelledImages(
@@ -43,3 +43,26 @@ def test_data_of_the_users_own_have_none() -> None:
 def test_peers_divide_what_has_the_same_labels_alike() -> None:
     assert divided(IMAGES) == divided(dataclasses.replace(IMAGES, images=IMAGES.images + 1))
     assert divided(IMAGES) != divided(dataclasses.replace(IMAGES, labels=1 - IMAGES.labels))
+
+
+def test_contents_are_those_of_all_splits_of_the_same_data() -> None:
+    x, y = torch.arange(12.0).view(6, 2), torch.arange(6)
+    whole = TensorDataset(x, y)
+    known = contents([whole])
+    assert known == contents([Subset(whole, [5, 0, 3]), Subset(Subset(whole, [1, 2, 4]), [2, 1, 0])])
+    assert known == contents([TensorDataset(x[:2], y[:2]), TensorDataset(x[2:], y[2:])])
+    assert known != contents([TensorDataset(x, y.flip(0))])
+    assert known != contents([TensorDataset(x[1:], y[1:])])
+
+
+def test_contents_of_what_may_be_drawn_anew_are_not_known() -> None:
+    class Drawn(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
+            return tuple(torch.randn_like(part) for part in super().__getitem__(index))
+
+    datasets: list[Dataset[object]] = [
+        IMAGES,
+        Drawn(torch.zeros(2, 3)),
+        Subset(Drawn(torch.zeros(2, 3)), [0]),
+    ]
+    assert [contents([one]) for one in datasets] == [None, None, None]

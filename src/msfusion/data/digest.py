@@ -5,8 +5,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from msfusion.data.examples import LabelledImages, TokenBlocks
 
@@ -29,6 +30,30 @@ def digest(datasets: Sequence[Dataset[Any]]) -> str | None:
                 value = found[id(value)]
             hasher.update(f"{field.name} {value};".encode())
     return hasher.hexdigest()
+
+
+def contents(datasets: Sequence[Dataset[Any]]) -> str | None:
+    """Of which examples there are, whoever has them and in whatever order: the same for all splits of the
+    same data. None unless all are tensors in memory, as others may be drawn anew or slow to read."""
+    total = 0
+    for one in datasets:
+        whole, rows = _rows(one)
+        if type(whole) is not TensorDataset:
+            return None
+        tensors = [tensor.detach().cpu().reshape(len(tensor), -1).contiguous() for tensor in whole.tensors]
+        arrays = [tensor.view(torch.uint8).numpy() for tensor in tensors]
+        for row in rows:
+            example = b"".join(array[row].tobytes() for array in arrays)
+            total += int.from_bytes(hashlib.blake2b(example, digest_size=8).digest())
+    return f"{total % 2**64:016x}"
+
+
+def _rows(dataset: Dataset[Any]) -> tuple[Dataset[Any], Sequence[int]]:
+    """The dataset that others are taken from, and the rows of it that are."""
+    if type(dataset) is not Subset:
+        return dataset, range(len(dataset))  # type: ignore[arg-type]
+    whole, rows = _rows(dataset.dataset)
+    return whole, [rows[index] for index in dataset.indices]
 
 
 def divided(dataset: Dataset[Any]) -> str:

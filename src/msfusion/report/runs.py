@@ -115,6 +115,7 @@ def _problem(run: Run) -> dict[str, str]:
     config = flat(run.header["config"])
     own = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.path"}
     return own | {
+        **({"data": run.header["data"]} if "data" in run.header else {}),
         "parameters": f"{run.header['model']['parameters']:,}",
         "participants": str(run.participants),
     }

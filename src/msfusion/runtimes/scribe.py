@@ -29,11 +29,13 @@ class Described:
     settings: the configuration.
     model: name of the model.
     metric: what the full model is judged by.
+    data: digest of the examples, where there is one.
     """
 
     settings: Mapping[str, Any]
     model: str
     metric: Literal["accuracy", "loss"]
+    data: str | None = None
 
 
 class Scribe:
@@ -71,7 +73,7 @@ class Scribe:
             "method": run.method,
             "seed": run.seed,
             "config": json.loads(json.dumps(described.settings)),
-            **run_facts(workers),
+            **run_facts(workers, described.data),
             "metric": described.metric,
             "model": {
                 "name": described.model,

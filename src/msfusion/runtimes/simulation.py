@@ -21,7 +21,7 @@ from msfusion.core.coverage import Summary
 from msfusion.core.momentum import Momentum
 from msfusion.core.overlap import State
 from msfusion.data import resident
-from msfusion.data.digest import digest
+from msfusion.data.digest import contents, digest
 from msfusion.errors import UserError
 from msfusion.learn.carried import Carried, below
 from msfusion.learn.evaluation import Evaluation
@@ -237,7 +237,8 @@ class Simulation:
 
     def _header(self) -> records.Header:
         metric = self.problem.objective.metric
-        described = Described(self.journal.settings, self.problem.name, metric)
+        data = contents([*self.problem.train, self.problem.test]) if self.journal.keeps else None
+        described = Described(self.journal.settings, self.problem.name, metric, data)
         return self.scribe.header(self.config, described, str(self._crew))
 
     @contextmanager
