@@ -51,6 +51,10 @@ def on_meta() -> nn.Module:
             r"of torch.float32, .* got torch.float64: convert",
         ),
         (
+            {"participants": [[(torch.zeros(FEATURES, dtype=torch.uint8), 0)] * 4]},
+            r"of torch.float32, .* got torch.uint8: convert",
+        ),
+        (
             {"test": [(torch.zeros(FEATURES + 1), 0)]},
             r"shape \(5,\) as those .* got \(6,\), which it does not",
         ),

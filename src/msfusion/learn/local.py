@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -186,12 +187,25 @@ def forward(module: nn.Module, inputs: Tensor) -> Any:
         raise
     except RuntimeError as error:
         own = {p.dtype for p in module.parameters() if p.is_floating_point()}
-        if own and "type" in str(error) and inputs.is_floating_point() and inputs.dtype not in own:
+        if own and inputs.dtype not in own and _is_of_type(error, inputs.dtype):
             raise UserError(
                 f"expected inputs of {' or '.join(sorted(map(str, own)))}, as the model's parameters are, "
                 f"got {inputs.dtype}: convert them in the dataset, for instance with .float()"
             ) from error
         raise
+
+
+_KINDS = {torch.uint8: "(Byte|unsigned char)", torch.int32: "(Int|int)", torch.int64: "(Long|long int)"}
+"""What PyTorch calls the types that an image or a row of numbers may be read as."""
+
+
+def _is_of_type(error: RuntimeError, dtype: torch.dtype) -> bool:
+    """Whether an operation failed on the type of its inputs. Integers may be tokens, as which they are right:
+    there it must be a product that names them first."""
+    if dtype.is_floating_point:
+        return "type" in str(error)
+    kind = _KINDS.get(dtype, "()")
+    return re.search(rf"(but got {kind} and|Input type \({kind}\))", str(error)) is not None
 
 
 def precision(config: Train, device: torch.device) -> AbstractContextManager[Any]:
