@@ -29,6 +29,7 @@ def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
     [
         {"contrast.weight": 1.0},
         {"sample": 0.5},
+        {"width": None, "share": [0.5, 0.25, 0.1], "twins": 0.0},
         {"mask_unseen": True, "logit_adjustment": 1.0, "server_momentum": 0.0},
         {"twins": 0.5, "width": 0.3, "method": "msfusion:residual-cut", "mask_unseen": True},
         {"train.keep_optimizer": True, "train.optimizer": "adamw", "train.lr": 0.01, "twins": 0.9},
