@@ -85,7 +85,7 @@ def test_a_participant_that_dropped_out_is_listed_and_grey(tmp_path: Path) -> No
     dropped = [{"participant": 3, "reason": "lost its connection"}]
     page = one(tmp_path, write(tmp_path / "run", a_header("msfusion", 0), 2, dropped=dropped))
     assert ["0", "1", "3", "lost its connection"] in page.rows
-    assert any("dropped out of a round 2 times" in text for text in page.texts["p"])
+    assert any("was not merged in its round 2 times" in text for text in page.texts["p"])
     assert set(pixels(page.images[4]).ravel()) == {90}
 
 
@@ -289,6 +289,16 @@ def test_where_and_how_long_runs_were_made_tells_no_groups_apart(tmp_path: Path)
     page = one(tmp_path, *runs)
     assert [row[0] for row in page.rows[1:2]] == ["msfusion"]
     assert "2 seeds" in page.source
+
+
+def test_runs_of_other_data_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    """From Python nothing else may tell them apart."""
+    python = {"config": {"method": "msfusion"}}
+    for seed, data in enumerate(("a", "a", "b")):
+        write(tmp_path / str(seed), a_header("msfusion", seed, **python, data=data), 2)
+    source = one(tmp_path, tmp_path).source
+    assert ["cnn (data a)" in source, "cnn (data b)" in source] == [True, True]
+    assert "3 seeds" not in source
 
 
 def test_an_option_of_a_model_may_be_called_seed(tmp_path: Path) -> None:

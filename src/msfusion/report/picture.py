@@ -91,7 +91,7 @@ def _present(record: Round) -> set[int]:
 
 
 def bitmap(rounds: Sequence[Round], axis: str, units: int, participant: int) -> Bitmap:
-    """1 where the participant trained the unit in the round; 2 throughout a round that it dropped out of."""
+    """1 where the participant trained the unit in the round; 2 throughout one in which it was not merged."""
     out: Bitmap = np.zeros((units, len(rounds)), dtype=np.uint8)
     for column, record in enumerate(rounds):
         if any(d["participant"] == participant for d in record["dropped"]):

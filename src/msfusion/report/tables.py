@@ -131,7 +131,7 @@ def settings(run: Run) -> Facts:
 
 
 def dropouts(group: Group) -> list[tuple[str, str, str, str]]:
-    """Who dropped out when and why: seed, round, participant, reason; the last row says how many are left."""
+    """Who was not merged when and why: seed, round, participant, reason; the last row counts the rest."""
     rows = [
         (str(run.header["seed"]), str(r["round"]), str(d["participant"]), d["reason"])
         for run in group.runs

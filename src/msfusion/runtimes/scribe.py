@@ -19,7 +19,7 @@ from msfusion.runtimes.facts import run_facts
 from msfusion.runtimes.run import Run
 
 _REASONS = {"late": "contribution came one round late", "lost": "contribution lost"}
-_NEVER = "contribution came after the last round"
+_NEVER = "contribution came late, after the last round so far"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Scribe:
     ) -> records.Round:
         """The record of one round.
 
-        dropped: who did not finish it, beside those whose fate says so.
+        dropped: whose contributions were not merged in it, beside those whose fate says so.
         """
         plans = [widths_of(one.windows) for one in trained]
         costs = [
