@@ -25,7 +25,7 @@ class Peers:
     deadline: Annotated[float, Gt(0)] = 600.0  # seconds after which a round goes on without a contribution
     lease: Annotated[float, Ge(0.5)] = 4.0  # seconds of silence after which a peer is taken for dead
     settle: Annotated[float, Ge(0)] = 10.0  # seconds that a peer looks for others before it begins without
-    start: Annotated[int, Ge(1)] | None = None  # peers that must be here before round 0; None: all
+    start: Annotated[int, Ge(1)] | None = None  # peers that must be here before round 0; none: all
     wire: Kind = "float32"  # how values travel; bfloat16: half the bytes, rounded on the way
     norm_bound: Annotated[float, Gt(1)] = 10.0  # largest change (RMS), as a multiple of the others' median
 
