@@ -343,6 +343,10 @@ HF_ROWS = [
             *(f"convnextv2.encoder.stages.{i}.downsampling_layer.1.out" for i in (1, 2, 3)),
         ),
         pixels,
+        unsilenced=tuple(
+            f"convnextv2.encoder.stages.{i}.layers.{j}.pwconv1.out"
+            for i, j in ((0, 0), (1, 0), (2, 0), (2, 1), (3, 0))
+        ),  # global response normalisation, which is the identity at first
         hidden_sizes=[16, 24, 32, 40],
         depths=[1, 1, 2, 1],
         image_size=32,

@@ -23,6 +23,7 @@ from zoo import ROWS, Row
 
 from msfusion.capture import capture, permutation_errors
 from msfusion.capture.graph import copy_with, named_tensors
+from msfusion.capture.silence import mixed_axes
 from msfusion.core.axes import axes_of
 
 ALL_ROWS = [*ROWS, *VISION_ROWS]
@@ -106,6 +107,7 @@ def test_a_narrow_model_is_the_same_on_a_gpu(row: Row, without: tuple[str, ...])
 @parametrised
 def test_a_narrow_model_is_the_full_one_with_the_other_units_silenced(row: Row) -> None:
     assert_equals_silenced(row)
+    assert set(row.normed) & set(captured(row).axes.cuttable) <= mixed_axes(captured(row).source.derived)
 
 
 @parametrised

@@ -7,7 +7,7 @@ axis is left to the permutation proof alone.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,13 +37,19 @@ def silence_errors(model: nn.Module, captured: Capture) -> dict[str, float]:
     """For each axis that may be cut and whose units nothing else mixes: the difference, relative to the
     outputs, between the model with that axis (and the others) at half its units and the full model with the
     rest of them silenced. 0 but for rounding; above ``TOLERANCE`` the map is wrong for that axis."""
-    return in_some_type(lambda dtype: _errors(model, captured, dtype))
+    mixed = mixed_axes(captured.source.derived)
+    return errors_of(model, captured, [name for name in captured.axes.cuttable if name not in mixed])
 
 
-def _errors(model: nn.Module, captured: Capture, dtype: torch.dtype) -> dict[str, float]:
-    axes, source = captured.axes, captured.source
-    mixed = mixed_axes(source.derived)
-    names = [name for name in axes.cuttable if name not in mixed]
+def errors_of(model: nn.Module, captured: Capture, names: Sequence[str]) -> dict[str, float]:
+    """The same for these axes, whether anything else mixes their units or not."""
+    return in_some_type(lambda dtype: _errors(model, captured, names, dtype))
+
+
+def _errors(
+    model: nn.Module, captured: Capture, names: Sequence[str], dtype: torch.dtype
+) -> dict[str, float]:
+    source = captured.source
     probe = in_dtype(randomised(model, torch.Generator().manual_seed(0)), dtype).eval()
     inputs = pytree.tree_map_only(torch.Tensor, lambda t: cast(t, dtype), (source.args, dict(source.kwargs)))
     calibrate(probe, *inputs)
