@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--row", type=int)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     if arguments.row is not None:
         print(json.dumps(measured(arguments.data, *ROWS[arguments.row])))
         return
@@ -58,7 +59,6 @@ def measured(folder: Path, participants: int, sample: float) -> dict[str, float]
     from msfusion.runtimes.run import Problem, Run
     from msfusion.runtimes.simulation import Simulation
 
-    torch.set_num_threads(1)
     ours = load(Data(name="cifar10", path=str(folder), partition="iid", test_limit=256), participants, 0)
     model, example = build("resnet18", ours.inputs, {"width": 16})
     run = Run(

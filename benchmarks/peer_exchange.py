@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, nargs="+", choices=HIDDEN, default=[10, 50])
     parser.add_argument("--turns", type=int, default=15)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # as the processes that exchange
     print(machine())
     print("| contribution | exchange | MB/s per peer and direction | of bare gets | of gloo |")
     print("|---|---|---|---|---|")
