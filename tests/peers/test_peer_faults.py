@@ -332,7 +332,15 @@ def test_a_peer_that_hangs_is_left_behind(nursery: Nursery, tmp_path: Path, repl
     it is told of, the others have to train and merge, which may take a busy machine half a minute."""
     patient = {"peers.deadline": 20.0, "peers.lease": 300.0}
     with Group(nursery, tmp_path, rounds=ROUNDS, **patient) as group:
-        before = strike(group, [3], "train", "SIGSTOP", LATER)
+        group.hold(LATER)
+        for n in ALL:
+            group.start(n, f"train:{ROUND}:{group.released}" if n == 3 else None)
+        # Who still pulls from one that freezes asks another once it takes it for dead: after the lease.
+        group.wait(lambda: all(f"round {ROUND} train" in group.text(n) for n in ALL))
+        group.wait_for_text(3, "holds at train")
+        group.signal(3, signal.SIGSTOP)
+        group.wait(lambda: not group.alive(3))
+        before = [group.history(3)]
         # It may have looked at what the others hand over before it froze, or not.
         group.wait_for_text(0, " within 20 s: going on without it")
         assert re.search("3 (looked at no contributions|wrote no shards) within 20 s", group.text(0))
