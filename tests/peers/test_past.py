@@ -273,11 +273,11 @@ class Network:
         return HISTORY.dump_json(history)
 
 
-def histories(own: Disk, network: Network, version: Version) -> Histories:
+def histories(own: Disk, network: Network, version: Version, participants: int = 4) -> Histories:
     state = State(0, "here", 1, FIRST, FIRST)
     states = {0: state, 1: replace(state, number=1, committed=version)}
     board = SimpleNamespace(here=lambda: states, own=state)
-    return Histories(own, board, network, 2, 4, measured=True)  # type: ignore[arg-type]
+    return Histories(own, board, network, 2, participants, measured=True)  # type: ignore[arg-type]
 
 
 def test_a_peer_gets_the_blocks_that_it_lacks_and_no_others(tmp_path: Path) -> None:
@@ -326,6 +326,15 @@ def test_a_history_of_another_version_is_passed_over(tmp_path: Path) -> None:
     last = play(other, 35)
     false = HISTORY.dump_json(other.history(play(other, 1, last)))
     assert histories(own, Network(other, false={f"history/{last.text}": false}), last).of(last) is None
+
+
+@pytest.mark.parametrize("rounds", [5, 15])
+def test_a_history_of_participants_that_there_are_not_is_passed_over(tmp_path: Path, rounds: int) -> None:
+    """It tells of 0, 1 and, left out, 2."""
+    other, own = disk_in(tmp_path / "other"), disk_in(tmp_path / "own")
+    last = play(other, rounds)
+    assert histories(own, Network(other), last, participants=2).of(last) is None
+    assert histories(own, Network(other), last, participants=3).of(last) == other.history(last)
 
 
 def test_an_empty_block_that_leads_to_itself_ends_the_asking(tmp_path: Path) -> None:
