@@ -383,6 +383,13 @@ def test_the_names_of_the_splits(names: tuple[str, str], classes: Path) -> None:
     ]
 
 
+def test_a_class_may_have_the_name_of_a_split(classes: Path) -> None:
+    root = classes / "train"
+    next(root.iterdir()).rename(root / "Train")
+    found = load(config(root, name="folder"), participants=2, seed=0)
+    assert "Train" in found.meaning
+
+
 def test_one_class_alone_is_nothing_to_learn_but_may_be_all_that_a_participant_has(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

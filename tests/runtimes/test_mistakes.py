@@ -58,7 +58,7 @@ def on_meta() -> nn.Module:
             {"test": [(torch.zeros(FEATURES + 1), 0)]},
             r"shape \(5,\) as those .* got \(6,\), which it does not",
         ),
-        ({"test": [PAIR, (torch.zeros(FEATURES), CLASSES)]}, "labels from 0 to 2.*got 3 in the test set"),
+        ({"test": [PAIR, (torch.zeros(FEATURES), CLASSES)]}, "labels from 0 to 2.*got 3; mend"),
         ({"model": nn.Linear}, "torch.nn.Module, got the class Linear"),
         ({"model": torch.relu}, "torch.nn.Module, got a builtin"),
         ({"model": on_meta()}, "a model with values, got first.weight on the meta device"),

@@ -9,6 +9,7 @@ from blobs import SIZES, TEST, net, participants, play, same, settings
 from torch.utils.data import Dataset
 
 import msfusion
+from msfusion.core.momentum import Momentum
 from msfusion.records import read
 from msfusion.runtimes import checkpoint
 
@@ -96,3 +97,26 @@ def test_a_save_that_fails_hides_no_error(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="stale"), pytest.warns(UserWarning, match="lost.*no space left"):
         second_fails(2.5, tmp_path)
     assert checkpoint.load(tmp_path)[1]["rounds_done"] == 0
+
+
+def test_a_merge_that_fails_in_the_middle_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry = Momentum.carry_
+    calls: list[str] = []
+
+    def fails(momentum: Momentum, name: str, *rest: Any) -> None:
+        calls.append(name)
+        if calls.count(name) == 4 and name != calls[0]:  # the first parameter of the round is merged by then
+            raise MemoryError("none left")
+        carry(momentum, name, *rest)
+
+    changes: dict[str, Any] = {"rounds": 5, "workers": 1, "server_momentum": 0.5, "checkpoint_every": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Momentum, "carry_", fails)
+        with pytest.raises(MemoryError, match="none left"), pytest.warns(UserWarning, match="merge failed"):
+            play(tmp_path / "broken", model=net(norm=False), **changes)
+    assert checkpoint.load(tmp_path / "broken")[1]["rounds_done"] == 2
+    for name in ("broken", "unbroken"):
+        play(tmp_path / name, resume=name == "broken", model=net(norm=False), **changes)
+    assert same(*(checkpoint.load(tmp_path / name)[0] for name in ("broken", "unbroken")))

@@ -45,17 +45,13 @@ class Capture:
         """Whether it holds for a loss that reads the logits of an output alone."""
         return self.source.symbolic.logits_alone
 
-    @property
-    def classes(self) -> int:
-        """The last dimension of the model's output."""
-        return int(output_of(self.source.graphs[0]).meta["val"].shape[-1])
-
     def head(self) -> dict[str, int]:
         """Parameter -> its dimension that counts the classes: the last one of the model's output."""
+        classes = int(output_of(self.source.graphs[0]).meta["val"].shape[-1])
         head: dict[str, list[int]] = {}
         for place in (place for place, why in self.axes.pinned.items() if why == OUTPUT):
             name, _, d = place.rpartition(":")
-            if self.axes.tensors[name][int(d)] == Fixed(self.classes):
+            if self.axes.tensors[name][int(d)] == Fixed(classes):
                 head.setdefault(name, []).append(int(d))
         return {name: min(dims) if self._has_rows_first(name) else max(dims) for name, dims in head.items()}
 

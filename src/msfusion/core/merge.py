@@ -178,7 +178,7 @@ class Merge:
         return sums
 
     def shift(self) -> Shift | None:
-        """The shift of what was added since the last ``clear``; None where it is not measured.
+        """The shift of what was added since the last ``apply``; None where it is not measured.
 
         With weights w, changes d and their mean m, the sum of w (d - m)^2 is that of w d^2 less that of
         w m^2: no contribution has to be kept, and parameters with one holder add nothing.

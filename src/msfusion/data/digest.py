@@ -40,7 +40,10 @@ def contents(datasets: Sequence[Dataset[Any]]) -> str | None:
         whole, rows = _rows(one)
         if type(whole) is not TensorDataset:
             return None
-        tensors = [tensor.detach().cpu().reshape(len(tensor), -1).contiguous() for tensor in whole.tensors]
+        if not len(rows):
+            continue
+        plain = [tensor.detach().cpu().resolve_conj().resolve_neg() for tensor in whole.tensors]
+        tensors = [tensor.reshape(len(tensor), -1).contiguous() for tensor in plain]
         arrays = [tensor.view(torch.uint8).numpy() for tensor in tensors]
         for row in rows:
             example = b"".join(array[row].tobytes() for array in arrays)

@@ -1,4 +1,4 @@
-"""Labelled images in a folder with one subfolder per class, as torchvision's ImageFolder reads them."""
+"""Labelled images in a folder with one subfolder per class, much as torchvision's ImageFolder reads them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +58,11 @@ def _read(root: Path, classes: list[str]) -> Encoded:
 
 
 def _named(root: Path, names: Sequence[str]) -> Path | None:
-    """The subfolder with the first of these names that there is, in lower case or not."""
-    found = {name.lower(): root / name for name in reversed(_subfolders(root))}
+    """The subfolder with the first of these names that there is, in lower case or not. One without subfolders
+    of its own may be a class (trains), unless all beside it have such names."""
+    all_names = _subfolders(root)
+    splits = all(name.lower() in (*_TRAIN, *_TEST) for name in all_names)
+    found = {name.lower(): root / name for name in reversed(all_names) if splits or _subfolders(root / name)}
     return next((found[name] for name in names if name in found), None)
 
 

@@ -52,7 +52,7 @@ def _counted(train: Encoded) -> int:
     if 2 * len(found := np.unique(train.labels)) < classes:
         warnings.warn(
             f"the model gets {classes:,} classes, as the largest label in {train.name} is {classes - 1}, and "
-            f"only {len(found):,} of them have an example: number the classes from 0",
+            f"only {len(found):,} of them have an example here: number classes from 0",
             stacklevel=2,
         )
     return classes

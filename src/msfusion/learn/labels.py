@@ -24,12 +24,12 @@ def label_counts(data: Dataset[Any]) -> Counter[int]:
     return counts
 
 
-def check_range(counts: Mapping[int, int], classes: int, where: str) -> None:
-    """UserError for a label that no output has."""
+def check_range(counts: Mapping[int, int], classes: int, participant: int) -> None:
+    """UserError for a label of a participant that no output has."""
     if wrong := [label for label in sorted(counts) if not 0 <= label < classes]:
         raise UserError(
             f"expected labels from 0 to {classes - 1}, as the model has {classes} outputs, got {wrong[0]} "
-            f"{where}; mend the labels"
+            f"from participant {participant}; mend the labels"
         )
 
 

@@ -55,7 +55,10 @@ class MemoryStore:
     measure: whether the model shift is measured.
     twins: units that share their changes.
     momentum: what makes the full model go on as it has been moving; its state is not the store's.
+    whole: whether all of the values are of one round, as they are not after a commit that failed.
     """
+
+    whole = True
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class MemoryStore:
 
     def commit(self, step: float) -> Shift | None:
         shift = self._merge.shift()
+        self.whole = False
         self._merge.apply(step, self._momentum)
+        self.whole = True
         return shift
 
     def discard(self) -> None:

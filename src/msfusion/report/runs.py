@@ -98,15 +98,15 @@ def _title(run: Run) -> str:
 
 
 def _facts(found: Mapping[Path, Run]) -> dict[Path, dict[str, str]]:
-    """What must be the same of runs in one table, beside model and metric. A number that a run does not know
-    is taken from one that is like it in all else."""
+    """What must be the same of runs in one table, beside model and metric. What a run does not know is taken
+    from one that is like it in all else."""
     problems = {path: _problem(run) for path, run in found.items()}
     facts = {path: dict(own) for path, own in problems.items()}
-    for name, numbers in (("training examples", _trained), ("test examples", _tested)):
-        known = {path: numbers(run) for path, run in found.items()}
-        for path, number in known.items():
+    for name, told in (("training examples", _trained), ("test examples", _tested), ("data", _digest)):
+        known = {path: told(run) for path, run in found.items()}
+        for path, own in known.items():
             alike = (known[other] for other in found if problems[other] == problems[path])
-            facts[path][name] = f"{number or min((one for one in alike if one), default=0):,}"
+            facts[path][name] = own or min((one for one in alike if one), default="")
     return facts
 
 
@@ -115,31 +115,35 @@ def _problem(run: Run) -> dict[str, str]:
     config = flat(run.header["config"])
     own = {key: value for key, value in config.items() if key.startswith("data.") and key != "data.path"}
     return own | {
-        **({"data": run.header["data"]} if "data" in run.header else {}),
         "parameters": f"{run.header['model']['parameters']:,}",
         "participants": str(run.participants),
     }
 
 
-def _trained(run: Run) -> int:
-    """Examples to train on; 0 where not all participants were known at the start, as peers are not, and where
-    it depends on the seed which classes are left out."""
+def _digest(run: Run) -> str:
+    """Of the data; empty where the header has none."""
+    return run.header.get("data", "")
+
+
+def _trained(run: Run) -> str:
+    """Examples to train on; empty where not all participants were known at the start, as peers are not, and
+    where it depends on the seed which classes are left out."""
     if flat(run.header["config"]).get("data.partition") == "pathological":
-        return 0
+        return ""
     there = run.header["participants"]
-    return sum(one["examples"] for one in there) if len(there) == run.participants else 0
+    return f"{sum(one['examples'] for one in there):,}" if len(there) == run.participants else ""
 
 
-def _tested(run: Run) -> int:
-    """Examples to test on; 0 before the first evaluation."""
+def _tested(run: Run) -> str:
+    """Examples to test on; empty before the first evaluation."""
     scores = (record["evaluation"] for record in reversed(run.rounds))
-    return next((score["examples"] for score in scores if score is not None), 0)
+    return next((f"{score['examples']:,}" for score in scores if score is not None), "")
 
 
 def _telling(own: Mapping[str, str], all_of_them: Sequence[Mapping[str, str]]) -> str:
     """In brackets, what sets one apart from the others; empty where nothing does."""
     keys = [key for key in sorted(own) if len({one.get(key) for one in all_of_them}) > 1]
-    said = [f"{key} {own[key]}" for key in keys if own[key] != "null"]
+    said = [f"{key} {own[key]}" for key in keys if own[key] not in ("null", "")]
     return f" ({', '.join(said)})" if said else ""
 
 

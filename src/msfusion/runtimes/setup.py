@@ -147,7 +147,7 @@ class Setup:
         if not classes:
             return Counter()
         counts = label_counts(data)
-        check_range(counts, classes, f"from participant {number}")
+        check_range(counts, classes, number)
         return counts
 
     def _offsets(self, counts: Mapping[int, int]) -> dict[str, Tensor]:

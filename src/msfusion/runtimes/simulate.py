@@ -11,7 +11,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from msfusion.data import fetch
 from msfusion.errors import UserError
-from msfusion.learn.labels import check_range, label_counts
 from msfusion.learn.local import seeded
 from msfusion.learn.objective import Objective
 from msfusion.runtimes.run import Problem, Run, as_tuple, check_participants
@@ -76,7 +75,6 @@ def simulate(
     with torch.enable_grad():
         simulation = Simulation(problem, settings, out=None if out is None else Path(out))
         _check_test_shape(simulation)
-        _check_test_labels(simulation)
         return simulation.run(resume=resume)
 
 
@@ -97,10 +95,3 @@ def _check_test_shape(simulation: Simulation) -> None:
             f"expected test inputs of shape {tuple(first.shape[1:])} as those that the model trains on, got "
             f"{tuple(inputs.shape[1:])}, which it does not take: give both the same shape"
         )
-
-
-def _check_test_labels(simulation: Simulation) -> None:
-    """The same of labels, one of which may come late in the data."""
-    problem = simulation.problem
-    if problem.objective.classes:
-        check_range(label_counts(problem.test), simulation.setup.captured.classes, "in the test set")

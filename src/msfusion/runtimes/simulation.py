@@ -191,7 +191,7 @@ class Simulation:
         called = self.setup.attendance.present(round, self.participants)
         dropped = self._left_out(called)
         left_out = {one["participant"] for one in dropped}
-        with self._rescued(round):  # nothing of a round that fails is in the store
+        with self._rescued(round):
             played = play(
                 round,
                 [one for one in called if one.number not in left_out],
@@ -243,14 +243,20 @@ class Simulation:
 
     @contextmanager
     def _rescued(self, done: int) -> Iterator[None]:
-        """Where the body fails, save the state after ``done`` rounds. What keeps it from being saved is told
-        by a warning: the error that is raised is that of the body."""
+        """Where the body fails, save the state after ``done`` rounds: nothing of the next is in the store
+        then, unless its merge failed. What keeps it from being saved is told by a warning: the error that is
+        raised is that of the body."""
         try:
             yield
         except Stopped:
             self._save(done)
             raise
         except Exception:
+            if not self.store.whole:
+                warnings.warn(
+                    "the rounds since the last checkpoint are lost, as the merge failed", stacklevel=2
+                )
+                raise
             with _warning("the checkpoint's batch norm has old statistics, as new ones cannot be estimated"):
                 self._estimate(done)
             with _warning("the rounds since the last checkpoint are lost, as they cannot be saved"):
