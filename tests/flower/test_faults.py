@@ -128,7 +128,11 @@ FAULTS: dict[str, tuple[Behaviour, str]] = {
     ),
     "no examples": (
         changed(lambda content: content["metrics"].update({"num-examples": 0})),
-        "expected num-examples of at least 1 in the answer, got 0",
+        "expected num-examples from 1 to 2^53 in the answer, got 0",
+    ),
+    "examples beyond what a dataset can have": (
+        changed(lambda content: content["metrics"].update({"num-examples": 2**64 - 1})),
+        "expected num-examples from 1 to 2^53 in the answer, got 18446744073709551615",
     ),
 }
 

@@ -292,8 +292,8 @@ def moved_only(name: str, dimension: int, *runs: tuple[int, int]) -> Offer:
 def test_a_state_speaks_of_what_there_is(changes: dict[str, object]) -> None:
     true = replace(peer(1, view=LED, one={0, 3}), offer=OFFERED, hears=frozenset({0, 2}))
     head = {"head": (0, 10)}
-    assert sound(true, participants=3, shards=4, head=head)
-    assert not sound(replace(true, **changes), participants=3, shards=4, head=head)
+    assert sound(true, participants=3, shards=4, head=head, epoch=0)
+    assert not sound(replace(true, **changes), participants=3, shards=4, head=head, epoch=0)
 
 
 STATE: TypeAdapter[State] = TypeAdapter(State)

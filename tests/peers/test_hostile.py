@@ -74,13 +74,14 @@ def spoiled(value: Any) -> Iterator[Any]:
             yield from ([*value[:place], other, *value[place + 1 :]] for other in (*spoiled(part), *HOSTILE))
 
 
-def heard(text: str) -> State | None:
-    """A state as the network takes it in; None where it is passed over."""
+def heard(text: str, epoch: int = VIEW.epoch) -> State | None:
+    """A state as the network takes it in, the newest view that it knows being of this epoch; None where it is
+    passed over."""
     try:
         state = STATE.validate_json(text)
     except ValidationError:
         return None
-    return state if agreement.sound(state, MEMBERS, SHARDS, HEAD) else None
+    return state if agreement.sound(state, MEMBERS, SHARDS, HEAD, epoch) else None
 
 
 AXES = AxisMap({"head": (Fixed(10), Axis("a", 8))}, {"a": AxisInfo(8)})
@@ -117,14 +118,16 @@ def looked_at(states: dict[int, State], number: int) -> None:
     assert_measurable(agreement.whole_shift(AT, states, SHARDS))
     top = agreement.newest_view(states)
     assert top is not None
-    STATE.dump_json(replace(own, view=View(top.epoch + 1, 0, VIEW.members, AT)))
+    proposed = replace(own, view=View(top.epoch + 1, 0, VIEW.members, AT))
+    assert heard(STATE.dump_json(proposed).decode(), top.epoch) == proposed
     if not agreement.broken(view, states):
         holders = agreement.holders_of(view, SHARDS, 1)
         agreement.placed(view, AT, states, holders)
         found = agreement.checked(view, AT, states, {home for home, *_ in holders})
         good, left = agreement.accepted(found, bound=10.0)
         made = agreement.decision(view, AT, states, good, left, 1.0)
-        STATE.dump_json(replace(own, decision=made))
+        decided = replace(own, decision=made)
+        assert heard(STATE.dump_json(decided).decode(), top.epoch) == decided
         agreement.following(AT, made.entry)
         for offer in agreement.offers(view, AT, states).values():
             merged(offer)

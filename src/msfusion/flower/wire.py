@@ -180,8 +180,8 @@ def _table(content: RecordDict, name: str) -> dict[str, Any]:
 
 def _whole(table: Mapping[str, Any], name: str, least: int) -> int:
     value = table.get(name)
-    if type(value) is not int or value < least:  # nor a bool
-        raise UserError(f"expected {name} of at least {least} in the answer, got {value!r}")
+    if type(value) is not int or not least <= value <= 2**53:  # nor a bool
+        raise UserError(f"expected {name} from {least} to 2^53 in the answer, got {value!r}")
     return value
 
 

@@ -11,12 +11,17 @@ from msfusion.core.bound import too_large
 from msfusion.peers.placing import place
 from msfusion.peers.states import Check, Decision, Entry, Left, Offer, State, States, Version, View
 
+_AHEAD = 2**20  # views that may have passed unseen
 
-def sound(state: State, participants: int, shards: int, head: Mapping[str, tuple[int, int]]) -> bool:
+
+def sound(
+    state: State, participants: int, shards: int, head: Mapping[str, tuple[int, int]], epoch: int
+) -> bool:
     """Whether a state that came from elsewhere speaks of participants and shards that there are, of a view
     whose lead is in it, and of what can be merged.
 
     head: parameters of which a contribution may leave out positions -> the dimension of these, its size.
+    epoch: that of the newest view that is known; one far ahead would leave no number for those to come.
     """
     view, decision, offer = state.view, state.decision, state.offer
     numbers = chain((state.number, *state.hears, *state.checks), view.members if view else ())
@@ -24,7 +29,7 @@ def sound(state: State, participants: int, shards: int, head: Mapping[str, tuple
     return (
         all(0 <= n < participants for n in numbers)
         and all(0 <= shard < shards for shard in held)
-        and (view is None or view.lead in view.members)
+        and (view is None or (view.lead in view.members and view.epoch <= epoch + _AHEAD))
         and (decision is None or possible(decision.entry, participants))
         and (offer is None or _acceptable(offer, participants, head))
     )

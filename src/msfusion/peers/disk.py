@@ -242,7 +242,9 @@ class Disk:
 
     def _held(self, text: str) -> Held | None:
         folder = self._versions / text
-        shards = {int(path.stem) for path in folder.glob("*.safetensors") if path.stem.isdigit()}
+        shards = {
+            int(path.stem) for path in folder.glob("*.safetensors") if re.fullmatch("[0-9]+", path.stem)
+        }
         if not shards or not (folder / _HISTORY).exists():
             return None
         parent = read_history(folder / _HISTORY).parent

@@ -25,9 +25,15 @@ def model_folder(folder: Path, peer: Path) -> Path:
     peer: the peer's own folder.
     """
     folder = folder.resolve()
-    if folder.is_file():
+    try:
+        is_file = folder.is_file()
+        above = next(parent for parent in folder.parents if parent.exists())
+    except PermissionError as error:
+        raise UserError(
+            f"expected to write the full model to {folder}, but {error.filename} cannot be read: name another"
+        ) from None
+    if is_file:
         raise UserError(f"expected a folder for the full model, got the file {folder}: name another one")
-    above = next(parent for parent in folder.parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"expected to write the full model to {folder}, but not below {above}: name another")
     if peer.resolve().is_relative_to(folder):

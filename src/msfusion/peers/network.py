@@ -6,6 +6,7 @@ runs never mix; values are asked for by version, which stands for the round and 
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections import Counter
@@ -248,7 +249,7 @@ class Network:
 
     def _on_live(self, sample: Any) -> None:
         run, number, session = str(sample.key_expr).split("/")[-3:]
-        if not number.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", number):
             return
         comes, own = sample.kind == self._zenoh.SampleKind.PUT, self._board.own
         if session != own.session:

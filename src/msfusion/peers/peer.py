@@ -114,7 +114,9 @@ class Peer:
     def _sound(self, state: State) -> bool:
         axes, head = self.setup.captured.axes, self.setup.head
         sizes = {name: (dimension, axes.shape(name, {})[dimension]) for name, dimension in head.items()}
-        return agreement.sound(state, len(self._everyone), len(self.stock.layout), sizes)
+        known = [one.view.epoch for one in (*self.board.last().values(), self.board.own) if one.view]
+        newest = max(known, default=0)
+        return agreement.sound(state, len(self._everyone), len(self.stock.layout), sizes, newest)
 
     def _connected(self) -> Network:
         return Network(

@@ -17,6 +17,8 @@ Text = Annotated[str, StringConstraints(pattern=f"^{VERSION}$")]
 """Of a version."""
 Count = Annotated[int, Ge(0), Le(2**53)]
 """What a float holds exactly."""
+Reason = Annotated[str, StringConstraints(max_length=500)]
+Session = Annotated[str, StringConstraints(max_length=64)]
 Size = Annotated[float, Ge(0), AllowInfNan(False)]
 
 
@@ -58,7 +60,7 @@ class Left:
     """A participant that is not in a round, and why."""
 
     participant: int
-    reason: str
+    reason: Reason
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class View:
 
     epoch: Count
     lead: int
-    members: dict[int, str]
+    members: dict[int, Session]
     base: Version
 
     @property
@@ -116,7 +118,7 @@ class Offer:
     version: Version
     given: Given
     only: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = field(default_factory=dict)
-    failed: str | None = None
+    failed: Reason | None = None
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,10 @@ class Check:
     """What a home found in its part of a contribution: the squared norm of the change and of how many values
     it is, or what is wrong."""
 
-    digest: str
+    digest: Word | Literal[""]
     squares: Size
     count: Count
-    wrong: str | None = None
+    wrong: Reason | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class State:
     """
 
     number: int
-    session: str
+    session: Session
     examples: Count
     committed: Version
     at: Version

@@ -1,5 +1,6 @@
 """What a participant remembers of the rounds before."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -29,10 +30,12 @@ class Kept:
         """Keep a memory for the next rounds."""
         path = self._folder / f"{round:06d}.safetensors"
         checkpoint.write(path, Carried({self._number: memory}).state(), {})
-        for old in self._files()[:-2]:
+        kept = self._files()
+        at = kept.index(path)
+        for old in (*kept[: max(0, at - 1)], *kept[at + 1 :]):  # later rounds are of a past that is gone
             old.unlink()
 
     def _files(self) -> list[Path]:
         """Oldest first; what the system or the user put beside them is let be."""
-        own = (path for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
+        own = (path for path in self._folder.glob("*.safetensors") if re.fullmatch("[0-9]+", path.stem))
         return sorted(own, key=lambda path: int(path.stem))
