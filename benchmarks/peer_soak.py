@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -296,7 +297,9 @@ def rows(parameters: dict[str, Tensor], piece: str) -> Tensor:
 
 
 def sixths(values: list[T]) -> list[list[T]]:
-    return [values[len(values) * i // 6 : max(1, len(values) * (i + 1) // 6)] for i in range(6)]
+    """Six parts in order, none of them empty; of fewer than six values some are in several."""
+    starts = [len(values) * i // 6 for i in range(7)]
+    return [values[start : max(start + 1, end)] for start, end in pairwise(starts)]
 
 
 def memory_row(peer: Peer) -> str:
