@@ -6,7 +6,7 @@ is one; the values are the same to the bit.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ class Optimizer:
         recordable = self._fused and any(p.is_cuda for p in parameters)
         self.lr: float | Tensor = torch.tensor(lr, device=parameters[0].device) if recordable else lr
         self._momenta: dict[int, Tensor | None] = {}
+        self._moving: list[Tensor] = []  # the momenta, once all parameters have one and share a kernel
+        self._plain: list[Tensor] = list(parameters)
+        self._strides = [p.stride() for p in parameters]
         self._moments: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -80,6 +83,7 @@ class Optimizer:
     @torch.no_grad()
     def restore(self, names: Sequence[str], state: Mapping[str, Tensor]) -> None:
         """Go on with copies of such a state; parameters of which it has nothing begin anew."""
+        self._moving = []
         for place, name in enumerate(names):
             parameter = self.parameters[place]
             if (momentum := state.get(f"momentum/{name}")) is not None:
@@ -97,11 +101,20 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Apply the gradients that there are."""
+        if self._moving and (given := self._all_given()):
+            self._sgd_kernel(self._plain, given, self._moving, first=False)
+            return
         places = [place for place, p in enumerate(self.parameters) if p.grad is not None]
         if places:
             parameters: list[Tensor] = [self.parameters[place] for place in places]
             gradients = [_laid_out(self.parameters[place]) for place in places]
             (self._sgd if self.kind == "sgd" else self._adam)(places, parameters, gradients)
+
+    def _all_given(self) -> list[Tensor]:
+        """The gradients of all parameters, laid out like these; nothing where one is missing or is not."""
+        given = [p.grad for p in self.parameters]
+        alike = all(g is not None and g.stride() == s for g, s in zip(given, self._strides, strict=True))
+        return cast(list[Tensor], given) if alike else []
 
     def _sgd(self, places: list[int], parameters: list[Tensor], gradients: list[Tensor]) -> None:
         moving = [momentum for place in places if (momentum := self._momenta.get(place)) is not None]
@@ -111,6 +124,8 @@ class Optimizer:
                 moving = [torch.empty_like(gradient) for gradient in gradients]
                 self._momenta |= zip(places, moving, strict=True)
             self._sgd_kernel(parameters, gradients, moving, first)
+            if len(places) == len(self.parameters):
+                self._moving = moving
             return
         known = {place for place in places if place in self._momenta}
         for own in (known, set(places) - known):  # the fused kernel wants momenta of all or of none

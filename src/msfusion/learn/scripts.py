@@ -45,18 +45,28 @@ class Script:
     run: Callable[..., list[Tensor]]
     tensors: Sequence[Tensor]
     wanted: Sequence[nn.Parameter]
+    _found: list[bool] = field(default_factory=list)
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss; the gradients are left in the parameters, laid out as autograd does it."""
         with torch.no_grad(), optimized_execution(False):  # it would take kernels that round otherwise
             loss, *gradients = self.run(inputs, targets, *self.tensors)
-        memory = set()
-        for parameter, gradient in zip(self.wanted, gradients, strict=True):
-            if gradient.stride() != parameter.stride() or gradient.data_ptr() in memory:
+        for parameter, gradient, apart in zip(self.wanted, gradients, self._apart(gradients), strict=True):
+            if not apart:
                 gradient = torch.empty_like(parameter, requires_grad=False).copy_(gradient)
-            memory.add(gradient.data_ptr())
             parameter.grad = gradient
         return loss
+
+    def _apart(self, gradients: Sequence[Tensor]) -> list[bool]:
+        """Which gradients are laid out like their parameters and share memory with none before; the program
+        does the same in every step, so the first one tells."""
+        if not self._found:
+            memory = set()
+            for parameter, gradient in zip(self.wanted, gradients, strict=True):
+                laid_out = gradient.stride() == parameter.stride()
+                self._found.append(laid_out and gradient.data_ptr() not in memory)
+                memory.add(gradient.data_ptr())
+        return self._found
 
 
 @dataclass
