@@ -17,7 +17,7 @@ from msfusion.capture.graph import copy_with, main_output, named_tensors
 from msfusion.capture.graph_module import runs_graph
 from msfusion.capture.narrow import Source
 from msfusion.capture.silence import errors_of, mixed_axes
-from msfusion.core.axes import Concat, Units, count
+from msfusion.core.axes import Units, count, counted
 from msfusion.core.merge import extract, take
 from msfusion.core.twins import Twins
 from msfusion.learn.submodels import SubModels, materialised
@@ -181,8 +181,8 @@ def assert_equals_twins(row: Row, without: Collection[str], *, unequal: bool = F
 def scaled_in_more_than_one_way(row: Row) -> bool:
     """Whether products take up the scale rule themselves, or parts side by side have factors of their own."""
     source = captured(row).source
-    parts = (dim for dims in source.axes.summed.values() for dim in dims)
-    return bool(source.derived.owed) or any(isinstance(dim, Concat) for dim in parts)
+    parts = (dim for dims in source.axes.summed.values() for dim in dims.values())
+    return bool(source.derived.owed) or any(counted(dim) is None for dim in parts)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

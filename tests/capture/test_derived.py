@@ -23,7 +23,7 @@ def test_one_hidden_layer() -> None:
         "2.weight": ["2", "0.out:5"],
         "2.bias": ["2"],
     }
-    assert axes.summed == {"2.weight": (Axis("0.out", 5),)}
+    assert axes.summed == {"2.weight": {1: Axis("0.out", 5)}}
     assert axes.pinned["0.weight:1"] == "input of the model"
 
 
@@ -68,7 +68,7 @@ def test_gates_are_segments_of_the_hidden_units() -> None:
     axes = capture(CharLSTM(), *tokens()(2)).axes
     (hidden,) = {str(d).split("*")[1] for d in axes.tensors["lstm.bias_ih_l1"]}
     assert str(axes.tensors["lstm.bias_ih_l1"][0]) == f"4*{hidden}"
-    assert list(map(str, axes.summed["lstm.weight_hh_l1"])) == [hidden]
+    assert {i: str(dim) for i, dim in axes.summed["lstm.weight_hh_l1"].items()} == {1: hidden}
 
 
 def test_ties_are_kept_once_and_not_summed_where_they_also_embed() -> None:
@@ -154,7 +154,7 @@ class Convolutions(nn.Module):
 
 def test_convolutions_sum_over_their_inputs_but_not_depthwise() -> None:
     axes = capture(Convolutions(), (torch.randn(3, 3, 9),)).axes
-    assert axes.summed == {"up.weight": (Axis("enter.out", 8),), "out.weight": (Axis("up.out", 6),)}
+    assert axes.summed == {"up.weight": {0: Axis("enter.out", 8)}, "out.weight": {1: Axis("up.out", 6)}}
     assert [str(d) for d in axes.tensors["depth.weight"]] == ["enter.out:8", "1", "3"]
     assert [str(d) for d in axes.tensors["norm.running_var"]] == ["enter.out:8"]
 

@@ -65,3 +65,19 @@ def test_declarations_that_do_not_fit(overrides: dict[str, list[str]], message: 
     model: nn.Module = Mysterious()
     with pytest.raises(UserError, match=message):
         capture(model, (X,), overrides=overrides)
+
+
+@pytest.mark.parametrize(("transposed", "place"), [(True, 1), (False, 0)])
+def test_an_axis_declared_in_both_dimensions_is_summed_over_in_one(transposed: bool, place: int) -> None:
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 2)
+            self.mix = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            return self.last(h + h @ (self.mix.t() if transposed else self.mix))
+
+    axes = capture(Square(), (X,), overrides={"mix": ["h:16", "h:16"]}).axes
+    assert {i: str(dim) for i, dim in axes.summed["mix"].items()} == {place: "h:16"}

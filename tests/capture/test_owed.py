@@ -113,6 +113,53 @@ class Sides(nn.Module):
         return h @ torch.cat([self.first.weight, self.second.weight], 1).t()
 
 
+class Stacked(nn.Module):
+    """Sums over channels that lie side by side, with what lies inside each of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 16, 3)
+        self.code, self.head = nn.Linear(24 * 36, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([torch.relu(self.first(x)), torch.tanh(self.second(x))], 1)
+        return self.head(torch.relu(self.code(h.flatten(1))))
+
+
+class Crossed(nn.Module):
+    """Square weights over embeddings side by side (DCN-v2), written as a layer and as products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(VOCABULARY, 16), nn.Embedding(VOCABULARY, 8)
+        self.cross, self.product = nn.Linear(24, 24), nn.Parameter(0.2 * torch.randn(24, 24))
+        self.conv, self.back = nn.Conv1d(24, 24, 1), nn.ConvTranspose1d(24, 24, 1)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = torch.cat([self.first(x), self.second(x)], -1)
+        h = start + start * self.cross(start)
+        h = h + start * (h @ self.product)
+        h = h + self.conv(h.transpose(1, 2)).transpose(1, 2)
+        h = h + self.back(torch.tanh(h).transpose(1, 2)).transpose(1, 2)
+        return self.head(torch.relu(h))
+
+
+class Pairs(nn.Module):
+    """Weights that sum over pairs of units of one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pairs = nn.Linear(6, 8), nn.Bilinear(8, 8, 12)
+        self.cube, self.flat = nn.Parameter(torch.randn(8, 12, 12)), nn.Parameter(torch.randn(4, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        h = torch.tanh(self.pairs(h, h))
+        h = torch.tanh(torch.einsum("bi,oij,bj->bo", h, self.cube, h))
+        return torch.einsum("bi,oij,bj->bo", h, self.flat.view(4, 8, 8), h)
+
+
 class Standardised(nn.Conv2d):
     """Of norm-free ResNets."""
 
@@ -212,6 +259,9 @@ OTHERS = [
     Row("convolutions", Convolutional, images(8), 0),
     Row("latents", Latents, vectors(6), 0),
     Row("twice in one product", Twice, tokens(VOCABULARY), 0),
+    Row("side by side with places inside", Stacked, images(8), 0),
+    Row("square over parts side by side", Crossed, tokens(VOCABULARY), 0),
+    Row("pairs", Pairs, vectors(6), 0),
 ]
 
 

@@ -21,6 +21,7 @@ from msfusion.core.axes import (
     Units,
     axes_of,
     count,
+    counted,
     narrowed,
     parse,
     positions,
@@ -156,6 +157,24 @@ def test_meetings_are_the_axes_that_cut_the_same_entries() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("dim", "names"),
+    [
+        ("7", ()),
+        ("b:3*2*a:4", ("a", "b")),
+        ("a:4*3 + 2*a:4", ("a",)),
+        ("a:4*b:3 + b:3*a:4", ("a", "b")),
+        ("a:4*a:4", ("a", "a")),
+        ("a:4 + a:4*a:4", None),
+        ("a:4 + 1", None),
+        ("9*(a:4 + b:4)", None),
+        ("(a:4 + b:4)*2 + (a:4 + b:4)", None),
+    ],
+)
+def test_the_axes_to_whose_widths_a_size_is_proportional(dim: str, names: tuple[str, ...] | None) -> None:
+    assert counted(parse(dim)) == names
+
+
 def test_cuttable_and_shape() -> None:
     axes = make_map({"w": ["a:4*2", "b:3", "5"], "s": []}, whole={"b": "it is the input"})
     assert axes.cuttable == ("a",)
@@ -168,7 +187,7 @@ def test_json_keeps_everything_and_the_order() -> None:
     axes = AxisMap(
         tensors={"z": (Product((Axis("heads", 2), Fixed(3))), Axis("a", 4)), "b": ()},
         axes={"heads": AxisInfo(2), "a": AxisInfo(4, residual=True, whole="a reason, with: signs * ( +")},
-        summed={"z": (parse("3*heads:4*16"), parse("a:3 + 2"))},
+        summed={"z": {0: parse("3*heads:4*16"), 1: parse("a:3 + 2")}},
         ties={"other": "z"},
         pinned={"b:0": "an operation without a rule"},
         unknown={"aten.roll": 3},
@@ -179,7 +198,7 @@ def test_json_keeps_everything_and_the_order() -> None:
         ("heads", [2, False, None]),
         ("a", [4, True, "a reason, with: signs * ( +"]),
     ]
-    assert told["summed"] == {"z": ["3*heads:4*16", "a:3 + 2"]}
+    assert told["summed"] == {"z": {"0": "3*heads:4*16", "1": "a:3 + 2"}}
     assert (told["ties"], told["unknown"]) == ({"other": "z"}, {"aten.roll": 3})
     assert told["pinned"] == {"b:0": "an operation without a rule"}
 

@@ -16,7 +16,7 @@ AXES = AxisMap(
         "joint": (parse("2"), parse("hidden:4"), parse("heads:6")),
     },
     axes={"hidden": AxisInfo(4), "heads": AxisInfo(6)},
-    summed={"out": (parse("hidden:4"),), "joint": (parse("hidden:4"), parse("heads:6"))},
+    summed={"out": {1: parse("hidden:4")}, "joint": {1: parse("hidden:4"), 2: parse("heads:6")}},
 )
 
 
@@ -80,7 +80,7 @@ def test_fan_in_counts_the_inputs_that_an_operation_sums_over() -> None:
 SIDE_BY_SIDE = AxisMap(
     tensors={"proj": (parse("8"), parse("heads:4*16")), "join": (parse("10"), parse("a:4 + b:12"))},
     axes={"heads": AxisInfo(4), "a": AxisInfo(4), "b": AxisInfo(12)},
-    summed={"proj": (parse("heads:4*16"),), "join": (parse("a:4 + b:12"),)},
+    summed={"proj": {1: parse("heads:4*16")}, "join": {1: parse("a:4 + b:12")}},
 )
 
 
@@ -103,6 +103,47 @@ def test_before_a_norm_only_the_relation_of_the_parts_counts() -> None:
     (factor,) = factors(axes, {"b": 4}).values()
     assert isinstance(factor, torch.Tensor)
     assert factor.tolist() == [0.5] * 4 + [1.5] * 4
+
+
+@pytest.mark.parametrize(
+    ("dim", "expected"),
+    [
+        ("(a:4 + b:12)*2", [1.0] * 8 + [3.0] * 8),
+        ("2*(a:4 + b:12)", ([1.0] * 4 + [3.0] * 4) * 2),
+        ("b:12*(a:4 + b:12)", ([3.0] * 4 + [9.0] * 4) * 4),
+        ("(a:4 + b:12)*3 + a:4", [1.0] * 12 + [3.0] * 12 + [1.0] * 4),
+        ("b:12*3 + 2*b:12", None),
+    ],
+)
+def test_parts_side_by_side_inside_products_have_factors_of_their_own(
+    dim: str, expected: list[float] | None
+) -> None:
+    axes = AxisMap({"w": (parse(dim), parse("5"))}, {"b": AxisInfo(12)}, {"w": {0: parse(dim)}})
+    factor = factors(axes, {"b": 4})["w"]
+    if expected is None:
+        assert factor == 3.0
+    else:
+        assert isinstance(factor, torch.Tensor)
+        assert factor.tolist() == [[one] for one in expected]
+
+
+def test_a_square_tensor_has_its_factors_in_the_dimension_that_is_summed_over() -> None:
+    both = parse("a:4 + b:12")
+    for place, shape in ((0, (8, 1)), (1, (1, 8))):
+        axes = AxisMap({"w": (both, both)}, {"a": AxisInfo(4), "b": AxisInfo(12)}, {"w": {place: both}})
+        factor = factors(axes, {"b": 4})["w"]
+        assert isinstance(factor, torch.Tensor)
+        assert factor.expand(shape).flatten().tolist() == [1.0] * 4 + [3.0] * 4
+
+
+def test_an_axis_that_is_summed_over_twice_counts_twice() -> None:
+    axes = AxisMap(
+        {"w": (parse("5"), parse("a:8"), parse("a:8"))},
+        {"a": AxisInfo(8)},
+        {"w": {1: parse("a:8"), 2: parse("a:8")}},
+    )
+    assert factors(axes, {"a": 4}) == {"w": 4.0}
+    assert fan_in(axes, {"a": 4}) == {"w": 16}
 
 
 @pytest.mark.parametrize(("a", "b"), [(2, 6), (4, 6), (2, 12), (1, 4)])

@@ -152,7 +152,7 @@ def test_the_start_spreads_the_outputs_of_a_window_as_the_model_itself_does() ->
     """A sum over 16 of 256 inputs, 16-fold: a weight of standard deviation 1 becomes one of 1 / 4."""
     axes = AxisMap(
         make_map({"w": ["out:8", "in:256"]}).tensors, make_map({"w": ["out:8", "in:256"]}).axes,
-        summed={"w": (Axis("in", 256),)},
+        summed={"w": {1: Axis("in", 256)}},
     )  # fmt: skip
     values = {"w": torch.randn(8, 256, generator=torch.Generator().manual_seed(0))}
     Twins(axes, {"in": 16}, 0.0).start_(values, power=1.0)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
 from msfusion.core import axes as core
-from msfusion.core.axes import AxisInfo, AxisMap, Dim, Widths, axes_of, narrowed
+from msfusion.core.axes import AxisInfo, AxisMap, Dim, Widths, axes_of, counted, narrowed
 
 from .degrees import degrees_of
 from .graph import Graph, main_output, named_tensors, tied_names
@@ -150,20 +150,27 @@ def output_of(graph: Graph) -> torch.fx.Node:
 
 @dataclass
 class _Reader:
-    """Names leaves in the order in which the tensors show them and writes labels as dims."""
+    """Names leaves in the order in which the tensors show them and writes labels as dims.
+
+    places: label of a dimension -> which dimension of its tensor that is.
+    """
 
     model: nn.Module
     tensors: Mapping[str, Labels]
     found: Propagation
     names: dict[Label, str] = field(default_factory=dict)
     pins: dict[str, str] = field(default_factory=dict)
+    places: dict[Label, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = {label: i for labels in self.tensors.values() for i, label in enumerate(labels)}
 
     def derived(self, ties: Mapping[str, str]) -> Derived:
         own = named_tensors(self.model)
         dims = {name: self.dims_of(name, tensor) for name, tensor in own.items()}
         inner = _inner_axes(dims)
         residual = {self.names[leaf] for leaf in residual_leaves(self.found.flows) if leaf in self.names}
-        summed = {name: self.summed_dims(name) for name in own}
+        summed = {name: self.summed_dims(name, dims[name]) for name in own}
         owed = [*self.owed(summed), *self.owed_by_computed()]
         infos = {
             name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
@@ -226,29 +233,50 @@ class _Reader:
         uses = [{x for label in use.summed for x in leaves(label)} for use in found]
         return set.intersection(*uses) if uses else set()
 
-    def summed_dims(self, tensor: str) -> tuple[Dim, ...]:
-        """Dims over which every operation that reads the tensor sums, those with an axis."""
-        uses = [self.dims_summed_in(use) for use in self.found.uses.get(tensor, [])]
-        return tuple(dim for dim in uses[0] if all(dim in use for use in uses)) if uses else ()
+    def summed_dims(self, tensor: str, own: Sequence[Dim]) -> dict[int, Dim]:
+        """Dimensions over which every operation that reads the tensor sums, and what of each, where that has
+        an axis; none of which the factor cannot be told for every index."""
+        first, *others = [self.dims_summed_in(tensor, use) for use in self.found.uses.get(tensor, [])] or [{}]
+        return {
+            place: dim
+            for place, dim in first.items()
+            if place is not None
+            and all(other.get(place) == dim for other in others)
+            and (dim == own[place] or counted(dim) is not None)
+        }
 
-    def dims_summed_in(self, use: Use) -> list[Dim]:
-        dims = [self.named_dim(label) for label in use.summed]
-        return [dim for dim in dict.fromkeys(dims) if axes_of(dim)]
+    def dims_summed_in(self, tensor: str, use: Use) -> dict[int | None, Dim]:
+        """Dimension of the tensor -> what of it the operation sums over."""
+        dims: dict[int | None, list[Dim]] = {}
+        for label in dict.fromkeys(use.summed):
+            if axes_of(dim := self.named_dim(label)):
+                dims.setdefault(self.place_of(tensor, label, dim), []).append(dim)
+        return {place: _joined("product", parts) for place, parts in dims.items()}
 
-    def owed(self, summed: Mapping[str, tuple[Dim, ...]]) -> Iterator[Owed]:
+    def place_of(self, tensor: str, label: Label, dim: Dim) -> int | None:
+        """In which dimension of a tensor that of a view of it lies; None where it could be several."""
+        if label in self.places:
+            return self.places[label]
+        own = [self.named_dim(each) for each in self.tensors[tensor]]
+        places = [i for i, each in enumerate(own) if {*axes_of(dim)} <= {*axes_of(each)}]
+        return places[0] if len(places) == 1 else None
+
+    def owed(self, summed: Mapping[str, Mapping[int, Dim]]) -> Iterator[Owed]:
         """Products whose parameter cannot have all of the factor; where no operand can have it either, or not
         by one number, the dims are not cut unless named."""
-        for name in summed:
+        for name, own in summed.items():
             for use in self.found.uses.get(name, []):
-                dims = tuple(dim for dim in self.dims_summed_in(use) if dim not in summed[name])
-                if not dims or use.normalised:
+                found = self.dims_summed_in(name, use).items()
+                dims = tuple(dim for place, dim in found if place is None or own.get(place) != dim)
+                one_factor = None not in map(counted, dims)
+                if not dims or (use.normalised and one_factor):
                     continue
-                one_factor = not any(_may_differ(dim) for dim in dims)
                 if one_factor and use.node is not None and product_operand(use.node) is not None:
                     yield Owed(use.node, use.module, dims)
                     continue
+                axes = {axis for dim in dims for axis in axes_of(dim)}
                 for label in use.summed:
-                    if self.named_dim(label) in dims:
+                    if axes & {*axes_of(self.named_dim(label))}:
                         mark_contracted(label)
 
     def owed_by_computed(self) -> Iterator[Owed]:
@@ -259,7 +287,7 @@ class _Reader:
             dims = [dim for dim in map(self.named_dim, product.summed) if axes_of(dim)]
             powers = self.powers_of(product.weight) if product.weight is not None else None
             scalable = product.node is not None and product_operand(product.node) is not None
-            if powers is None or not (scalable or product.normalised) or any(map(_may_differ, dims)):
+            if powers is None or not (scalable or product.normalised) or None in map(counted, dims):
                 made = self.found.values[product.weight] if product.weight is not None else ()
                 for label in (*product.summed, *made):
                     mark_contracted(label)
@@ -280,11 +308,6 @@ class _Reader:
             return core.Axis(self.names[label], label.size) if label in self.names else core.Fixed(label.size)
         parts = factors(label) if label.form == "product" else segments(label)
         return _joined(label.form, [self.named_dim(part) for part in parts])
-
-
-def _may_differ(dim: Dim) -> bool:
-    """Whether parts that lie side by side may have factors of their own."""
-    return isinstance(dim, core.Concat) and len({axes_of(part) for part in dim.parts}) > 1
 
 
 def _joined(form: str, parts: Sequence[Dim]) -> Dim:

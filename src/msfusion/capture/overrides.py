@@ -13,7 +13,7 @@ import torch
 from msfusion.core.axes import Axis, Concat, Dim, Fixed, Product, parse
 from msfusion.errors import UserError
 
-from .labels import Label, concat, pinned, product
+from .labels import Label, concat, pinned, product, unify
 from .rules import Labels
 
 
@@ -39,7 +39,7 @@ def declared_labels(
             if name not in out:
                 filling = match.group(1) if match.groups() else ""
                 dims = _dims(name, tensors[name], [text.replace("{}", filling) for text in texts])
-                out[name] = Labels(_label(dim, leaves) for dim in dims)
+                out[name] = Labels(_own(_label(dim, leaves)) for dim in dims)
     return out
 
 
@@ -55,6 +55,15 @@ def _dims(name: str, tensor: torch.Tensor, texts: Sequence[str]) -> list[Dim]:
             " give one dim per dimension, of the same size"
         )
     return dims
+
+
+def _own(label: Label) -> Label:
+    """The same as a label that no other dimension has, by which the dimension can be told."""
+    if label.size == 1:
+        return label
+    own = Label(label.size)
+    unify(own, label)
+    return own
 
 
 def _label(dim: Dim, leaves: dict[str, Label]) -> Label:

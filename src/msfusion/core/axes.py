@@ -177,6 +177,23 @@ def _combined(dim: Dim) -> Iterator[tuple[str, str]]:
             return
 
 
+def counted(dim: Dim) -> tuple[str, ...] | None:
+    """Names of the axes to whose widths the size of the dim is proportional, each as often as it counts, in
+    alphabetical order; None where parts that lie side by side are proportional to different ones."""
+    match dim:
+        case Axis(name=name):
+            return (name,)
+        case Product(factors=inner) | Concat(parts=inner):
+            each = [names for names in map(counted, inner) if names is not None]
+            if len(each) < len(inner):
+                return None
+            if isinstance(dim, Product):
+                return tuple(sorted(name for names in each for name in names))
+            return each[0] if len(set(each)) == 1 else None
+        case Fixed():
+            return ()
+
+
 def narrowed(dim: Dim, widths: Widths) -> int:
     """Size of the dim when each axis keeps ``widths[axis]`` units."""
     match dim:
@@ -250,8 +267,8 @@ class AxisMap:
 
     tensors: parameter and buffer name (as in the state dict, tied ones once) -> a dim per dimension.
     axes: axis name -> what is known of it.
-    summed: parameter or buffer -> dims over which its operation sums (a linear layer's inputs), of those
-        that have an axis; the scale rule.
+    summed: parameter or buffer -> its dimensions over which its operation sums (1 for a linear layer's
+        inputs), and what of each: all of it or a factor; of those that have an axis; the scale rule.
     normalised: parameters whose operation's output goes straight into a norm that takes its size away.
     ties: other names of tied tensors -> the name in ``tensors``.
     pinned: "tensor:dimension" -> why that dimension is never cut.
@@ -260,7 +277,7 @@ class AxisMap:
 
     tensors: Mapping[str, tuple[Dim, ...]]
     axes: Mapping[str, AxisInfo]
-    summed: Mapping[str, tuple[Dim, ...]] = field(default_factory=dict)
+    summed: Mapping[str, Mapping[int, Dim]] = field(default_factory=dict)
     normalised: frozenset[str] = frozenset()
     ties: Mapping[str, str] = field(default_factory=dict)
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -277,7 +294,7 @@ class AxisMap:
 
     def summed_axes(self, tensor: str) -> frozenset[str]:
         """Axes over which the operation of a parameter sums."""
-        return frozenset(axis for dim in self.summed.get(tensor, ()) for axis in axes_of(dim))
+        return frozenset(axis for dim in self.summed.get(tensor, {}).values() for axis in axes_of(dim))
 
     def meetings(self) -> Iterator[tuple[str, str]]:
         """Pairs of different axes that cut the same entries: in two dimensions of a tensor, or as two factors
@@ -295,7 +312,7 @@ class AxisMap:
             {
                 "tensors": {name: [str(d) for d in dims] for name, dims in self.tensors.items()},
                 "axes": {name: [i.size, i.residual, i.whole] for name, i in self.axes.items()},
-                "summed": {name: [str(d) for d in dims] for name, dims in self.summed.items() if dims},
+                "summed": {n: {i: str(d) for i, d in own.items()} for n, own in self.summed.items() if own},
                 "normalised": sorted(self.normalised),
                 "ties": dict(self.ties),
                 "pinned": dict(self.pinned),

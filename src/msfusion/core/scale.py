@@ -14,12 +14,13 @@ learns factor^2 times more slowly.
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from functools import reduce
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from msfusion.core.axes import AxisMap, Concat, Dim, Widths, narrowed
+from msfusion.core.axes import AxisMap, Concat, Dim, Product, Widths, narrowed
 
 Factor: TypeAlias = float | Tensor
 """Of a whole tensor, or a float64 tensor that broadcasts to it."""
@@ -35,30 +36,40 @@ def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, Fact
         return {}
     ratios: dict[str, Factor] = {}
     for name, dims in axes.summed.items():
-        ratio = math.prod(_ratio(axes.tensors[name], dim, widths) for dim in dims)
+        ratio = math.prod(_ratio(axes.tensors[name], place, dim, widths) for place, dim in dims.items())
         if name in axes.normalised:
-            ratio = ratio / math.prod(dim.size / narrowed(dim, widths) for dim in dims)
+            ratio = ratio / math.prod(dim.size / narrowed(dim, widths) for dim in dims.values())
         ratios[name] = ratio**power
     return {name: ratio for name, ratio in ratios.items() if isinstance(ratio, Tensor) or ratio != 1}
 
 
-def _ratio(tensor: Sequence[Dim], dim: Dim, widths: Widths) -> Factor:
-    """How many times as many inputs the full model has along a dim; where parts of it that are a dimension of
-    the tensor differ, one number for each of its own."""
-    places = [i for i, own in enumerate(tensor) if own == dim]
-    parts = dim.parts if isinstance(dim, Concat) and len(places) == 1 else (dim,)
-    sizes = [narrowed(part, widths) for part in parts]
-    ratios = [part.size / size for part, size in zip(parts, sizes, strict=True)]
-    if len(set(ratios)) == 1:
-        return ratios[0]
-    each = torch.tensor(ratios, dtype=torch.float64).repeat_interleave(torch.tensor(sizes))
-    return each.view(-1, *[1] * (len(tensor) - 1 - places[0]))
+def _ratio(tensor: Sequence[Dim], place: int, dim: Dim, widths: Widths) -> Factor:
+    """How many times as many inputs the full model has along a dim that a dimension of the tensor has; where
+    parts of that differ, one number for each of its indices."""
+    each = _ratios(dim, widths) if dim == tensor[place] else dim.size / narrowed(dim, widths)
+    return each.view(-1, *[1] * (len(tensor) - 1 - place)) if isinstance(each, Tensor) else each
+
+
+def _ratios(dim: Dim, widths: Widths) -> Factor:
+    """How many times as many indices a dim has in the full model; where its parts differ, a vector with the
+    number for each index in the sub-model."""
+    if isinstance(dim, Product | Concat):
+        parts = dim.factors if isinstance(dim, Product) else dim.parts
+        each = [_ratios(part, widths) for part in parts]
+        differ = isinstance(dim, Concat) and len({one for one in each if not isinstance(one, Tensor)}) > 1
+        if differ or any(isinstance(one, Tensor) for one in each):
+            vectors = [
+                torch.as_tensor(one, dtype=torch.float64).expand(narrowed(part, widths))
+                for one, part in zip(each, parts, strict=True)
+            ]
+            return reduce(torch.kron, vectors) if isinstance(dim, Product) else torch.cat(vectors)
+    return dim.size / narrowed(dim, widths)
 
 
 def fan_in(axes: AxisMap, widths: Widths) -> dict[str, int]:
     """Parameter name -> how many inputs its operation sums over in a sub-model, the taps of a kernel not
     counted; of those alone that sum over axes."""
-    return {name: math.prod(narrowed(dim, widths) for dim in dims) for name, dims in axes.summed.items()}
+    return {n: math.prod(narrowed(dim, widths) for dim in own.values()) for n, own in axes.summed.items()}
 
 
 def rates(axes: AxisMap, widths: Widths, at: int) -> dict[str, float]:

@@ -8,25 +8,25 @@ from msfusion.capture.rearrange import reshape
 from .registry import Call, Labels, Result, broadcast, rule
 
 
-def weighted_sum(call: Call, label: Label, *tensors: Labels) -> None:
-    """Record a sum of products over a dimension of these tensors. The first of them that is a parameter takes
-    up the factor of the scale rule; where none is, but one is computed from parameters alone, the product
-    itself does, and where none is either the dimension is not cut unless named."""
-    weight = next((tensor for tensor in tensors if tensor.origin is not None), None)
-    computed = [tensor for tensor in tensors if not tensor.activation]
-    if weight is None and len(computed) == 1 < len(tensors):
+def weighted_sum(call: Call, *terms: tuple[Labels, Label]) -> None:
+    """Record a sum of products over a dimension of each of these tensors. The first of them that is a
+    parameter takes up the factor of the scale rule; where none is, but one is computed from parameters alone,
+    the product itself does, and where none is either the dimension is not cut unless named."""
+    weight = next((term for term in terms if term[0].origin is not None), None)
+    computed = [term for term in terms if not term[0].activation]
+    if weight is None and len(computed) == 1 < len(terms):
         weight = computed[0]
     if weight is None:
-        mark_contracted(label)
+        mark_contracted(terms[0][1])
     else:
-        call.sums(weight, label)
+        call.sums(*weight)
 
 
 def contract(call: Call, x: Labels, y: Labels) -> Labels:
     """Matrix product on labels: the last dimension of ``x`` with the last but one of ``y``."""
     inner = y[-2] if len(y) > 1 else y[0]
     unify(x[-1], inner, call.where)
-    weighted_sum(call, inner, x, y)
+    weighted_sum(call, (x, x[-1]), (y, inner))
     if len(x) == 1:
         return Labels([*y[:-2], y[-1]] if len(y) > 1 else [])
     if len(y) == 1:
@@ -57,7 +57,7 @@ def addmm(call: Call) -> Result:
 def linear(call: Call) -> Result:
     x, weight, bias = call["input"], call["weight"], call.get("bias")
     unify(x[-1], weight[-1], call.where)
-    weighted_sum(call, weight[-1], weight, x)
+    weighted_sum(call, (weight, weight[-1]), (x, x[-1]))
     if len(weight) == 1:
         return Labels(x[:-1])
     if bias is not None:
@@ -70,7 +70,7 @@ def bilinear(call: Call) -> Result:
     first, second, weight = call["input1"], call["input2"], call["weight"]
     for i, x in ((1, first), (2, second)):
         unify(x[-1], weight[i], call.where)
-        weighted_sum(call, weight[i], weight, x)
+        weighted_sum(call, (weight, weight[i]), (x, x[-1]))
     if call.get("bias") is not None:
         unify(call["bias"][0], weight[0], call.where)
     return Labels([*first[:-1], weight[0]])
@@ -88,9 +88,10 @@ def einsum(call: Call) -> Result:
             if met.setdefault(letter, label).size == 1:
                 met[letter] = label
             unify(met[letter], label, call.where)
-    for letter in met.keys() - set(out):
-        having = [tensor for term, tensor in zip(terms, call["tensors"], strict=True) if letter in term]
-        weighted_sum(call, met[letter], *having)
+    for letter in (letter for letter in met if letter not in out):
+        having = [(t, labels) for t, labels in zip(terms, call["tensors"], strict=True) if letter in t]
+        own = [(labels, labels[t.index(letter)]) for t, labels in having]
+        weighted_sum(call, *(term for term in own if term[1].size == met[letter].size))
     return Labels(met[letter] for letter in out)
 
 
@@ -137,5 +138,5 @@ def grouped_mm(call: Call) -> Result:
     pin(weight[0], "experts")
     pin(x[0], call.where)
     unify(x[-1], weight[1], call.where)
-    weighted_sum(call, weight[1], weight)
+    weighted_sum(call, (weight, weight[1]))
     return Labels([x[0], weight[2]])

@@ -15,7 +15,7 @@ def convolution(call: Call) -> Result:
     group_x, in_x = reshape([x[channel]], [groups, x[channel].size // groups], call.where)
     group_w, in_w = reshape([weight[0]], [groups, weight[0].size // groups], call.where)
     unify(group_x, group_w, call.where)
-    summed = in_w if transposed else weight[1]
+    summed = weight[1] if not transposed else weight[0] if groups == 1 else in_w
     unify(in_x, summed, call.where)
     call.sums(weight, summed)
     out = product(group_w, weight[1]) if transposed else weight[0]
