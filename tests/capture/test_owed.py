@@ -160,6 +160,19 @@ class Pairs(nn.Module):
         return torch.einsum("bi,oij,bj->bo", h, self.flat.view(4, 8, 8), h)
 
 
+class Signs(nn.Module):
+    """A fixed projection whose entries are integers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 12), nn.Linear(16, 4)
+        self.register_buffer("signs", (2 * torch.randint(0, 2, (12, 16)) - 1).to(torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.head(torch.tanh(h @ self.signs.float()))
+
+
 class Standardised(nn.Conv2d):
     """Of norm-free ResNets."""
 
@@ -262,6 +275,7 @@ OTHERS = [
     Row("side by side with places inside", Stacked, images(8), 0),
     Row("square over parts side by side", Crossed, tokens(VOCABULARY), 0),
     Row("pairs", Pairs, vectors(6), 0),
+    Row("integers", Signs, vectors(6), 0, tolerance=1e-4),
 ]
 
 

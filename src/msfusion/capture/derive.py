@@ -31,8 +31,8 @@ OUTPUT = "output of the model"
 @dataclass(frozen=True)
 class Owed:
     """A product that sums over dims for which its parameter cannot have the factor of the scale rule, as that
-    is read in another way as well (the head of a language model whose table also embeds), or as its weight is
-    computed from parameters.
+    is read in another way as well (the head of a language model whose table also embeds) or holds integers,
+    or as its weight is computed from parameters.
 
     node, module: the operation, and whose forward it is in.
     powers: how the weight itself changes with the units of an axis (``degrees.py``).
@@ -170,7 +170,10 @@ class _Reader:
         dims = {name: self.dims_of(name, tensor) for name, tensor in own.items()}
         inner = _inner_axes(dims)
         residual = {self.names[leaf] for leaf in residual_leaves(self.found.flows) if leaf in self.names}
-        summed = {name: self.summed_dims(name, dims[name]) for name in own}
+        summed = {
+            name: self.summed_dims(name, dims[name]) if _takes_fractions(tensor) else {}
+            for name, tensor in own.items()
+        }
         owed = [*self.owed(summed), *self.owed_by_computed()]
         infos = {
             name: AxisInfo(leaf.size, name in residual, _why_whole(name, leaf, inner))
@@ -308,6 +311,10 @@ class _Reader:
             return core.Axis(self.names[label], label.size) if label in self.names else core.Fixed(label.size)
         parts = factors(label) if label.form == "product" else segments(label)
         return _joined(label.form, [self.named_dim(part) for part in parts])
+
+
+def _takes_fractions(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _joined(form: str, parts: Sequence[Dim]) -> Dim:
