@@ -291,6 +291,43 @@ def test_where_no_parameter_makes_up_for_a_narrower_sum_nothing_is_cut(
     assert {info.whole for info in axes.axes.values()} == {"summed over where no parameter makes up for it"}
 
 
+MADE = {"enter": nn.Linear(6, 8), "make": nn.Linear(6, 32)}
+CELL = {"enter": nn.Linear(6, 8), "a": nn.Linear(6, 48), "b": nn.Linear(6, 8), "out": nn.Linear(8, 4)}
+
+
+@pytest.mark.parametrize(
+    ("forward", "parts"),
+    [
+        (lambda self, x: F.linear(self.enter(x), self.make(x).mean(0).view(4, 8)), MADE),
+        (lambda self, x: F.conv1d(self.enter(x)[..., None], self.make(x).mean(0).view(4, 8, 1)), MADE),
+        (
+            lambda self, x: F.conv_transpose1d(self.enter(x)[..., None], self.make(x).mean(0).view(8, 4, 1)),
+            MADE,
+        ),
+        (
+            lambda self, x: F.conv1d(
+                self.enter(x).view(1, -1, 1), self.make(x).view(-1, 8, 1), groups=len(x)
+            ),
+            MADE,
+        ),
+        (
+            lambda self, x: self.out(
+                torch.rnn_tanh_cell(
+                    x, self.enter(x), self.a(x).mean(0).view(8, 6), self.b(x).mean(0)[:, None] * self.b(x)[0]
+                )
+            ),
+            CELL,
+        ),
+    ],
+)
+def test_what_is_multiplied_by_weights_that_the_forward_computes_stays_whole(
+    forward: Callable[..., Tensor], parts: dict[str, Any]
+) -> None:
+    axes = capture(Computes(forward, **parts), (torch.randn(5, 6),)).axes
+    assert axes.axes["enter.out"].whole == "summed over where no parameter makes up for it"
+    assert not axes.cuttable
+
+
 def test_places_that_are_read_from_a_grid_are_no_axis() -> None:
     def forward(self: Any, x: Tensor) -> Tensor:
         theta = self.b(torch.relu(self.a(x.flatten(1)))).view(-1, 2, 3)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from msfusion.capture.labels import ONE, Label, pin, pinned, unify
+from msfusion.capture.labels import ONE, Label, mark_contracted, pin, pinned, unify
 
 
 class Labels(tuple[Label, ...]):
@@ -66,11 +66,14 @@ class Call:
         return pinned_all(shape, self.where)
 
     def sums(self, tensor: Labels, label: Label) -> None:
-        """Record that the operation sums over this dimension of ``tensor``, times an activation."""
+        """Record that the operation sums over this dimension of ``tensor``, times an activation. Where the
+        tensor is an activation, too, nothing makes up for it and the dimension is not cut unless named."""
         if tensor.origin is not None:
             self.summed.append((tensor.origin, label))
         elif not tensor.activation:
             self.computed.append((tensor, label))
+        else:
+            mark_contracted(label)
 
 
 Rule = Callable[[Call], Result]
