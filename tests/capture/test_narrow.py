@@ -4,11 +4,14 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from laws import captured, filled, halved, last_units, model_of, run
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from zoo import ROWS, CharGRUCell, CharLSTM, NanoGPT, Row, tokens
@@ -113,6 +116,65 @@ def test_one_of_many_equal_numbers_is_found_and_only_in_a_copy_of_the_configurat
     assert narrow.to_empty(device="cpu")(torch.randn(3, 6)).shape == (3, 2)
     assert narrow.config.size7 == 4
     assert model.config.size7 == 8
+
+
+@dataclass(frozen=True)
+class Frozen:
+    width: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    width: int = 8
+
+
+class Model(BaseModel, frozen=True):
+    width: int = 8
+
+
+class Named(NamedTuple):
+    width: int = 8
+    other: str = "same"
+
+
+class Plan(list[int]):
+    """A list that is not made from a list."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(sizes)
+
+
+class Holding(nn.Module):
+    """Its width is in something that it holds."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held, self.a, self.b = held, nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def width(self) -> int:
+        held = self.held
+        return held.width if hasattr(held, "width") else held[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x).view(-1, self.width()))
+
+
+@pytest.mark.parametrize(
+    "held", [Frozen(), Model(), Named(), [8, [1, 2], "M", True], (8, None), torch.Size([8])]
+)
+def test_sizes_are_set_in_copies_of_what_cannot_be_changed(held: Any) -> None:
+    model = Holding(held)
+    narrow = capture(model, (torch.randn(2, 6),)).narrow({"a.out": 4})
+    assert not runs_graph(narrow)
+    assert (narrow.width(), model.width()) == (4, 8)
+    assert type(narrow.held) is type(held)
+    if isinstance(held, tuple | list):
+        assert list(narrow.held[1:]) == list(held[1:])
+
+
+@pytest.mark.parametrize("held", [Slotted(), Plan(8, 3)])
+def test_the_graph_stands_in_for_what_cannot_be_made_with_another_size(held: Any) -> None:
+    assert runs_graph(capture(Holding(held), (torch.randn(2, 6),)).narrow({"a.out": 4}))
 
 
 class Numbered(nn.Module):

@@ -45,6 +45,9 @@ _MOST_CANDIDATES = 8  # all of whose subsets are tried
 _OWN_SIZES = ("groups", "num_groups", "normalized_shape")
 """Arguments of operations that PyTorch's own layers keep in an attribute of the same name."""
 
+_SEQUENCES = (tuple, list, torch.Size)
+"""Made from a list of what they hold; who knows what their subclasses are made from."""
+
 _SIZED_LAYERS = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -219,12 +222,16 @@ def _public(module: nn.Module) -> dict[str, Any]:
 
 
 def _values(key: str, value: Any, sizes: Mapping[int, set[int]]) -> Iterator[Candidate]:
-    if isinstance(value, bool):
-        return
-    if isinstance(value, int):
-        yield from ((key, new) for new in sorted(sizes.get(value, ())))
-    elif isinstance(value, tuple | list) and any(x in sizes for x in value if isinstance(x, int)):
-        yield key, type(value)(min(sizes[x]) if x in sizes else x for x in value)
+    if _is_size(value, sizes):
+        yield from ((key, new) for new in sorted(sizes[value]))
+    elif isinstance(value, tuple | list) and any(_is_size(x, sizes) for x in value):
+        make = getattr(value, "_make", type(value))  # the former of a named tuple
+        if make in _SEQUENCES or make is not type(value):
+            yield key, make([min(sizes[x]) if _is_size(x, sizes) else x for x in value])
+
+
+def _is_size(value: Any, sizes: Mapping[int, set[int]]) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in sizes
 
 
 class _Search:
@@ -284,10 +291,10 @@ def _self_and_parents(path: str) -> Iterator[str]:
 def _assign(module: nn.Module, key: str, value: Any) -> None:
     """Set an attribute; one of a configuration is set in a copy that the module then has for itself."""
     owner, _, leaf = key.rpartition(".")
-    target: Any = module
-    if owner:
-        target = getattr(module, owner)
-        if not isinstance(target, nn.Module):
-            target = copy.copy(target)
-            setattr(module, owner, target)
-    setattr(target, leaf, value)
+    target: Any = getattr(module, owner) if owner else module
+    if isinstance(target, nn.Module):
+        setattr(target, leaf, value)
+    else:
+        target = copy.copy(target)
+        vars(target)[leaf] = value  # a frozen one takes it, too
+        setattr(module, owner, target)
