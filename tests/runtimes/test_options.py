@@ -496,3 +496,71 @@ def test_lr_fan_in_lowers_the_rate_of_what_sums_over_more(method: str) -> None:
     plain, lower = moved(), moved(lr_fan_in=2)
     assert lower.pop("2.weight") == pytest.approx(plain.pop("2.weight") * 2 / fan_in, rel=1e-3)
     assert lower == pytest.approx(plain, rel=1e-3)
+
+
+# --- windows apart
+
+
+def apart(out: Path | None = None, **changes: Any) -> msfusion.Result:
+    own = {"width": 0.25, "rounds": 6, "method": "msfusion:apart", "model": wide()}
+    return play(out, **{**own, **changes})
+
+
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)
+    )
+
+
+def test_windows_apart_leave_the_model_in_blocks() -> None:
+    """Four blocks of two by one units; the head and the first layer are whole."""
+    for changes in ({}, {"twins": 0.5}, {"complement": False, "server_momentum": 0.5}):
+        values = state(apart(**changes))
+        block = torch.block_diag(*[torch.ones(1, 2)] * 4).bool()
+        assert not values["3.weight"][~block].any(), changes
+        assert values["3.weight"][block].all(), changes
+
+
+def test_windows_apart_cover_what_lies_in_sub_models() -> None:
+    result = apart()
+    whole = sum(p.numel() for p in wide().parameters())
+    assert result.coverage.share == (whole - 4 * 8 + 8) / whole
+
+
+def test_complements_change_training_from_the_second_round_of_a_cycle_on() -> None:
+    """In the first round of four nobody has heard anything, and batches are those of that round."""
+    for rounds, equal in ((1, True), (2, False)):
+        with_, without = (state(apart(rounds=rounds, complement=on)) for on in (True, False))
+        assert same(with_, without) == equal
+
+
+def test_a_resumed_run_of_complements_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """In the middle of a cycle."""
+    for twins in (None, 0.5):
+        out = tmp_path / str(twins)
+        apart(out, rounds=2, twins=twins)
+        assert carried(out, "previous")
+        assert same(state(apart(out, resume=True, twins=twins)), state(apart(twins=twins)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": (0.5, 0.25)}, "participants that all afford the same for msfusion:apart"),
+        ({"width": 0.4}, "widths that divide their axes for msfusion:apart, got 3 of the 8 units of"),
+        ({"batched": "on"}, "sub-models that complement one another have no batched form"),
+    ],
+)
+def test_what_windows_apart_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        apart(**changes)
+
+
+def test_complements_want_logits() -> None:
+    for method, complement in (("msfusion", True), ("msfusion:apart", False)):
+        run = settings(width=0.25, method=method, complement=complement)
+        msfusion.simulate(wide(), participants(), TEST, run, loss=F.cross_entropy)
+    run = settings(width=0.25, method="msfusion:apart")
+    with pytest.raises(UserError, match="expected a model that returns logits for complement"):
+        msfusion.simulate(wide(), participants(), TEST, run, loss=F.cross_entropy)

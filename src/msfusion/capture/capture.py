@@ -10,7 +10,7 @@ from msfusion.core.axes import AxisMap, Fixed
 from msfusion.errors import UserError
 
 from .derive import OUTPUT, derive, output_of
-from .graph import Graph, copy_with, named_tensors
+from .graph import Graph, copy_with, named_tensors, source_line
 from .graph_module import SymbolicGraphs
 from .modes import capture_modes
 from .narrow import Source, narrow_module
@@ -68,6 +68,10 @@ class Capture:
         (name,) = found if len(found) == 1 else (None,)
         name = self.axes.ties.get(name, name) if name else None
         return name if name in dict(self.source.model.named_parameters()) else None
+
+    def owed(self, widths: Mapping[str, int]) -> list[str]:
+        """Where products are that have the factor of the scale rule themselves at these widths."""
+        return [source_line(one.node) for one in self.source.derived.owed if one.factor(widths) != 1]
 
     def narrow(self, widths: Mapping[str, int], *, scaled: bool = False) -> nn.Module:
         """A new module of the given widths (axis -> units kept; others are whole), same state dict keys.

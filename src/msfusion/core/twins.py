@@ -20,6 +20,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from msfusion.core.apart import together
 from msfusion.core.axes import AxisMap, Dim, Widths
 from msfusion.core.cut import places_from
 from msfusion.core.scale import fan_in
@@ -70,12 +71,15 @@ class Twins:
 
     widths: axis -> units of the narrowest window, the number of kinds; axes that are not named have no twins.
     tie: in [0, 1].
+    apart: windows share no unit (core/apart.py): each has a residual stream of its own, and what lies in no
+        sub-model has no twins.
     """
 
-    def __init__(self, axes: AxisMap, widths: Widths, tie: float) -> None:
-        self.tie = tie
+    def __init__(self, axes: AxisMap, widths: Widths, tie: float, *, apart: bool = False) -> None:
+        self.tie, self._apart = tie, apart
         self._axes, self._widths = axes, dict(widths)
-        self._stream = {axis: width for axis, width in widths.items() if axes.axes[axis].residual}
+        streams = () if apart else widths
+        self._stream = {axis: widths[axis] for axis in streams if axes.axes[axis].residual}
         self._rows: Mapping[str, tuple[str, Tensor]] = {}
         self._kinds = cache(self._kinds_of)
         self._kinds_of_rows = cache(self._kinds_among)
@@ -85,7 +89,7 @@ class Twins:
 
         rows: name -> the model's tensor and its rows, int64.
         """
-        some = Twins(self._axes, self._widths, self.tie)
+        some = Twins(self._axes, self._widths, self.tie, apart=self._apart)
         some._rows = rows
         return some
 
@@ -104,17 +108,15 @@ class Twins:
         """Make all twins copies of the first of their kind, in place.
 
         power: the scale rule's exponent; 0 where the rule is off. Tensors to which it applies become smaller
-        by the root of the factor, so that a sub-model's outputs spread as those of the full model did by its
-        own initial values.
+        (``shrink_``).
         """
-        whole, own = fan_in(self._axes, {}), fan_in(self._axes, self._widths)
-        scaled = whole.keys() - self._axes.normalised if power else ()
-        shrink = {name: (whole[name] / own[name]) ** 0.5 for name in scaled if whole[name] != own[name]}
         for name, value in values.items():
             copies = value
             for d, kinds in self._cut(name, value.device):
                 copies = copies.index_select(d, kinds.first[kinds.of])
-            value.copy_(copies / shrink[name] if name in shrink else copies)
+            value.copy_(copies)
+        if power:
+            shrink_(values, self._axes, self._widths)
 
     def mean(self, name: str, total: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean over twins, in the shape of the tensor.
@@ -122,7 +124,14 @@ class Twins:
         total: weighted sum per parameter. weight: sum of the weights, broadcast to it; 0 where nobody held a
         parameter. Twins of which nobody held any have the mean 0.
         """
-        return self._mean(self._cut(name, total.device), total, weight)
+        mean = self._mean(self._cut(name, total.device), total, weight)
+        return mean if (mask := self._mask(name)) is None else mean.mul_(mask.to(mean.device))
+
+    def _mask(self, name: str) -> Tensor | None:
+        """Which entries of a tensor have twins, where not all do."""
+        tensor, rows = self._rows.get(name, (name, None))
+        mask = together(self._axes.tensors[tensor], self._widths) if self._apart else None
+        return mask if mask is None or rows is None or len(mask) == 1 else mask[rows]
 
     def own(self, name: str, total: Tensor, weight: Tensor) -> Tensor | None:
         """The same over those twins that differ in their units of a residual stream only: what counts as a
@@ -160,6 +169,15 @@ class Twins:
         tensor, rows = self._rows[name]
         whole = self._kinds(self._axes.tensors[tensor][0], stream, torch.device("cpu"))
         return Kinds.numbered(whole.of[rows]).to(device)
+
+
+def shrink_(values: Mapping[str, Tensor], axes: AxisMap, widths: Widths) -> None:
+    """Make tensors to which the scale rule applies smaller by the root of the factor, in place, so that the
+    outputs of a sub-model spread as those of the full model did by its own initial values."""
+    whole, own = fan_in(axes, {}), fan_in(axes, widths)
+    for name in whole.keys() - axes.normalised:
+        if name in values and whole[name] != own[name]:
+            values[name].div_((whole[name] / own[name]) ** 0.5)
 
 
 def kinds(dim: Dim, widths: Widths) -> Kinds:

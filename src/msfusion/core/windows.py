@@ -114,6 +114,22 @@ class RandomUnits:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """Windows that share no unit and move from one to the next in every round, those of all axes in step
+    (ours; core/apart.py). Widths divide the axes and are the same for all participants.
+
+    cycle: rounds until a participant comes back to its first windows.
+    """
+
+    sizes: Widths
+    cycle: int
+
+    def windows(self, round: int, participant: int, widths: Widths) -> Selection:
+        number = (participant + round) % self.cycle
+        return {axis: window(self.sizes[axis], number * width, width) for axis, width in widths.items()}
+
+
+@dataclass(frozen=True)
 class DoubleShift:
     """Windows that shift from participant to participant and from round to round (MSfusion, arXiv
     2407.03622; every formula here is ours).

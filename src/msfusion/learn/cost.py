@@ -20,7 +20,7 @@ from msfusion.learn.known import is_known
 from msfusion.learn.live import LiveBytes
 from msfusion.learn.local import Train, make_optimizer, state_like, update
 from msfusion.learn.memory_layout import lay_out, layout_for
-from msfusion.learn.objective import Objective
+from msfusion.learn.objective import Objective, logits_of
 from msfusion.learn.optimizer import Optimizer
 
 T = TypeVar("T")
@@ -100,6 +100,11 @@ def takes(module: nn.Module, inputs: Tensor) -> bool:
     except Exception:  # whatever a forward raises
         return False
     return True
+
+
+def logits(module: nn.Module, example: tuple[Tensor, ...], batch: int) -> Tensor:
+    """The logits of a batch, on the meta device."""
+    return _of_first_that_runs(module, example, Train(batch=batch), _Count.logits)
 
 
 def _of_first_that_runs(
@@ -183,6 +188,12 @@ class _Count:
         """A forward pass."""
         with self._mode:
             self._module(self._inputs)
+
+    def logits(self) -> Tensor:
+        """Those of a forward pass, on the meta device."""
+        with self._mode:
+            made = logits_of(self._module(self._inputs))
+        return torch.empty(made.shape, dtype=made.dtype, device="meta")
 
     def changed_buffers(self) -> set[str]:
         """Those written to, or replaced, by a forward pass."""

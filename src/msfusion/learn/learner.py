@@ -18,6 +18,7 @@ from msfusion.core.twins import Twins
 from msfusion.core.windows import Schedule
 from msfusion.data import fetch
 from msfusion.errors import Diverged, TooFew, UserError
+from msfusion.learn.complement import Complement, heard_like
 from msfusion.learn.contrast import Compared, Contrast
 from msfusion.learn.cost import Cost
 from msfusion.learn.local import Passes, Train, learning_rate, make_optimizer, seeded, state_like, train
@@ -77,6 +78,8 @@ class Learner:
     together: trains participants at once; None trains one by one.
     passes: forward and backward passes of those who train one by one; by default those of ``local``.
     twins: who is whose: from whom a unit takes an optimizer's state that it has not itself.
+    cycle: rounds in which a participant goes through all sub-models and these complement one another
+        (``complement.py``); 0 where they do not.
     """
 
     schedule: Schedule
@@ -90,17 +93,20 @@ class Learner:
     together: Together | None = None
     passes: Passes | None = None
     twins: Twins | None = None
+    cycle: int = 0
 
     @property
     def remembers(self) -> bool:
         """Whether participants keep anything from one round to the next."""
-        return self.contrast is not None or self.config.keep_optimizer
+        return self.contrast is not None or self.config.keep_optimizer or self.cycle > 0
 
     def remembered(self, widths: Widths) -> dict[str, Tensor]:
         """Tensors like those of a memory, ``Memory.packed``, of a sub-model of these widths."""
         trained = self.submodels.trained(widths)
         values = trained if self.contrast else {}
         like: dict[str, Tensor] = {f"values/{name}": t for name, t in values.items()}
+        if self.cycle:
+            like |= {f"heard/{name}": t for name, t in self._heard_like(widths).items()}
         if not self.config.keep_optimizer:
             return like
         state = state_like(self.config, trained)
@@ -117,6 +123,9 @@ class Learner:
         """
         own = replace(self.config, batch=min(self.config.batch, participant.examples))
         return self.submodels.cost(widths, own, None if first else self.contrast)
+
+    def _heard_like(self, widths: Widths) -> dict[str, Tensor]:
+        return heard_like(self.submodels.logits(widths, self.config.batch), self.config.steps)
 
     def left_out(self, participant: Participant) -> str | None:
         """Why a participant takes part in no round, whatever the runtime; None where it does.
@@ -161,13 +170,14 @@ class Learner:
         optimizer = self._optimizer(module, lr, windows, previous)
         if compared is not None:
             self._check(compared, module, participant)
-        own = module, participant.data, self.objective, self.config
+        objective = self._objective(round, previous)
+        own = module, participant.data, objective, self.config
         loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
         optimizer.zero_grad()
         del compared  # the memory of both is that of the copies which follow
         trained = _offset(self.submodels.unload(windows, given, lend=lend), offsets, -1.0)
-        memory = self._memory(windows, trained, module, optimizer) if self.remembers else None
+        memory = self._memory(windows, trained, module, optimizer, objective) if self.remembers else None
         return self.contribution(participant, windows, trained), loss, memory
 
     def _optimizer(
@@ -181,12 +191,26 @@ class Learner:
             optimizer.restore(trained_names(module), state)
         return optimizer
 
+    def _objective(self, round: int, previous: Memory | None) -> Objective:
+        if not self.cycle:
+            return self.objective
+        heard = previous.heard if previous is not None else {}
+        return Complement(language=self.objective.language, heard=heard, cycle=1 + round // self.cycle)
+
     def _memory(
-        self, windows: Selection, trained: Mapping[str, Tensor], module: nn.Module, optimizer: Optimizer
+        self,
+        windows: Selection,
+        trained: Mapping[str, Tensor],
+        module: nn.Module,
+        optimizer: Optimizer,
+        objective: Objective,
     ) -> Memory:
         values = {name: value.clone() for name, value in trained.items()} if self.contrast else {}
         state = optimizer.state(trained_names(module)) if self.config.keep_optimizer else {}
-        return Memory(windows, values, state)
+        heard = {}
+        if isinstance(objective, Complement):
+            heard = objective.said(self._heard_like(widths_of(windows)))
+        return Memory(windows, values, state, heard)
 
     def train_together(
         self, round: int, group: Sequence[Ready], store: Store
@@ -239,7 +263,8 @@ class Learner:
         return self.together.groups(list(zip(shapes, ready, strict=True)), memory)
 
     def _seed(self, round: int, participant: Participant) -> int:
-        return derive(self.seed, "local training", round, participant.number)
+        first = round - round % self.cycle if self.cycle else round  # batches stay for a cycle
+        return derive(self.seed, "local training", first, participant.number)
 
     def contribution(
         self, participant: Participant, windows: Selection, values: Mapping[str, Tensor]

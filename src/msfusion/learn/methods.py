@@ -5,9 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from msfusion.core.apart import sub_models
 from msfusion.core.axes import AxisMap, Widths
 from msfusion.core.widths import Cut
 from msfusion.core.windows import (
+    Apart,
     DoubleShift,
     Nested,
     OrderedDropout,
@@ -63,6 +65,8 @@ class Method:
     overlap: it obeys the settings of the overlap rate; those of others have none.
     twins: it obeys the setting of twins; in others every unit starts and learns on its own.
     momentum: it obeys the setting of server momentum.
+    apart: its windows share no unit, and weights between them are 0 (core/apart.py); it obeys the setting of
+        completing.
     """
 
     schedule: Callable[[Setting], Schedule]
@@ -73,6 +77,7 @@ class Method:
     overlap: bool = False
     twins: bool = False
     momentum: bool = True
+    apart: bool = False
     variants: dict[str, "Method"] = field(default_factory=dict, compare=False)
 
     @property
@@ -99,6 +104,10 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
     return schedule
 
 
+def _apart(setting: Setting) -> Schedule:
+    return Apart(setting.sizes, sub_models(setting.narrowest, setting.sizes))
+
+
 def _msfusion() -> Method:
     base = Method(_shifted("designed"), cut="inner", contrast=True, overlap=True, twins=True)
     return replace(
@@ -111,6 +120,7 @@ def _msfusion() -> Method:
             "no-contrast": replace(base, contrast=False),
             "no-overlap": replace(base, overlap=False),
             "no-twins": replace(base, twins=False),
+            "apart": replace(base, schedule=_apart, cut="all", contrast=False, overlap=False, apart=True),
         },
     )
 

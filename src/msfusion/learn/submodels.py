@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from msfusion.capture import Capture
 from msfusion.capture.graph import named_tensors
-from msfusion.core import scale
+from msfusion.core import apart, scale
 from msfusion.core.axes import AxisMap, Selection, Widths, count
 from msfusion.learn.contrast import Contrast
-from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch, takes
+from msfusion.learn.cost import Cost, changing_buffers, cost, counters, least_batch, logits, takes
 from msfusion.learn.local import Train
 from msfusion.learn.memory_layout import lay_out
 
@@ -33,6 +33,7 @@ class SubModels:
 
     compiled: modules that train are compiled, for each shape of a batch when it first comes.
     free_layout: nobody but the model looks at how what it makes lies in memory (``known.lay_out``).
+    apart: windows share no unit, and weights between them are 0 (core/apart.py).
     compared: modules of which it is known that the contrastive loss can compare what they make of examples.
     """
 
@@ -45,6 +46,7 @@ class SubModels:
         *,
         compiled: bool = False,
         free_layout: bool = False,
+        apart: bool = False,
     ) -> None:
         self.compiled = compiled
         self._free_layout = free_layout
@@ -52,7 +54,7 @@ class SubModels:
         self._captured = captured
         self._example = example
         self.device = device
-        self._power = power
+        self._power, self._apart = power, apart
         self._narrow: dict[Plan, nn.Module] = {}
         self._shapes: dict[Plan, dict[str, Tensor]] = {}
         self._modules: dict[Plan, _Held] = {}
@@ -60,6 +62,7 @@ class SubModels:
         self._rounded: dict[Plan, frozenset[str]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
         self._least: dict[Plan, int] = {}
+        self._logits: dict[tuple[Plan, int], Tensor] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def room(self, selection: Selection) -> Mapping[str, Tensor]:
@@ -107,8 +110,8 @@ class SubModels:
         own = self._held(widths).tensors
         values = {name: own[name] for name in self.trained(widths)}
         if not lend:
-            apart = torch.contiguous_format
-            values = {name: value.clone(memory_format=apart) for name, value in values.items()}
+            plain = torch.contiguous_format
+            values = {name: value.clone(memory_format=plain) for name, value in values.items()}
         scale.undo_(values, self.factors(widths), given, self.rounded(widths))
         return values
 
@@ -131,6 +134,13 @@ class SubModels:
     def changing_buffers(self) -> list[str]:
         """Buffers that training changes, but for those of batch norm."""
         return changing_buffers(self._unset({}), self._example)
+
+    def logits(self, widths: Widths, batch: int) -> Tensor:
+        """The logits of a batch at these widths, without values."""
+        key = (plan_of(widths), batch)
+        if key not in self._logits:
+            self._logits[key] = logits(self._unset(widths), self._example, batch)
+        return self._logits[key]
 
     def takes(self, inputs: Tensor) -> bool:
         """Whether the full model takes inputs of this shape in eval mode, seen without values."""
@@ -177,6 +187,8 @@ class SubModels:
         key = plan_of(widths)
         if key not in self._factors:
             found = scale.factors(self._captured.axes, widths, self._power)
+            if self._apart:
+                found = apart.lessened(found, self._captured.axes, widths)
             on_device = torch.empty((), dtype=torch.float64, device=self.device)
             self._factors[key] = {name: scale.on(factor, on_device) for name, factor in found.items()}
         return self._factors[key]

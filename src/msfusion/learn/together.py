@@ -28,9 +28,11 @@ class Together:
     """Trains participants at once, where settings, device and model allow it.
 
     Raises UserError where ``batched`` is "on" and something that has no batched form is too: the contrastive
-    loss, optimizers that are kept, buffers that training changes, or a model that counts its forward passes.
+    loss, sub-models that complement one another, optimizers that are kept, buffers that training changes, or
+    a model that counts its forward passes.
     compiled: what trains them is compiled.
     changes_buffers: training changes buffers other than those of batch norm.
+    complements: sub-models complement one another.
     why_not: why they train one by one where they were to train at once.
     """
 
@@ -40,6 +42,7 @@ class Together:
     keeps_optimizer: bool = False
     compiled: bool = False
     changes_buffers: bool = False
+    complements: bool = False
     why_not: str | None = None
     _memory: Mapping[Any, int] = field(default_factory=dict)
 
@@ -52,6 +55,8 @@ class Together:
             self._refuse("the contrastive loss has no batched form")
         if wanted and self.keeps_optimizer:
             self._refuse("optimizers that are kept have no batched form")
+        if wanted and self.complements:
+            self._refuse("sub-models that complement one another have no batched form")
         if wanted and self.changes_buffers:
             self._refuse("training changes buffers of the model")
         if wanted and (names := self.submodels.counters()):

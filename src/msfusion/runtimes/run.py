@@ -49,6 +49,7 @@ class Run:
     seed: int = 0  # of every random choice
     overlap: Annotated[float, Ge(0), Lt(1)] = 0.0  # msfusion: least share of windows that the next repeat
     twins: Annotated[float, Ge(0), Le(1)] | None = None  # msfusion: units start as copies; 1: stay so
+    complement: bool = True  # msfusion:apart: each sub-model makes up for what the others get wrong
     # How much of the merged change is applied: all, or ever less; standalone merges nothing
     server_step: ServerStep = "constant"
     # Share of the last move that the next one repeats; standalone has none

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from msfusion.capture import Capture
-from msfusion.core import widths
+from msfusion.core import apart, widths
+from msfusion.core.apart import sub_models
 from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import Signal, State, advance
-from msfusion.core.twins import Twins
+from msfusion.core.twins import Twins, shrink_
 from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
@@ -70,6 +71,7 @@ class Setup:
             self.method.scale_power,
             compiled=alone,
             free_layout=objective.custom is None,
+            apart=self.method.apart,
         )
         at_once: Batched = "off" if alone else run.batched
         keeps = run.train.keep_optimizer
@@ -81,10 +83,12 @@ class Setup:
             keeps,
             compiled=run.compile,
             changes_buffers=bool(changing),
+            complements=self.complements,
         )
         self.passes = Scripts() if self._scripts() else None
         self._plans = self._plans_of((capacities or self._capacities())[:participants])
         self._check_batch()
+        self._check_apart()
         self.setting = Setting(
             captured.axes,
             narrowest(self._plans, captured.axes),
@@ -99,13 +103,29 @@ class Setup:
     def twins(self) -> Twins | None:
         """Units that start as copies of one another, where the settings want any."""
         tie = self._tie
-        return None if tie is None else Twins(self.captured.axes, self.setting.narrowest, tie)
+        own = self.captured.axes, self.setting.narrowest
+        return None if tie is None else Twins(*own, tie, apart=self.method.apart)
 
     @property
     def copies(self) -> Copies | None:
-        """What a run does to the model's own tensors before it begins: twins become copies."""
-        twins, power = self.twins, self.method.scale_power
-        return None if twins is None else lambda values: twins.start_(values, power)
+        """What a run does to the model's own tensors before it begins: twins become copies, and what lies in
+        no sub-model 0."""
+        twins, method, axes, kinds = self.twins, self.method, self.captured.axes, self.setting.narrowest
+
+        def start_(values: Mapping[str, Tensor]) -> None:
+            if twins:
+                twins.start_(values, method.scale_power)
+            else:
+                shrink_(values, axes, kinds)
+            if method.apart:
+                apart.start_(values, axes, kinds)
+
+        return start_ if twins or method.apart else None
+
+    @property
+    def complements(self) -> bool:
+        """Whether sub-models make up for what the others get wrong."""
+        return self.run.complement and self.method.apart
 
     @property
     def _tie(self) -> float | None:
@@ -188,6 +208,7 @@ class Setup:
             together=self.together,
             passes=self.passes,
             twins=self.twins,
+            cycle=sub_models(self.setting.narrowest, self.setting.sizes) if self.complements else 0,
         )
 
     def first_overlap(self) -> State:
@@ -254,6 +275,30 @@ class Setup:
                 "model without batch norm"
             )
 
+    def _check_apart(self) -> None:
+        """What windows that share no unit ask for."""
+        if not self.method.apart:
+            return
+        plan, *others = self._plans
+        if any(other != plan for other in others):
+            raise UserError(
+                f"expected participants that all afford the same for {self.run.method}, got different ones; "
+                "give one share or width for all, or take msfusion"
+            )
+        sizes = {axis: self.captured.axes.axes[axis].size for axis in plan}
+        for axis, width in plan.items():
+            if sizes[axis] % width:
+                raise UserError(
+                    f"expected widths that divide their axes for {self.run.method}, got {width} of the "
+                    f"{sizes[axis]} units of {axis!r}; give a share, or a width such as 0.5 or 0.25"
+                )
+        if self.complements and self.objective.custom is not None:
+            raise UserError(
+                "expected a model that returns logits for complement, but the loss is of its own; set "
+                "complement to false"
+            )
+        apart.check(self.captured.axes, plan, self.captured.owed(plan))
+
     def _check_optimizer(self) -> None:
         train = self.run.train
         if train.lr_fan_in is not None and train.optimizer == "sgd":
@@ -287,8 +332,10 @@ class Setup:
     @property
     def _divides(self) -> bool:
         """Whether a capacity gives widths that divide the axes: where twins are set, for a method that has
-        them, and for those that cut as such a one does, which are compared with it at its shapes."""
-        return self.run.twins is not None and (self.method.twins or self.method.cut == "inner")
+        them, and for those that cut as such a one does, which are compared with it at its shapes; and where
+        windows share no unit."""
+        twins = self.run.twins is not None and (self.method.twins or self.method.cut == "inner")
+        return twins or self.method.apart
 
     def _price(self, plan: Widths) -> Cost:
         return self.submodels.cost(plan, self.run.train, self.contrast)
