@@ -15,6 +15,7 @@ from msfusion.capture import capture
 from msfusion.config import load
 from msfusion.core.twins import Twins
 from msfusion.errors import UserError
+from msfusion.learn import scripts
 from msfusion.learn.adapt import Adapt
 from msfusion.learn.contrast import Contrast
 from msfusion.learn.labels import logit_adjustment
@@ -533,6 +534,13 @@ def test_complements_change_training_from_the_second_round_of_a_cycle_on() -> No
     for rounds, equal in ((1, True), (2, False)):
         with_, without = (state(apart(rounds=rounds, complement=on)) for on in (True, False))
         assert same(with_, without) == equal
+
+
+def test_complements_have_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was heard would be a constant in it."""
+    without = state(apart(script=False))
+    monkeypatch.setattr(scripts, "_WORTH", 2)
+    assert same(state(apart()), without)
 
 
 def test_a_resumed_run_of_complements_is_the_uninterrupted_one(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _SETTINGS: dict[str, Obeyed] = {
         lambda run, m: m.momentum and _MERGES[1](run, m),
     ),
     "twins": ("msfusion, with its twins", lambda run, m: m.twins or m.cut == "inner"),
+    "complement": ("msfusion:apart", lambda run, m: m.apart),
     **dict.fromkeys(("overlap", "adapt.kind"), _OVERLAP),
     "adapt.last": (
         "msfusion with adapt.kind linear, cosine or exponential",

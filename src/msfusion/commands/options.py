@@ -8,7 +8,9 @@ import typer
 
 # Written out, as help does not wait for torch; a test holds them to what there is.
 METHODS = "msfusion, fedrolex, heterofl, fjord, random, fedavg, fedavg-small, standalone"
-VARIANTS = "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap, :no-twins"
+VARIANTS = (
+    "msfusion:in-step, :independent, :residual-cut, :no-scale, :no-contrast, :no-overlap, :no-twins, :apart"
+)
 PRESETS = "cifar10, demo, shakespeare, wikitext2"
 GENERAL = "no-momentum"
 MODELS = "cnn, gpt, mlp, resnet18, vit"

@@ -227,10 +227,11 @@ class Setup:
         return advance(overlap, Signal(round, schedule.epoch(self.setting.narrowest), shift), rule)
 
     def _scripts(self) -> bool:
-        """Making a script takes more memory than a step for a moment: not where memory is what counts."""
+        """Making a script takes more memory than a step for a moment: not where memory is what counts. It has
+        the loss in it, so not where that differs from step to step."""
         run = self.run
-        cpu = self.submodels.device.type == "cpu"
-        return run.script and cpu and run.memory is None and not run.compile
+        wanted = run.script and run.memory is None and not run.compile and not self.complements
+        return wanted and self.submodels.device.type == "cpu"
 
     def _check_trained(self) -> None:
         if not self.captured.trained:
