@@ -178,6 +178,15 @@ def test_widths_that_divide_by_hand() -> None:
     assert for_share(NET, NET.tensors, 340 / total, "all", kinds={}) == {"stream": 4, "hidden": 32}
 
 
+@pytest.mark.parametrize("cut", ["inner", "all"])
+def test_kinds_that_do_not_divide_their_axes_ask_nothing_of_others(cut: str) -> None:
+    """A width that somebody asked for is taken as it is: 5 of 8, or 20 of 32."""
+    for kinds in ({"stream": 5, "hidden": 20}, {"hidden": 10}, {"stream": 4, "hidden": 20}):
+        assert for_share(NET, NET.tensors, 0.7, cut, kinds=kinds) == for_share(
+            NET, NET.tensors, 0.7, cut, kinds={}
+        )
+
+
 def grid(axes: AxisMap, cut: str) -> list[dict[str, int]]:
     """Every plan that one width for the inner axes can give, from narrow to wide, where the stream "s" has
     the width over the balance."""

@@ -4,16 +4,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blobs import SIZES, TEST, net, play, same, settings, state
+import torch
+from blobs import SIZES, TEST, net, participants, play, same, settings, state
 from test_methods import ALL, PARTS
 
+from msfusion.capture import capture
 from msfusion.core.overlap import State
 from msfusion.core.windows import DoubleShift
 from msfusion.errors import UserError
 from msfusion.learn.capacity import Capacity, parse_bytes
 from msfusion.learn.methods import get_method
+from msfusion.learn.objective import Objective
 from msfusion.records import read
 from msfusion.report import write_report
+from msfusion.runtimes.run import Problem
+from msfusion.runtimes.setup import Setup
+from msfusion.runtimes.simulation import Simulation
 
 MIXED = (1.0, 0.5, 0.25)
 
@@ -67,13 +73,26 @@ def test_a_setting_that_says_nothing_or_too_much() -> None:
         parse_bytes("9" * 400)
 
 
+def test_a_width_stands_beside_shares_where_twins_want_widths_that_divide() -> None:
+    """5 of 12 units: neither who comes with a share nor who comes again can have a multiple of it."""
+    model, example = net(), (participants()[0][:2][0],)
+    capacities = (Capacity(share=0.7), Capacity(width=0.4), Capacity(share=0.5))
+    setup = Setup(
+        capture(model, example),
+        example,
+        Objective(),
+        settings(twins=0.9, width=0.4),
+        participants=3,
+        device=torch.device("cpu"),
+        capacities=capacities,
+    )
+    assert setup.widths(1) == {"first.out": 5, "second.out": 3} == setup.plan_of(capacities[1])
+    for number in (0, 2):
+        for plan in (setup.widths(number), setup.plan_of(capacities[number])):
+            assert all(size % plan[axis] == 0 for axis, size in (("first.out", 12), ("second.out", 7)))
+
+
 def test_the_grid_is_that_of_the_narrowest() -> None:
-    from blobs import participants
-
-    from msfusion.capture import capture
-    from msfusion.runtimes.run import Problem
-    from msfusion.runtimes.simulation import Simulation
-
     model = net()
     example = (participants()[0][:2][0],)
     problem = Problem(model, example, participants(), TEST)

@@ -52,8 +52,8 @@ def largest(
     wanted, takes: what the plan had to fit, and what a plan would have fitted, for the message of the
     UserError when none does.
     kinds: only widths that divide their axes, and are multiples of these, as twins want them: a window then
-    holds as many units of one kind as of the other. Where even these do not fit, only the first. None for any
-    widths.
+    holds as many units of one kind as of the other. Where even these do not fit, or do not divide their axes
+    themselves, as a width that was asked for need not, only the first. None for any widths.
     """
     balance = _balance(axes)
     plan = _widest(lambda width: _balanced(axes, width, cut, balance), fits)
@@ -65,7 +65,8 @@ def largest(
         )
     if kinds is None:
         return plan
-    if kinds and not fits(dict(kinds)):  # of whoever affords less, kinds have another number
+    divide = all(axes.axes[axis].size % width == 0 for axis, width in kinds.items())
+    if kinds and not (divide and fits(dict(kinds))):  # of whoever affords less, kinds have another number
         kinds = {}
     found = _snapped(axes, plan, fits, kinds) if cut == "all" else _dividing(axes, plan, fits, kinds, balance)
     return found if not kinds or fits(found) else dict(kinds)
