@@ -178,6 +178,15 @@ def test_widths_that_divide_by_hand() -> None:
     assert for_share(NET, NET.tensors, 340 / total, "all", kinds={}) == {"stream": 4, "hidden": 32}
 
 
+def test_kinds_take_the_other_width_of_the_stream_where_the_first_does_not_fit() -> None:
+    """212 parameters pay for the whole stream with 3 hidden units, or for 4 of 8 with 16. Of 16 kinds the
+    first would have to have 16: 416."""
+    total = parameter_count(NET, NET.tensors, {})
+    kinds = {"stream": 1, "hidden": 16}
+    assert for_share(NET, NET.tensors, 212 / total, "inner", kinds=kinds) == {"stream": 4, "hidden": 16}
+    assert parameter_count(NET, NET.tensors, {"stream": 4, "hidden": 16}) == 208
+
+
 @pytest.mark.parametrize("cut", ["inner", "all"])
 def test_kinds_that_do_not_divide_their_axes_ask_nothing_of_others(cut: str) -> None:
     """A width that somebody asked for is taken as it is: 5 of 8, or 20 of 32."""

@@ -183,8 +183,9 @@ def _dividing(
     balance: float,
 ) -> dict[str, int]:
     """The plan with widths that divide their axes: the streams get the next such width above or below, that
-    beside which the inner axes come closer to the balance. Wider by a factor of up to e counts less than as
-    much narrower, wider than that more (docs/log.md, 2026-11-26, wide insides)."""
+    beside which the inner axes come closer to the balance, of those with which the plan fits. Wider by a
+    factor of up to e counts less than as much narrower, wider than that more (docs/log.md, 2026-11-26, wide
+    insides)."""
     streams = {axis: axes.axes[axis].size for axis in plan if axes.axes[axis].residual}
     inner = {axis: axes.axes[axis].size for axis in plan if axis not in streams}
     if not streams or not inner:
@@ -201,7 +202,10 @@ def _dividing(
     parts = math.gcd(*(size // _kinds(axis, size, kinds) for axis, size in streams.items()))
     near = _parts_near(_share(plan, streams), parts)
     found = {parts: wide for parts in near if (wide := beside(parts)) is not None}
-    return _snapped(axes, found[min(found, key=off)] if found else plan, fits, kinds)
+    for parts in sorted(found, key=off):
+        if fits(snapped := _snapped(axes, found[parts], fits, kinds)):
+            return snapped
+    return _snapped(axes, plan, fits, kinds)
 
 
 def _kinds(axis: str, size: int, kinds: Widths) -> int:
