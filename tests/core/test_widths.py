@@ -187,6 +187,18 @@ def test_kinds_take_the_other_width_of_the_stream_where_the_first_does_not_fit()
     assert parameter_count(NET, NET.tensors, {"stream": 4, "hidden": 16}) == 208
 
 
+def test_kinds_are_widened_one_by_one_where_nothing_else_fits() -> None:
+    """336 parameters pay for the whole stream with 11 hidden units, or for 4 of 8 with 32. With 16 kinds the
+    balance wants the first, which takes 416."""
+    total = parameter_count(NET, NET.tensors, {})
+    for kinds, parameters, plan in (
+        ({"stream": 4, "hidden": 16}, 336, {"stream": 4, "hidden": 32}),
+        ({"stream": 2, "hidden": 8}, 112, {"stream": 2, "hidden": 16}),
+        ({"stream": 2, "hidden": 8}, 103, {"stream": 2, "hidden": 8}),
+    ):
+        assert for_share(NET, NET.tensors, parameters / total, "inner", kinds=kinds) == plan
+
+
 @pytest.mark.parametrize("cut", ["inner", "all"])
 def test_kinds_that_do_not_divide_their_axes_ask_nothing_of_others(cut: str) -> None:
     """A width that somebody asked for is taken as it is: 5 of 8, or 20 of 32."""

@@ -69,7 +69,7 @@ def largest(
     if kinds and not (divide and fits(dict(kinds))):  # of whoever affords less, kinds have another number
         kinds = {}
     found = _snapped(axes, plan, fits, kinds) if cut == "all" else _dividing(axes, plan, fits, kinds, balance)
-    return found if not kinds or fits(found) else dict(kinds)
+    return found if not kinds or fits(found) else _widened(axes, kinds, fits)
 
 
 def for_share(
@@ -243,6 +243,21 @@ def _snapped(
         if fits(wider := {**below, axis: above[axis]}):
             below = wider
     return below
+
+
+def _widened(axes: AxisMap, kinds: Widths, fits: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+    """From a window with one unit of each kind on, as wide as fits: the narrowest for the size of its axis
+    first."""
+    plan, growing = dict(kinds), list(kinds)
+    while growing:
+        axis = min(growing, key=lambda axis: plan[axis] / axes.axes[axis].size)
+        multiples = _multiples(kinds[axis], axes.axes[axis].size)
+        wider = [{**plan, axis: width} for width in multiples if width > plan[axis]][:1]
+        if wider and fits(wider[0]):
+            plan = wider[0]
+        else:
+            growing.remove(axis)
+    return plan
 
 
 @cache
