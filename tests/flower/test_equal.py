@@ -28,6 +28,7 @@ from torch.utils.data import TensorDataset
 
 from msfusion.flower import Settings, Task
 from msfusion.flower.wire import Answer, Order, unpacked
+from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import last_commit
 from msfusion.learn.shards import Shards
 from msfusion.learn.submodels import widths_of
@@ -170,6 +171,21 @@ def test_a_capacity_holds_for_the_whole_run(tmp_path: Path) -> None:
     (dropped,) = rounds(tmp_path / "run")[-1]["dropped"]
     assert dropped["reason"] == (
         "expected a participant that can afford width=0.5, as was settled for it when the run began, got "
-        "width=0.25, with which axis first.out has 3 units and not 6: state that in --node-config if it can, "
-        "or begin a run in another directory while it is connected"
+        "width=0.25: state that in --node-config if it can, or begin a run in another directory while it is "
+        "connected"
     )
+
+
+def test_who_affords_more_than_was_settled_is_let_in_where_its_own_widths_would_be_others(
+    tmp_path: Path,
+) -> None:
+    """With twins beside one that affords little, a share of 0.6 gives fewer units of the first layer."""
+    config = {**CONFIG, "twins": 0.9, "share": 0.55, "out": str(tmp_path / "run")}
+    del config["width"]
+    for done, stated in enumerate((0.55, 0.6)):
+        nodes = nodes_of(TASK, 3, tmp_path)
+        nodes.nodes[1].config["share"] = 0.1
+        nodes.nodes[2].config["share"] = stated
+        hub = play(TASK, nodes, {**config, "rounds": done + 1, "waiting.patience": 1.0})
+    assert hub.setup.plan_of(Capacity(share=0.6))["first.out"] < hub.setup.widths(2)["first.out"]
+    assert [r["participants"] for r in rounds(tmp_path / "run")] == [[0, 1, 2]] * 2

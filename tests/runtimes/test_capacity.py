@@ -92,6 +92,32 @@ def test_a_width_stands_beside_shares_where_twins_want_widths_that_divide() -> N
             assert all(size % plan[axis] == 0 for axis, size in (("first.out", 12), ("second.out", 7)))
 
 
+def test_who_affords_a_plan_need_not_have_it() -> None:
+    model, example = net(), (participants()[0][:2][0],)
+    setup = Setup(
+        capture(model, example),
+        example,
+        Objective(),
+        settings(),
+        participants=1,
+        device=torch.device("cpu"),
+    )
+    plan = {"first.out": 12, "second.out": 1}
+    cost, whole = setup.submodels.cost(plan, settings().train), setup.submodels.parameters({})
+    for enough, less in (
+        (Capacity(width=1.0), Capacity(width=0.9)),
+        (Capacity(share=(cost.parameters + 0.5) / whole), Capacity(share=(cost.parameters - 0.5) / whole)),
+        (Capacity(memory=cost.memory_bytes), Capacity(memory=cost.memory_bytes - 1)),
+        (Capacity(flops=cost.flops_per_step), Capacity(flops=cost.flops_per_step - 1)),
+    ):
+        assert setup.affords(enough, plan)
+        assert not setup.affords(less, plan)
+        assert enough.covers(enough)
+        assert enough.covers(less)
+        assert not less.covers(enough)
+    assert not Capacity(width=1.0).covers(Capacity(share=0.1))
+
+
 def test_the_grid_is_that_of_the_narrowest() -> None:
     model = net()
     example = (participants()[0][:2][0],)

@@ -89,12 +89,19 @@ def for_share(
 
     return largest(
         axes,
-        lambda plan: parameter_count(axes, names, plan) <= share * whole,
+        within_share(axes, names, share),
         cut,
         f"a share of {share} of the parameters",
         takes,
         kinds=kinds,
     )
+
+
+def within_share(axes: AxisMap, parameters: Iterable[str], share: float) -> Callable[[Widths], bool]:
+    """Whether a plan has at most this share of the full model's parameters."""
+    names = list(parameters)
+    most = share * parameter_count(axes, names, {})
+    return lambda plan: parameter_count(axes, names, plan) <= most
 
 
 def _units(width: float, size: int) -> int:

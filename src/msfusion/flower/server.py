@@ -120,21 +120,20 @@ class Hub:
 
     def _check_capacity(self, number: int, capacity: Capacity) -> None:
         """UserError for a participant that can afford nothing, or less than what is settled for it."""
-        plan = self.setup.plan_of(capacity)
-        if not self._settled:
+        self.setup.plan_of(capacity)
+        if not self._settled or not self.setup.method.cut:
             return
-        needed = self.setup.widths(number)
-        if short := [axis for axis, width in needed.items() if plan.get(axis, width) < width]:
+        settled = self.home.capacities[number]
+        if not capacity.covers(settled) and not self.setup.affords(capacity, self.setup.widths(number)):
             raise UserError(
-                f"expected a participant that can afford {self.home.capacities[number]}, as was settled "
-                f"for it when the run began, got {capacity}, with which axis {short[0]} has "
-                f"{plan[short[0]]} units and not {needed[short[0]]}: state that in --node-config if it can, "
-                "or begin a run in another directory while it is connected"
+                f"expected a participant that can afford {settled}, as was settled for it when the run began,"
+                f" got {capacity}: state that in --node-config if it can, or begin a run in another directory"
+                " while it is connected"
             )
 
     def _scribe(self, members: Mapping[int, Member]) -> Scribe:
         there = [self.setup.known(number, member.examples) for number, member in members.items()]
-        return Scribe(self.setup.learner(self.home.overlap), there, exchange=True)
+        return Scribe(self.setup.learner(self.home.overlap), there, self.setup.plans, exchange=True)
 
     def _round(self, round: int) -> records.Round:
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 from msfusion.core import widths
 from msfusion.core.axes import AxisMap, Widths
@@ -58,26 +58,47 @@ class Capacity:
             return widths.at_width(axes, self.width, cut)
         if self.share is not None:
             return widths.for_share(axes, parameters, self.share, cut, kinds=kinds)
+        fits = self._pays(price)
         if self.memory is not None:
-            most, wanted = self.memory, f"{self.memory} bytes of memory"
+            wanted = f"{self.memory} bytes of memory"
             return widths.largest(
-                axes,
-                lambda plan: price(plan).memory_bytes <= most,
-                cut,
-                wanted,
-                lambda plan: f"{price(plan).memory_bytes} bytes",
-                kinds=kinds,
+                axes, fits, cut, wanted, lambda plan: f"{price(plan).memory_bytes} bytes", kinds=kinds
             )
-        assert self.flops is not None
-        limit, wanted = self.flops, f"{self.flops:g} FLOPs per step"
+        wanted = f"{self.flops:g} FLOPs per step"
         return widths.largest(
-            axes,
-            lambda plan: price(plan).flops_per_step <= limit,
-            cut,
-            wanted,
-            lambda plan: f"{price(plan).flops_per_step} FLOPs",
-            kinds=kinds,
+            axes, fits, cut, wanted, lambda plan: f"{price(plan).flops_per_step} FLOPs", kinds=kinds
         )
+
+    def affords(
+        self,
+        plan: Widths,
+        axes: AxisMap,
+        parameters: Iterable[str],
+        cut: Cut,
+        price: Callable[[Widths], Cost],
+    ) -> bool:
+        """Whether a plan fits, which need not be the widest that does; the rest as for ``plan``."""
+        if self.width is not None:
+            own = widths.at_width(axes, self.width, cut)
+            return all(own.get(axis, axes.axes[axis].size) >= units for axis, units in plan.items())
+        if self.share is not None:
+            return widths.within_share(axes, parameters, self.share)(plan)
+        return self._pays(price)(plan)
+
+    def covers(self, other: "Capacity") -> bool:
+        """Whether it is of the same kind as another one, and not less."""
+        return all(
+            (own is None and least is None) or (own is not None and least is not None and own >= least)
+            for own, least in zip(astuple(self), astuple(other), strict=True)
+        )
+
+    def _pays(self, price: Callable[[Widths], Cost]) -> Callable[[Widths], bool]:
+        """Whether it holds what a plan costs, in memory or FLOPs."""
+        if (memory := self.memory) is not None:
+            return lambda plan: price(plan).memory_bytes <= memory
+        assert self.flops is not None
+        flops = self.flops
+        return lambda plan: price(plan).flops_per_step <= flops
 
 
 def parse_bytes(text: str | int) -> int:

@@ -185,6 +185,12 @@ class Setup:
         none."""
         return self._plan(capacity, self.setting.narrowest)
 
+    def affords(self, capacity: Capacity, plan: Widths) -> bool:
+        """Whether a participant of this capacity can train these widths."""
+        cut = self.method.cut
+        axes, names = self.captured.axes, self.captured.parameters
+        return cut is None or capacity.affords(plan, axes, names, cut, self._price)
+
     def _plan(self, capacity: Capacity, kinds: Widths) -> dict[str, int]:
         """kinds: widths of the participant that affords least, where it is known."""
         cut = self.method.cut
