@@ -1,7 +1,8 @@
 """The records that a peer writes from the history of its group."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,26 @@ def test_a_peer_that_starts_again_goes_on_behind_what_it_recorded(run: Callable[
     assert after[:4] == before
     assert all("own" in one for one in after)
     assert without(after, "own") == run("anew").record(entries(*FIVE), {})
+
+
+def test_the_same_axes_are_pictured_whoever_is_there(made: tuple[Task, Setup], tmp_path: Path) -> None:
+    """Peer 1 alone trains less than whole axes: it is not there at first, nor in the header."""
+    task, setup = made
+    mixed = Setup(
+        task.captured,
+        task.example,
+        task.objective,
+        dataclasses.replace(setup.run, width=(1.0, 0.5)),
+        participants=4,
+        device=torch.device("cpu"),
+    )
+    run = Run(tmp_path / "own", (task, mixed))
+    with closing(run.chronicle):
+        run.record(entries((0,)), {})
+        first, second = run.record(entries((0,), (0, 1)), {})
+    pictured = read(tmp_path / "own").header["pictured"]
+    assert len(pictured) == 3
+    assert list(first["windows"]) == list(second["windows"]) == pictured
 
 
 SCORE = Evaluation(1.0, 0.75, 100)

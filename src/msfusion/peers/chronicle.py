@@ -162,7 +162,7 @@ class Chronicle:
 
     def _scribe(self, learner: Learner) -> Scribe:
         known = [self._setup.known(n, self._known[n]) for n in sorted(self._known)]
-        return Scribe(learner, known, exchange=True, travelling=self._wire.dtype)
+        return Scribe(learner, known, self._setup.plans, exchange=True, travelling=self._wire.dtype)
 
     def _merged(self, given: Given, windows: Mapping[int, Selection]) -> Trained:
         number = given.participant

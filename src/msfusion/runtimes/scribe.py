@@ -41,6 +41,8 @@ class Described:
 class Scribe:
     """Puts a run into records.
 
+    participants: those that the header tells of.
+    plans: the widths of all, also of those that are not there: they decide which axes are pictured.
     exchange: whether participants exchange anything; otherwise no bytes are counted.
     travelling: type of values -> the one in which they travel, where that is another.
     """
@@ -49,6 +51,7 @@ class Scribe:
         self,
         learner: Learner,
         participants: Sequence[Participant],
+        plans: Iterable[Widths],
         *,
         exchange: bool,
         travelling: Callable[[torch.dtype], torch.dtype] | None = None,
@@ -57,7 +60,7 @@ class Scribe:
         self._participants = participants
         self._exchange = exchange
         axes = learner.submodels.axes.axes
-        cut = (axis for p in participants for axis, width in p.widths.items() if width < axes[axis].size)
+        cut = (axis for plan in plans for axis, width in plan.items() if width < axes[axis].size)
         self._pictured = pictured(dict.fromkeys(cut))
 
     def header(self, run: Run, described: Described, workers: str | None = None) -> records.Header:

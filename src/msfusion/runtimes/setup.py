@@ -40,6 +40,7 @@ class Setup:
     participants: how many there are.
     device: where sub-models train.
     capacities: what participants can afford, in turn, where the settings do not say it.
+    Its ``plans`` are the widths that participants have, in turn.
     Raises UserError for settings that cannot work with this model.
     """
 
@@ -86,16 +87,16 @@ class Setup:
             complements=self.complements,
         )
         self.passes = Scripts() if self._scripts() else None
-        self._plans = self._plans_of((capacities or self._capacities())[:participants])
+        self.plans = self._plans_of((capacities or self._capacities())[:participants])
         self._check_batch()
         self._check_apart()
         self.setting = Setting(
             captured.axes,
-            narrowest(self._plans, captured.axes),
+            narrowest(self.plans, captured.axes),
             participants,
             run.seed,
             twins=self._tie is not None,
-            widest=widest(self._plans[:participants], captured.axes),
+            widest=widest(self.plans, captured.axes),
         )
         self._warn_of_a_rate_that_stays()
 
@@ -178,7 +179,7 @@ class Setup:
 
     def widths(self, participant: int) -> dict[str, int]:
         """The width plan of a participant."""
-        return self._plans[participant % len(self._plans)]
+        return self.plans[participant % len(self.plans)]
 
     def plan_of(self, capacity: Capacity) -> dict[str, int]:
         """The width plan that one more participant of this capacity would have; UserError where there is
@@ -276,7 +277,7 @@ class Setup:
             )
 
     def _check_batch(self) -> None:
-        if self.run.train.batch == 1 and any(self.submodels.least_batch(plan) > 1 for plan in self._plans):
+        if self.run.train.batch == 1 and any(self.submodels.least_batch(plan) > 1 for plan in self.plans):
             raise UserError(
                 "expected train.batch of at least 2, as the model has batch norm, got 1; raise it, or take a "
                 "model without batch norm"

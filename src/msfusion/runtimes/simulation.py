@@ -124,7 +124,7 @@ class Simulation:
             self.store = OwnStore(values, captured.axes, trained)
         self.coverage = setup.coverage()
         self.scores = Scores(problem, setup.method.evaluated, run.seed)
-        self.scribe = Scribe(self.learner, self.participants, exchange=setup.exchange)
+        self.scribe = Scribe(self.learner, self.participants, setup.plans, exchange=setup.exchange)
         self._evaluation: Evaluation | None = None
         self._crew = Crew(in_turn)
         examples = [participant.examples for participant in self.participants]
