@@ -138,7 +138,7 @@ def test_a_start_apart_spreads_as_a_small_model_does() -> None:
     """A weight with all axes cut in four reads a quarter of the inputs: its values are doubled; one whose
     outputs stay whole reads all of them, and is scaled fourfold where it is cut out: they are halved."""
     axes = make_map({"w": ["a:8", "b:8"], "head": ["3", "b:8"]})
-    axes = replace(axes, summed={"w": (Axis("b", 8),), "head": (Axis("b", 8),)})
+    axes = replace(axes, summed={"w": {1: Axis("b", 8)}, "head": {1: Axis("b", 8)}})
     widths = {"a": 2, "b": 2}
     values = {"w": torch.ones(8, 8), "head": torch.ones(3, 8)}
     shrink_(values, axes, widths)
@@ -177,7 +177,7 @@ def test_the_twins_of_some_rows_are_those_of_the_model() -> None:
 
 def test_inputs_side_by_side_that_are_cut_otherwise_are_refused() -> None:
     axes = make_map({"w": ["c:4", "a:8 + b:8"]})
-    axes = replace(axes, summed={"w": (parse("a:8 + b:8"),)})
+    axes = replace(axes, summed={"w": {1: parse("a:8 + b:8")}})
     apart.check(axes, {"a": 2, "b": 2, "c": 1}, [])
     apart.check(axes, {"a": 2, "b": 4}, ["model.py:3"])
     with pytest.raises(UserError, match="inputs of w that are all cut alike, as windows share no unit, got"):

@@ -47,11 +47,10 @@ def repeated(axes: AxisMap, widths: Widths) -> dict[str, int]:
     where it is less: the factor of the scale rule is so much smaller."""
     found = {}
     for name, summed in axes.summed.items():
-        kept = list(axes.tensors[name])
-        for dim in summed:
-            if dim in kept:
-                kept.remove(dim)
-        inputs, outputs = _number(summed, widths), _number(kept, widths)
+        kept = [
+            rest for place, dim in enumerate(axes.tensors[name]) for rest in _without(dim, summed.get(place))
+        ]
+        inputs, outputs = _number(summed.values(), widths), _number(kept, widths)
         if (common := math.gcd(inputs, outputs)) > 1 and name not in axes.normalised:
             found[name] = common
     return found
@@ -87,12 +86,18 @@ def check(axes: AxisMap, widths: Widths, owed: Sequence[str]) -> None:
             "leaves the streams whole, or take msfusion"
         )
     for name in repeated(axes, widths):
-        for dim in axes.summed[name]:
+        for dim in axes.summed[name].values():
             if isinstance(dim, Concat) and len({_number([part], widths) for part in dim.parts}) > 1:
                 raise UserError(
                     f"expected inputs of {name} that are all cut alike, as windows share no unit, got {dim}; "
                     "give a width such as 0.5, or take msfusion"
                 )
+
+
+def _without(dim: Dim, summed: Dim | None) -> Iterator[Dim]:
+    """What is left of a dimension whose operation sums over some of it, all of it or a factor."""
+    if dim != summed:
+        yield from (one for one in dim.factors if one != summed) if isinstance(dim, Product) else [dim]
 
 
 def _number(dims: Iterable[Dim], widths: Widths) -> int:
