@@ -287,7 +287,7 @@ class Setup:
         """What windows that share no unit ask for."""
         if not self.method.apart:
             return
-        plan, *others = self._plans
+        plan, *others = self.plans
         if any(other != plan for other in others):
             raise UserError(
                 f"expected participants that all afford the same for {self.run.method}, got different ones; "
