@@ -15,7 +15,7 @@ from msfusion.core import apart
 from msfusion.core.axes import Axis, AxisMap, Widths, parse
 from msfusion.core.merge import Contribution, Merge, extract
 from msfusion.core.scale import factors, scale_
-from msfusion.core.twins import Twins, shrink_
+from msfusion.core.twins import Twins, spread_
 from msfusion.core.windows import Apart
 from msfusion.errors import UserError
 from msfusion.models import build
@@ -89,7 +89,7 @@ class Case:
         self.windows = schedule(self.axes, self.widths)
 
     def start(self) -> None:
-        shrink_(self.values, self.axes, self.widths)
+        spread_(self.values, self.axes, self.widths)
         apart.start_(self.values, self.axes, self.widths)
 
     def full(self) -> Tensor:
@@ -141,7 +141,7 @@ def test_a_start_apart_spreads_as_a_small_model_does() -> None:
     axes = replace(axes, summed={"w": {1: Axis("b", 8)}, "head": {1: Axis("b", 8)}})
     widths = {"a": 2, "b": 2}
     values = {"w": torch.ones(8, 8), "head": torch.ones(3, 8)}
-    shrink_(values, axes, widths)
+    spread_(values, axes, widths)
     apart.start_(values, axes, widths)
     assert apart.lessened(factors(axes, widths), axes, widths) == {"head": 4}
     assert torch.equal(values["w"], 2 * torch.block_diag(*[torch.ones(2, 2)] * 4))

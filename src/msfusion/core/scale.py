@@ -9,7 +9,8 @@ their own. A parameter that is read in another way as well cannot have the facto
 weight is computed; the product itself is then multiplied (capture/derive.py says which, capture/narrow.py
 how, and capture/degrees.py by how much where a weight is computed). Directly before a normalisation only the
 relation of these counts: the norm would take a factor of all away, and what stayed would be a layer that
-learns factor^2 times more slowly.
+learns factor^2 times more slowly. A small model that is trained on its own has the root of the factor there
+too: its weights then are as large as those of a model that was made so narrow.
 """
 
 import math
@@ -37,7 +38,7 @@ def factors(axes: AxisMap, widths: Widths, power: float = 1.0) -> dict[str, Fact
     ratios: dict[str, Factor] = {}
     for name, dims in axes.summed.items():
         ratio = math.prod(_ratio(axes.tensors[name], place, dim, widths) for place, dim in dims.items())
-        if name in axes.normalised:
+        if name in axes.normalised and power == 1:
             ratio = ratio / math.prod(dim.size / narrowed(dim, widths) for dim in dims.values())
         ratios[name] = ratio**power
     return {name: ratio for name, ratio in ratios.items() if isinstance(ratio, Tensor) or ratio != 1}

@@ -13,6 +13,7 @@ start is related to Net2Net's widening, arXiv 1511.05641.) Where an axis does no
 window that crosses its end holds some kinds twice and misses others.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -107,8 +108,8 @@ class Twins:
     def start_(self, values: Mapping[str, Tensor], power: float) -> None:
         """Make all twins copies of the first of their kind, in place.
 
-        power: the scale rule's exponent; 0 where the rule is off. Tensors to which it applies become smaller
-        (``shrink_``).
+        power: the scale rule's exponent; 0 where the rule is off. Where it is on, tensors to which it applies
+        are scaled as well (``spread_``).
         """
         for name, value in values.items():
             copies = value
@@ -116,7 +117,7 @@ class Twins:
                 copies = copies.index_select(d, kinds.first[kinds.of])
             value.copy_(copies)
         if power:
-            shrink_(values, self._axes, self._widths)
+            spread_(values, self._axes, self._widths)
 
     def mean(self, name: str, total: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean over twins, in the shape of the tensor.
@@ -171,13 +172,14 @@ class Twins:
         return Kinds.numbered(whole.of[rows]).to(device)
 
 
-def shrink_(values: Mapping[str, Tensor], axes: AxisMap, widths: Widths) -> None:
-    """Make tensors to which the scale rule applies smaller by the root of the factor, in place, so that the
-    outputs of a sub-model spread as those of the full model did by its own initial values."""
+def spread_(values: Mapping[str, Tensor], axes: AxisMap, widths: Widths) -> None:
+    """Scale tensors that sum over cut axes, in place, so that a sub-model begins with values as large as a
+    model has that was made so narrow: larger by the root of the factor of the scale rule, which they are
+    given besides, but before a norm."""
     whole, own = fan_in(axes, {}), fan_in(axes, widths)
-    for name in whole.keys() - axes.normalised:
-        if name in values and whole[name] != own[name]:
-            values[name].div_((whole[name] / own[name]) ** 0.5)
+    for name in values.keys() & {name for name in whole if whole[name] != own[name]}:
+        root = math.sqrt(whole[name] / own[name])
+        values[name].mul_(root if name in axes.normalised else 1 / root)
 
 
 def kinds(dim: Dim, widths: Widths) -> Kinds:

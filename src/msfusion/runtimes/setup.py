@@ -16,7 +16,7 @@ from msfusion.core.apart import sub_models
 from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import Signal, State, advance
-from msfusion.core.twins import Twins, shrink_
+from msfusion.core.twins import Twins, spread_
 from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
@@ -109,17 +109,16 @@ class Setup:
 
     @property
     def copies(self) -> Copies | None:
-        """What a run does to the model's own tensors before it begins: twins become copies, and what lies in
-        no sub-model 0."""
+        """What a run does to the model's own tensors before it begins: twins become copies; where windows
+        share no unit they stay different, and what lies in no sub-model becomes 0."""
         twins, method, axes, kinds = self.twins, self.method, self.captured.axes, self.setting.narrowest
 
         def start_(values: Mapping[str, Tensor]) -> None:
-            if twins:
-                twins.start_(values, method.scale_power)
-            else:
-                shrink_(values, axes, kinds)
             if method.apart:
+                spread_(values, axes, kinds)
                 apart.start_(values, axes, kinds)
+            elif twins:
+                twins.start_(values, method.scale_power)
 
         return start_ if twins or method.apart else None
 
