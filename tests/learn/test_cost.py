@@ -302,6 +302,20 @@ def test_the_memory_is_what_a_participant_holds(width: float, contrast: float, k
     assert learner.cost(one, one.widths).memory_bytes == pytest.approx(live.peak, rel=0.1)
 
 
+def test_logits_that_are_heard_count() -> None:
+    """Of a model whose logits are most of what there is: 2 x 8 x 400 of them, as heard and as said."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 400))
+    data = TensorDataset(torch.randn(8, 4), torch.zeros(8, dtype=torch.int64))
+    memory = {}
+    for on in (True, False):
+        config = Train(batch=8, steps=2)
+        run = Run(method="msfusion:apart", width=0.5, train=config, rounds=2, workers=1, complement=on)
+        simulation = Simulation(Problem(model, (torch.zeros(2, 4),), [data], data), run)
+        one = simulation.participants[0]
+        memory[on] = simulation.learner.cost(one, one.widths).memory_bytes
+    assert memory[True] - memory[False] == 2 * 2 * 8 * 400 * 4
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_an_optimizer_that_is_kept_is_there_twice(optimizer: Literal["sgd", "adam"]) -> None:
     module = nn.Linear(300, 200, bias=False)

@@ -34,6 +34,7 @@ class SubModels:
     compiled: modules that train are compiled, for each shape of a batch when it first comes.
     free_layout: nobody but the model looks at how what it makes lies in memory (``known.lay_out``).
     apart: windows share no unit, and weights between them are 0 (core/apart.py).
+    complements: participants hear and keep logits (complement.py).
     compared: modules of which it is known that the contrastive loss can compare what they make of examples.
     """
 
@@ -47,6 +48,7 @@ class SubModels:
         compiled: bool = False,
         free_layout: bool = False,
         apart: bool = False,
+        complements: bool = False,
     ) -> None:
         self.compiled = compiled
         self._free_layout = free_layout
@@ -54,7 +56,7 @@ class SubModels:
         self._captured = captured
         self._example = example
         self.device = device
-        self._power, self._apart = power, apart
+        self._power, self._apart, self._complements = power, apart, complements
         self._narrow: dict[Plan, nn.Module] = {}
         self._shapes: dict[Plan, dict[str, Tensor]] = {}
         self._modules: dict[Plan, _Held] = {}
@@ -166,6 +168,9 @@ class SubModels:
             if contrast:  # what was received is compared under the scale rule
                 scaled = self.factors(widths).keys() & self.shapes(widths).keys()
                 more = sum(self.shapes(widths)[name].nbytes for name in scaled)
+                counted = replace(counted, memory_bytes=counted.memory_bytes + more)
+            if self._complements:
+                more = 2 * config.steps * self.logits(widths, config.batch).nbytes  # as heard, and as said
                 counted = replace(counted, memory_bytes=counted.memory_bytes + more)
             self._costs[key] = counted
         return self._costs[key]

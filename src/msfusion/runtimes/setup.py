@@ -73,6 +73,7 @@ class Setup:
             compiled=alone,
             free_layout=objective.custom is None,
             apart=self.method.apart,
+            complements=self.complements,
         )
         at_once: Batched = "off" if alone else run.batched
         keeps = run.train.keep_optimizer
