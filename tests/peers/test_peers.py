@@ -34,6 +34,7 @@ def test_peers_end_like_a_simulation(nursery: Nursery, tmp_path: Path) -> None:
         {"twins": 0.5, "width": 0.3, "method": "msfusion:residual-cut", "mask_unseen": True},
         {"train.keep_optimizer": True, "train.optimizer": "adamw", "train.lr": 0.01, "twins": 0.9},
         {"method": "random", "server_step": "cosine"},
+        {"method": "msfusion:apart", "twins": 0.5, "width": 0.25, "rounds": 5},
         {"method": "fedavg", "width": 1.0, "train.optimizer": "adamw", "train.lr": 0.01},
         {"rounds": 5, "overlap": 0.3, "adapt.kind": "linear", "adapt.last": 0.1, "peers.replicas": 2},
     ],

@@ -72,6 +72,7 @@ CASES: list[dict[str, Any]] = [
     {"train": Train(batch=8, steps=3, keep_optimizer=True), "contrast": Contrast(1.0), "width": (0.5, 0.25)},
     {"mask_unseen": True, "width": (1.0, 0.5, 0.25)},
     {"method": "standalone"},
+    {"method": "msfusion:apart", "twins": 0.5, "rounds": 5, "sample": 0.6},
     {"method": "random", "train": Train(batch=8, steps=3, optimizer="adamw", clip=1.0)},
     {"method": "fjord", "width": (1.0, 0.5)},
     {"method": "fedavg", "width": None},
