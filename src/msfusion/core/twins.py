@@ -84,6 +84,7 @@ class Twins:
         self._rows: Mapping[str, tuple[str, Tensor]] = {}
         self._kinds = cache(self._kinds_of)
         self._kinds_of_rows = cache(self._kinds_among)
+        self._mask = cache(self._mask_of)
 
     def among(self, rows: Mapping[str, tuple[str, Tensor]]) -> "Twins":
         """The same for tensors that are some rows of the model's; all twins of a row have to be among them.
@@ -126,13 +127,15 @@ class Twins:
         parameter. Twins of which nobody held any have the mean 0.
         """
         mean = self._mean(self._cut(name, total.device), total, weight)
-        return mean if (mask := self._mask(name)) is None else mean.mul_(mask.to(mean.device))
+        return mean if (mask := self._mask(name, mean.device)) is None else mean.mul_(mask)
 
-    def _mask(self, name: str) -> Tensor | None:
+    def _mask_of(self, name: str, device: torch.device) -> Tensor | None:
         """Which entries of a tensor have twins, where not all do."""
         tensor, rows = self._rows.get(name, (name, None))
         mask = together(self._axes.tensors[tensor], self._widths) if self._apart else None
-        return mask if mask is None or rows is None or len(mask) == 1 else mask[rows]
+        if mask is None or rows is None or len(mask) == 1:
+            return mask if mask is None else mask.to(device)
+        return mask[rows].to(device)
 
     def own(self, name: str, total: Tensor, weight: Tensor) -> Tensor | None:
         """The same over those twins that differ in their units of a residual stream only: what counts as a
