@@ -6,7 +6,7 @@ import re
 import struct
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from msfusion.errors import UserError
-from msfusion.flower import Settings, Task, client_app, server_app
+from msfusion.flower import Settings, Task, client_app, server, server_app
 from msfusion.flower.client import number_of
+from msfusion.flower.exchange import ask
 from msfusion.flower.roll import Roll
 from msfusion.flower.task import Waiting
 from msfusion.flower.wire import packed, shown, unpacked
@@ -220,12 +221,26 @@ def test_the_second_of_two_answers_is_refused(tmp_path: Path) -> None:
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
 
 
-def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path) -> None:
+def test_who_answers_twice_is_merged_and_not_called_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both answers have come when somebody looks."""
+
+    def twice(*args: Any) -> Iterator[tuple[int, Message | str]]:
+        return (one for one in ask(*args) for _ in range(1 + (one[0] == FAULTY)))
+
+    monkeypatch.setattr(server, "ask", twice)
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**CONFIG, "rounds": 1, "out": str(tmp_path / "run")})
+    (found,) = rounds(tmp_path / "run")
+    assert (found["participants"], found["dropped"]) == ([0, 1, 2], [])
+    assert f"a second answer of participant {FAULTY}: answered twice" in caplog.text
+
+
+def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nodes = [Node({"partition-id": i}) for i in (0, 1, 1, 2)]
     play(TASK, Nodes(client_app(TASK), nodes), {**CONFIG, "out": str(tmp_path / "run")})
-    dropped = [one for r in rounds(tmp_path / "run") for one in r["dropped"]]
-    assert [one["participant"] for one in dropped] == [1]
-    assert "a second SuperNode" in dropped[0]["reason"]
+    assert all((r["participants"], r["dropped"]) == ([0, 1, 2], []) for r in rounds(tmp_path / "run"))
+    assert caplog.text.count("says that it is participant 1: left out") == 1
     assert same(stored(tmp_path / "run"), alone(ALL, ALL, ALL))
 
 

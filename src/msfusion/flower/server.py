@@ -68,9 +68,11 @@ class Cohort:
         """Go on without a participant."""
         self.dropped.append({"participant": number, "reason": reason})
 
-    def left(self) -> list[records.Dropped]:
-        """Who did not finish so far, ascending."""
-        return sorted(self.dropped, key=lambda one: one["participant"])
+    def left(self, merged: Collection[int]) -> list[records.Dropped]:
+        """Who did not finish so far, ascending; without those that are merged all the same, whose second
+        SuperNode or second answer was left out."""
+        left = (one for one in self.dropped if one["participant"] not in merged)
+        return sorted(left, key=lambda one: one["participant"])
 
 
 class Hub:
@@ -174,8 +176,9 @@ class Hub:
         weights = {n: answers[n].examples * change for n, change in changes.items()}
         while True:
             trained = self._push(cohort, {n: answers[n] for n in weights})
+            left = cohort.left(weights)
             describe = partial(
-                scribe.round, cohort.round, trained, overlap=overlap, evaluation=None, dropped=cohort.left()
+                scribe.round, cohort.round, trained, overlap=overlap, evaluation=None, dropped=left
             )
             try:
                 return self.home.commit([one.windows for one in trained], describe, start)
@@ -240,6 +243,8 @@ class Hub:
                 answers[n] = self._taken_in(n, message, most[n])
             except UserError as error:
                 cohort.drop(n, shown(str(error)))
+                if n in answers:
+                    logger.warning("a second answer of participant %d: %s", n, shown(str(error)))
         return answers, silent
 
     def _taken_in(self, number: int, message: Message, most: int) -> Answer:
@@ -251,7 +256,7 @@ class Hub:
         if len(values) > most:
             raise UserError(f"expected at most the {most} bytes that were sent, got {len(values)} back")
         if self._file(number).exists():
-            raise UserError("answered twice: the first answer counts")
+            raise UserError("answered twice, and the first answer counts")
         self._file(number).write_bytes(values)
         return answer
 
