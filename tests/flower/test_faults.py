@@ -236,6 +236,19 @@ def test_who_answers_twice_is_merged_and_not_called_dropped(
     assert f"a second answer of participant {FAULTY}: answered twice" in caplog.text
 
 
+def test_the_log_counts_rounds_as_the_reasons_in_it_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) * torch.nan
+
+    task = Task(model, data, lost)
+    with pytest.raises(UserError, match=r"round 0, participant 0: .*; mend that, .* goes on with round 0$"):
+        play(task, nodes_of(task, 3, tmp_path), {**CONFIG, "out": str(tmp_path / "run")})
+    play(TASK, nodes_of(TASK, 3, tmp_path), {**CONFIG, "rounds": 1, "out": str(tmp_path / "run")})
+    assert "round 0, 1 of 1 done: 3 participants" in caplog.text
+
+
 def test_a_second_node_of_a_participant_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nodes = [Node({"partition-id": i}) for i in (0, 1, 1, 2)]
     play(TASK, Nodes(client_app(TASK), nodes), {**CONFIG, "out": str(tmp_path / "run")})

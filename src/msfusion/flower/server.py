@@ -212,7 +212,7 @@ class Hub:
             raise UserError(
                 f"expected somebody to train, but all who were asked answered with an error, such as "
                 f"participant {first}: {self._failing[first]}; mend that, and the same command goes on "
-                f"with round {self.home.done + 1}"
+                f"with round {self.home.done}"
             )
 
     def _answers(self, cohort: Cohort) -> tuple[dict[int, Answer], set[int]]:
@@ -331,9 +331,10 @@ def _opened(message: Message) -> tuple[Answer, bytes]:
 
 
 def _line(record: records.Round, rounds: int) -> str:
-    loss = record["train_loss"]
+    """What the log says of a round, which counts from 0 as the records do, and as reasons in it."""
+    number, loss = record["round"], record["train_loss"]
     parts = [
-        f"round {record['round'] + 1} of {rounds}: {len(record['participants'])} participants",
+        f"round {number}, {number + 1} of {rounds} done: {len(record['participants'])} participants",
         "nobody trained" if loss is None else f"loss {loss:.4f}",
         f"coverage {record['coverage']:.0%}",
         f"{record['seconds']:.1f} s",
