@@ -20,7 +20,7 @@ from torch import Tensor
 
 from msfusion import cli
 from msfusion.commands import evaluate
-from msfusion.commands.flower import _lines, _literal
+from msfusion.commands.flower import _lines, _literal, _task
 from msfusion.commands.training import federation_of, simulation_of
 from msfusion.config import load
 from msfusion.errors import UserError
@@ -217,6 +217,11 @@ def test_a_text_stands_as_it_is_in_the_app(text: str, tmp_path: Path) -> None:
     assert "\\ud" not in _literal(text)
     (line,) = (one for one in _lines(load("demo", {"device": text})) if one.startswith("device"))
     assert tomllib.loads(line) == {"device": text}
+
+
+def test_a_model_whose_name_has_quotes_is_called_so() -> None:
+    name = "hf:quo'\"te"
+    assert ast.literal_eval(_task(load("demo", {"model.name": name}))["title"]) == name
 
 
 def test_a_run_under_flower_is_not_evaluated(tmp_path: Path) -> None:

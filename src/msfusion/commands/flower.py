@@ -116,7 +116,7 @@ def _task(config: Config) -> dict[str, str]:
         "options": repr(config.model.options),
         "data": f"Data({', '.join(_changed(config.data))})",
         "objective": "language=True" if federation.task == "language" else "",
-        "title": function if own else config.model.name,
+        "title": _literal(function if own else config.model.name),
         "axes": axes,
     }
 
