@@ -6,11 +6,11 @@ model when a sub-model is cut out, and divided by it when the contribution is ha
 then an ordinary module with an ordinary forward pass, and the full model, evaluated whole, is the average of
 what its sub-models compute. Inputs that lie side by side and are cut to different widths have factors of
 their own. A parameter that is read in another way as well cannot have the factor, nor can one from which a
-weight is computed; the product itself is then multiplied (capture/derive.py says which, capture/narrow.py
-how, and capture/degrees.py by how much where a weight is computed). Directly before a normalisation only the
-relation of these counts: the norm would take a factor of all away, and what stayed would be a layer that
-learns factor^2 times more slowly. A small model that is trained on its own has the root of the factor there
-too: its weights then are as large as those of a model that was made so narrow.
+weight is computed, or a buffer of integers; the product itself is then multiplied (capture/derive.py says
+which, capture/narrow.py how, and capture/degrees.py by how much where a weight is computed). Directly
+before a normalisation only the relation of these counts: the norm would take a factor of all away, and what
+stayed would be a layer that learns factor^2 times more slowly. A small model that is trained on its own has
+the root of the factor there too: its weights then are as large as those of a model that was made so narrow.
 """
 
 import math
