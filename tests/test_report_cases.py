@@ -17,6 +17,7 @@ from msfusion.records import Writer, read
 from msfusion.report import write_report
 from msfusion.report.charts import chart, styles
 from msfusion.report.ends import drawn
+from msfusion.report.numbers import spread
 from msfusion.report.runs import Group, find
 from msfusion.report.series import Line, spent
 from test_report import AXES, Page, a_header, a_round, pixels, write
@@ -419,3 +420,20 @@ def test_the_cost_of_fjord_is_said_to_be_that_of_all_that_a_participant_affords(
     other, drawn = (write(tmp_path / name, a_header(name, 0), 1) for name in ("msfusion", "fjord"))
     assert "The cost of fjord" not in one(tmp_path, other).source
     assert one(tmp_path, other, drawn).source.count("that of all that a participant affords") == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "text"),
+    [
+        ([1.2344], "1.234 (1 seed)"),
+        ([0.0349], "0.035 (1 seed)"),
+        ([123456.789], "123456.789 (1 seed)"),
+        ([1.0, 1.002], "1.001 ± 0.001 (sd over 2 seeds)"),
+        ([0.0], "0.000 (1 seed)"),
+        ([3.12345e-4], "0.0003123 (1 seed)"),
+        ([1e-4, 2e-4], "0.00015 ± 7.071e-05 (sd over 2 seeds)"),
+        ([-2e9], "-2e+09 (1 seed)"),
+    ],
+)
+def test_a_loss_is_read_whatever_its_size(losses: list[float], text: str) -> None:
+    assert spread(losses, "loss") == text

@@ -62,8 +62,14 @@ def spread(values: Sequence[float], metric: Metric) -> str:
     """Mean and sample standard deviation over seeds: 61.2% ± 0.8 (sd over 3 seeds)."""
     if not values:
         return "no evaluation yet"
-    scale, digits, unit = (100, 1, "%") if metric == "accuracy" else (1, 3, "")
-    mean = f"{scale * statistics.fmean(values):.{digits}f}{unit}"
+    mean = statistics.fmean(values)
+    scale, form, unit = (100, ".1f", "%") if metric == "accuracy" else (1, _form(mean), "")
+    text = f"{scale * mean:{form}}{unit}"
     if len(values) == 1:
-        return f"{mean} (1 seed)"
-    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f} (sd over {len(values)} seeds)"
+        return f"{text} (1 seed)"
+    return f"{text} ± {scale * statistics.stdev(values):{form}} (sd over {len(values)} seeds)"
+
+
+def _form(loss: float) -> str:
+    """Three decimals, or four significant digits where a loss is too small or too large for them."""
+    return ".3f" if loss == 0 or 0.01 <= abs(loss) < 1e6 else ".4g"
