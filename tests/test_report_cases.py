@@ -76,10 +76,13 @@ def test_a_run_without_evaluation_says_so(tmp_path: Path, rounds: int) -> None:
     ]
     page = one(tmp_path, *runs)
     assert [row[0] for row in page.rows[1:3]] == ["random", "msfusion"]
-    assert page.row("msfusion")[1] == "no evaluation yet"
+    assert page.row("msfusion")[1] == ("no evaluation" if rounds else "no evaluation yet")
     assert "Not shown, nothing to place: msfusion." in page.texts["figcaption"]
+    assert any(text.startswith("Best final accuracy first.") for text in page.texts["p"])
     alone = one(tmp_path, runs[0])
-    assert "Nothing to show yet." in alone.texts["p"]
+    assert alone.texts["h4"][:2] == ["Training loss over rounds", "Coverage over rounds"]
+    assert ("Nothing to show yet." in alone.texts["p"]) == (rounds == 0)
+    assert not any("Best final" in text for text in alone.texts["p"])
 
 
 def test_a_participant_that_dropped_out_is_listed_and_grey(tmp_path: Path) -> None:

@@ -52,16 +52,20 @@ def mean_and_most(mean: float, most: float, text: Callable[[float], str]) -> str
     return text(mean) if text(mean) == text(most) else f"{text(mean)}, max {text(most)}"
 
 
-def finals(scores: Sequence[float], metric: Metric, lost: Mapping[str, int], runs: int) -> str:
-    """The scores of some runs, and how many have none; lost: why -> how many."""
-    parts = [spread(scores, metric)] if scores or not any(lost.values()) else []
+def finals(
+    scores: Sequence[float], metric: Metric, lost: Mapping[str, int], runs: int, *, over: bool = False
+) -> str:
+    """The scores of some runs, and how many have none; lost: why -> how many; over: whether some have ended,
+    and no score is to come."""
+    missing = "no evaluation" if over else "no evaluation yet"
+    parts = (
+        [spread(scores, metric) if scores else missing] if scores or over or not any(lost.values()) else []
+    )
     return ", ".join([*parts, *(f"{number} of {runs} {why}" for why, number in lost.items() if number)])
 
 
 def spread(values: Sequence[float], metric: Metric) -> str:
-    """Mean and sample standard deviation over seeds: 61.2% ± 0.8 (sd over 3 seeds)."""
-    if not values:
-        return "no evaluation yet"
+    """Mean and sample standard deviation over seeds, one at least: 61.2% ± 0.8 (sd over 3 seeds)."""
     mean = statistics.fmean(values)
     scale, form, unit = (100, ".1f", "%") if metric == "accuracy" else (1, _form(mean), "")
     text = f"{scale * mean:{form}}{unit}"

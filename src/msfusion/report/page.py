@@ -57,13 +57,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """One task; `undrawn` says of which methods some seeds are in no chart, and how many, `differing` which
-    settings are not the same for all methods."""
+    """One task; `scored` says whether any run has an evaluation, `undrawn` of which methods
+    some seeds are in no chart, and how many, `differing` which settings are not the same for all methods."""
 
     title: str
     metric: str
     parameters: str
     rows: list[tables.Row]
+    scored: bool
     figures: list[Figure]
     methods: list[Method]
     dropouts: int
@@ -122,6 +123,7 @@ def _section(task: Task, looks: dict[str, Style], number: int) -> Section:
         task.metric,
         count(task.groups[0].first.header["model"]["parameters"]),
         rows,
+        _scored(task),
         [_figure(seeds, looks, plan, number) for plan in _plans(task)],
         [_method(groups[row.label], looks[row.label]) for row in rows],
         sum(len(r["dropped"]) for group in task.groups for run in group.runs for r in run.rounds),
@@ -149,14 +151,19 @@ def _method(group: Group, style: Style) -> Method:
 
 
 def _plans(task: Task) -> list[Plan]:
-    """Every chart of a task; overlap rate and shift only where they say something."""
+    """Every chart of a task; overlap rate and shift only where they say something, and the training loss
+    where nobody has scored the model, as under Flower."""
     name = task.metric
     unit: YUnit = "share" if name == "accuracy" else "number"
     measured, title = series.metric(name), name.capitalize()
-    plans = [
+    scores = [
         Plan(f"{title} over rounds", "round", unit, series.rounds, measured),
         Plan(f"{title} over FLOPs per participant", "FLOP", unit, series.spent("flops"), measured),
         Plan(f"{title} over bytes per participant", "B", unit, series.spent("bytes"), measured),
+    ]
+    loss = Plan("Training loss over rounds", "round", "number", series.rounds, series.field("train_loss"))
+    plans = [
+        *(scores if _scored(task) else [loss]),
         Plan("Coverage over rounds", "round", "share", series.rounds, series.field("coverage")),
     ]
     extra = [
@@ -165,6 +172,10 @@ def _plans(task: Task) -> list[Plan]:
     ]
     runs = [run for group in task.groups for run in group.runs]
     return plans + [plan for plan in extra if any(series.varies(plan.ys(run)) for run in runs)]
+
+
+def _scored(task: Task) -> bool:
+    return any(r["evaluation"] is not None for group in task.groups for run in group.runs for r in run.rounds)
 
 
 def _figure(seeds: Mapping[str, Sequence[Run]], looks: dict[str, Style], plan: Plan, number: int) -> Figure:

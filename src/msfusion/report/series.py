@@ -40,7 +40,7 @@ def rounds(run: Run) -> Track:
     return {r["round"]: r["round"] for r in run.rounds}
 
 
-def field(name: Literal["coverage", "overlap", "shift"]) -> Callable[[Run], Track]:
+def field(name: Literal["coverage", "overlap", "shift", "train_loss"]) -> Callable[[Run], Track]:
     """One number of each round, where there is one."""
     return lambda run: {r["round"]: value for r in run.rounds if (value := r[name]) is not None}
 

@@ -71,7 +71,8 @@ def _final(group: Group, name: Metric, rounds: int) -> str:
     if not any(run.rounds for run in group.runs):
         early = 0  # all of them are about to start
     lost = {"diverged": sum(map(diverged, group.runs)), f"before round {rounds}": early}
-    return finals(finals_of(group, name, rounds), name, lost, len(group.runs))
+    over = rounds > 0 and bool(ended(group, rounds))
+    return finals(finals_of(group, name, rounds), name, lost, len(group.runs), over=over)
 
 
 def _over(
