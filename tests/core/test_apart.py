@@ -3,6 +3,7 @@ of its sub-models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from msfusion.capture import capture
 from msfusion.capture.graph import named_tensors
 from msfusion.core import apart
-from msfusion.core.axes import Axis, AxisMap, Widths, parse
+from msfusion.core.axes import Axis, AxisMap, Concat, Widths, parse
 from msfusion.core.merge import Contribution, Merge, extract
-from msfusion.core.scale import factors, scale_
-from msfusion.core.twins import Twins, spread_
+from msfusion.core.scale import scale_
+from msfusion.core.twins import Twins
 from msfusion.core.windows import Apart
 from msfusion.errors import UserError
 from msfusion.models import build
@@ -23,14 +24,23 @@ from msfusion.models import build
 
 def schedule(axes: AxisMap, widths: Widths) -> Apart:
     sizes = {axis: axes.axes[axis].size for axis in widths}
-    return Apart(sizes, apart.sub_models(widths, sizes))
+    return Apart(sizes, apart.sub_models(widths, axes))
 
 
-def test_a_weight_between_four_windows_and_two() -> None:
-    """Sub-model s is window s mod 4 of a and s mod 2 of b."""
-    mask = apart.together((Axis("a", 4), Axis("b", 4)), {"a": 1, "b": 2})
+def test_a_weight_between_windows_of_one_unit_and_two() -> None:
+    mask = apart.together((Axis("a", 2), Axis("b", 4)), {"a": 1, "b": 2})
     assert mask is not None
-    assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
+    assert mask.int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_widths_that_divide_all_axes_by_one_number() -> None:
+    axes = make_map({"w": ["a:12", "b:8"]})
+    assert list(apart.divided(axes)) == [{"a": 12, "b": 8}, {"a": 6, "b": 4}, {"a": 3, "b": 2}]
+    for widths in apart.divided(axes):
+        assert 12 / widths["a"] == apart.sub_models(widths, axes)
+    for uneven in ({"a": 6, "b": 2}, {"a": 5, "b": 4}, {"a": 12, "b": 4}):
+        with pytest.raises(UserError, match="windows that divide all axes by one number, as they share no"):
+            apart.sub_models(uneven, axes)
 
 
 DIMS = [
@@ -46,10 +56,10 @@ DIMS = [
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
-@pytest.mark.parametrize("widths", [{"a": 2, "b": 1, "c": 3}, {"a": 4, "b": 1, "c": 2}, {"a": 2, "b": 4}])
-def test_entries_are_together_that_a_sub_model_holds(dims: Sequence[str], widths: Widths) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_entries_are_together_that_a_sub_model_holds(dims: Sequence[str], number: int) -> None:
     axes = make_map({"w": list(dims)})
-    own = {axis: width for axis, width in widths.items() if axis in axes.axes}
+    own = {axis: info.size // number for axis, info in axes.axes.items()}
     moving = schedule(axes, own)
     expected = torch.zeros([parse(dim).size for dim in dims], dtype=torch.bool)
     for number in range(moving.cycle):
@@ -64,43 +74,36 @@ def test_entries_are_together_that_a_sub_model_holds(dims: Sequence[str], widths
 
 
 def test_participants_go_through_all_sub_models() -> None:
-    moving = Apart({"a": 6, "b": 4}, 6)
-    widths = {"a": 2, "b": 2}
-    seen = [moving.windows(round, 1, widths) for round in range(6)]
-    assert seen[0] == {"a": ((2, 4),), "b": ((2, 4),)}
-    assert seen[1] == {"a": ((4, 6),), "b": ((0, 2),)}
-    assert len({tuple(one.items()) for one in seen}) == 6
-    assert moving.windows(6, 1, widths) == seen[0]
+    moving, widths = Apart({"a": 6, "b": 3}, 3), {"a": 2, "b": 1}
+    seen = [moving.windows(round, 1, widths) for round in range(4)]
+    assert seen[:2] == [{"a": ((2, 4),), "b": ((1, 2),)}, {"a": ((4, 6),), "b": ((2, 3),)}]
+    assert seen[2:] == [{"a": ((0, 2),), "b": ((0, 1),)}, seen[0]]
 
 
 class Case:
-    """A model of batch norms whose axes are all cut in two or four, and a start with windows apart."""
+    """A model of norms per channel, all of its axes cut in three, and a start with windows apart."""
 
     def __init__(self, training: bool) -> None:
         torch.manual_seed(0)
         self.training = training
-        self.model = build("resnet18", None, {"width": 12, "blocks": [1, 1]})[0].double().train(training)
+        self.model = build("resnet18", None, {"width": 6, "blocks": [1, 1]})[0].double().train(training)
+        for part in self.model.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eps = 1e-15
         self.x = torch.randn(5, 3, 8, 8, dtype=torch.float64)
         self.captured = capture(self.model, (self.x,))
         self.axes = self.captured.axes
-        sizes = {axis: self.axes.axes[axis].size for axis in self.axes.cuttable}
-        self.widths = {axis: size // (4 if axis == min(sizes) else 2) for axis, size in sizes.items()}
+        self.widths = {axis: self.axes.axes[axis].size // 3 for axis in self.axes.cuttable}
         self.values = {name: t.detach() for name, t in named_tensors(self.model).items()}
-        self.windows = schedule(self.axes, self.widths)
-
-    def start(self) -> None:
-        spread_(self.values, self.axes, self.widths)
-        apart.start_(self.values, self.axes, self.widths)
 
     def full(self) -> Tensor:
         return outputs(self.model, self.values, self.x)
 
     def sub_models(self) -> list[Tensor]:
-        factor = apart.lessened(factors(self.axes, self.widths), self.axes, self.widths)
-        made = []
-        for number in range(self.windows.cycle):
-            own = extract(self.values, self.axes, self.windows.windows(0, number, self.widths))
-            scale_(own, factor)
+        made, moving = [], schedule(self.axes, self.widths)
+        for number in range(moving.cycle):
+            own = extract(self.values, self.axes, moving.windows(0, number, self.widths))
+            scale_(own, apart.factors(self.axes, self.widths))
             made.append(outputs(self.captured.narrow(self.widths).double().train(self.training), own, self.x))
         return made
 
@@ -110,42 +113,87 @@ def outputs(model: nn.Module, values: Mapping[str, Tensor], x: Tensor) -> Tensor
 
 
 def test_the_full_model_is_the_mean_of_its_sub_models() -> None:
-    """All axes halved; whatever the values are, as none of its parts sees another."""
+    """Whatever the values are, as none of its parts sees another."""
     case = Case(training=False)
-    case.widths = {axis: case.axes.axes[axis].size // 2 for axis in case.widths}
-    case.windows = schedule(case.axes, case.widths)
-    case.start()
-    first, second = case.sub_models()
+    apart.start_(case.values, case.axes, case.widths)
+    first, second, third = case.sub_models()
     assert not torch.allclose(first, second)
-    assert torch.allclose(case.full(), (first + second) / 2, atol=1e-12)
+    assert torch.allclose(case.full(), (first + second + third) / 3, atol=1e-12)
 
 
 def test_copies_apart_are_the_full_model_each() -> None:
-    """Norms take the statistics of the batch, and nothing more: the size of what they are given is lost."""
     case = Case(training=True)
-    for part in case.model.modules():
-        if isinstance(part, nn.BatchNorm2d):
-            part.eps = 1e-15
-    case.captured = capture(case.model, (case.x,))
     Twins(case.axes, case.widths, 0.5, apart=True).start_(case.values, 1.0)
     apart.start_(case.values, case.axes, case.widths)
-    assert case.windows.cycle == 4
     for own in case.sub_models():
         assert torch.allclose(own, case.full(), atol=1e-12)
+
+
+def summing(dims: Sequence[str], summed: Sequence[int], normalised: bool = False) -> AxisMap:
+    axes = make_map({"w": list(dims)})
+    own = {d: axes.tensors["w"][d] for d in summed}
+    return replace(axes, summed={"w": own}, normalised=frozenset({"w"} if normalised else ()))
+
+
+CUT: list[tuple[list[str], list[int]]] = [
+    (["a:4", "b:4"], [1]),
+    (["3", "b:4"], [1]),
+    (["b:4", "a:4 + 4"], [1]),
+    (["b:4 + 2", "a:4"], [1]),
+    (["3", "a:4 + 4"], [1]),
+    (["b:4 + 2", "a:4 + 4"], [1]),
+    (["3", "a:4", "a:4"], [1, 2]),
+    (["b:4", "a:4", "a:4"], [1, 2]),
+    (["a:4*3", "b:4*2"], [1]),
+    (["b:4", "a:4"], [0]),
+    (["2", "3"], [1]),
+]
+
+
+@pytest.mark.parametrize(("dims", "summed"), CUT, ids=str)
+def test_a_factor_is_how_much_more_the_full_model_reads(dims: list[str], summed: list[int]) -> None:
+    """Of each part of the inputs, counted among the entries that lie in sub-models."""
+    axes, widths = summing(dims, summed), {"a": 2, "b": 2}
+    own = dict.fromkeys(axes.axes, 2)
+    mask = apart.together(axes.tensors["w"], own)
+    shape = [parse(dim).size for dim in dims]
+    whole = torch.ones(shape).double() if mask is None else mask.expand(shape).double()
+    windows = schedule(axes, own).windows(0, 0, own)
+    places = [torch.tensor(kept(dim, windows)) for dim in axes.tensors["w"]]
+    ends = [sum(part.size for part in p.parts) if isinstance(p := parse(dim), Concat) else 0 for dim in dims]
+    factor = apart.factors(axes, widths).get("w", 1.0)
+    narrow = torch.ones([len(p) for p in places]).double() * factor
+    for at in product(*(range(len(p)) for d, p in enumerate(places) if d not in summed)):
+        row = iter(at)
+        index = [slice(None) if d in summed else next(row) for d in range(len(dims))]
+        outer = [slice(None) if d in summed else int(places[d][i]) for d, i in enumerate(index)]
+        for part in (slice(0, 4), slice(4, 8)) if any(ends[d] for d in summed) else (slice(None),):
+            full = whole[tuple(part if o == slice(None) else o for o in outer)].sum()
+            cut = narrow[tuple(index)]
+            inner = cut[:2] if part == slice(0, 4) else cut[2:] if part == slice(4, 8) else cut
+            assert float(inner.sum()) == float(full)
+
+
+def test_a_norm_takes_the_factor_of_all_away() -> None:
+    assert not apart.factors(summing(["3", "b:4"], [1], normalised=True), {"b": 2})
+    assert not apart.factors(summing(["a:4", "b:4 + 4"], [1], normalised=True), {"a": 2, "b": 2})
+    own = apart.factors(summing(["3", "b:4 + 4"], [1], normalised=True), {"b": 2})["w"]
+    assert isinstance(own, Tensor)
+    assert float(own[0, 0]) == 2 * float(own[0, -1])
 
 
 def test_a_start_apart_spreads_as_a_small_model_does() -> None:
     """A weight with all axes cut in four reads a quarter of the inputs: its values are doubled; one whose
     outputs stay whole reads all of them, and is scaled fourfold where it is cut out: they are halved."""
-    axes = make_map({"w": ["a:8", "b:8"], "head": ["3", "b:8"]})
+    axes = make_map({"w": ["a:8", "b:8"], "head": ["3", "b:8"], "mask": ["b:8"]})
     axes = replace(axes, summed={"w": {1: Axis("b", 8)}, "head": {1: Axis("b", 8)}})
     widths = {"a": 2, "b": 2}
-    values = {"w": torch.ones(8, 8), "head": torch.ones(3, 8)}
-    spread_(values, axes, widths)
+    values = {"w": torch.ones(8, 8), "head": torch.ones(3, 8), "mask": torch.ones(8, dtype=torch.bool)}
     apart.start_(values, axes, widths)
-    assert apart.lessened(factors(axes, widths), axes, widths) == {"head": 4}
+    assert apart.factors(axes, widths) == {"head": 4}
     assert torch.equal(values["w"], 2 * torch.block_diag(*[torch.ones(2, 2)] * 4))
     assert torch.equal(values["head"], torch.full((3, 8), 0.5))
+    assert values["mask"].all()
 
 
 @pytest.mark.parametrize("tie", [0.0, 0.5, 1.0])
@@ -175,12 +223,9 @@ def test_the_twins_of_some_rows_are_those_of_the_model() -> None:
     assert torch.equal(part, mean[rows])
 
 
-def test_inputs_side_by_side_that_are_cut_otherwise_are_refused() -> None:
-    axes = make_map({"w": ["c:4", "a:8 + b:8"]})
-    axes = replace(axes, summed={"w": {1: parse("a:8 + b:8")}})
-    apart.check(axes, {"a": 2, "b": 2, "c": 1}, [])
-    apart.check(axes, {"a": 2, "b": 4}, ["model.py:3"])
-    with pytest.raises(UserError, match="inputs of w that are all cut alike, as windows share no unit, got"):
-        apart.check(axes, {"a": 2, "b": 4, "c": 1}, [])
+def test_products_that_are_scaled_themselves_are_refused() -> None:
+    axes = make_map({"w": ["c:4", "a:8"]})
+    apart.check(axes, {"a": 2, "c": 1}, [])
+    apart.check(axes, {"a": 2}, ["model.py:3"])
     with pytest.raises(UserError, match=r"got one at model\.py:3 whose weight is shared or computed"):
-        apart.check(axes, {"a": 2, "b": 2, "c": 1}, ["model.py:3"])
+        apart.check(axes, {"a": 2, "c": 1}, ["model.py:3"])

@@ -44,7 +44,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "twins, tied": {"twins": 1.0, "method": "msfusion:residual-cut"},
     "unseen labels": {"mask_unseen": True, "logit_adjustment": 1.0},
     "optimizers kept": {"train.keep_optimizer": True, "train.optimizer": "adamw", "twins": 0.9, "rounds": 4},
-    "apart": {"method": "msfusion:apart", "width": 0.143, "twins": 0.5, "rounds": 5},
     "fedrolex": {"method": "fedrolex"},
     "fedavg": {"method": "fedavg"},
 }

@@ -10,27 +10,32 @@ from msfusion.learn.complement import Complement, heard_like
 
 TARGETS = torch.tensor([0, 2, 1])
 LIKE = heard_like(torch.empty(4, 3), steps=2)
+Heard = dict[str, Tensor]
 
 
 def logits(seed: int) -> Tensor:
     return torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-def spoken(complement: Complement, *steps: Tensor) -> dict[str, Tensor]:
+def complement(heard: Heard | None = None, cycle: int = 1, like: Heard = LIKE) -> Complement:
+    said = torch.zeros_like(like["logits"], device="cpu")
+    return Complement(said=said, heard=heard or {}, cycle=cycle)
+
+
+def spoken(one: Complement, *steps: Tensor) -> Heard:
     for step in steps:
-        complement.loss(step, TARGETS)
-    return complement.said(LIKE)
+        one.loss(step, TARGETS)
+    return one.memory()
 
 
 def test_the_first_of_a_cycle_is_on_its_own() -> None:
     own = logits(0)
-    assert torch.equal(Complement().loss(own, TARGETS), F.cross_entropy(own, TARGETS))
+    assert torch.equal(complement().loss(own, TARGETS), F.cross_entropy(own, TARGETS))
 
 
 def test_the_third_hears_both_before_it_step_by_step() -> None:
-    first = spoken(Complement(), logits(1), logits(2))
-    second = spoken(Complement(heard=first), logits(3), logits(4))
-    third = Complement(heard=second)
+    first = spoken(complement(), logits(1), logits(2))
+    third = complement(spoken(complement(first), logits(3), logits(4)))
     for step, (one, two) in enumerate([(1, 3), (2, 4)]):
         own = logits(10 + step)
         mean = ((logits(one) + logits(two) + own) / 3).detach().requires_grad_()
@@ -46,34 +51,31 @@ def test_the_third_hears_both_before_it_step_by_step() -> None:
 
 def test_what_is_wrong_in_others_counts_more() -> None:
     """Two classes alike to the sub-model; the others are sure of the wrong one."""
-    wrong = torch.tensor([[0.0, 4.0]])
-    like = heard_like(wrong, steps=1)
-    others = Complement()
-    others.loss(wrong, torch.tensor([0]))
-    own = torch.zeros(1, 2, requires_grad=True)
-    Complement(heard=others.said(like)).loss(own, torch.tensor([0])).backward()
-    alone = torch.zeros(1, 2, requires_grad=True)
-    Complement().loss(alone, torch.tensor([0])).backward()
+    like = heard_like(torch.empty(1, 2), steps=1)
+    others, right = complement(like=like), torch.tensor([0])
+    others.loss(torch.tensor([[0.0, 4.0]]), right)
+    own, alone = torch.zeros(1, 2, requires_grad=True), torch.zeros(1, 2, requires_grad=True)
+    complement(others.memory(), like=like).loss(own, right).backward()
+    complement(like=like).loss(alone, right).backward()
     assert own.grad is not None
     assert alone.grad is not None
     assert own.grad[0, 0] < 1.7 * alone.grad[0, 0] < 0
 
 
 def test_another_cycle_begins_anew() -> None:
-    first = spoken(Complement(cycle=1), logits(1), logits(2))
-    assert Complement(heard=first, cycle=1).models == 1
-    assert Complement(heard=first, cycle=2).models == 0
+    first = spoken(complement(), logits(1), logits(2))
+    assert complement(first, cycle=1).models == 1
+    assert complement(first, cycle=2).models == 0
 
 
 def test_what_is_said_has_the_shapes_that_were_promised() -> None:
     """Of participants with less than a batch as well."""
-    said = spoken(Complement(), logits(1), logits(2))
+    said = spoken(complement(), logits(1), logits(2))
     assert {name: (t.shape, t.dtype) for name, t in said.items()} == {
         name: (t.shape, t.dtype) for name, t in LIKE.items()
     }
 
 
 def test_logits_of_another_shape_are_refused() -> None:
-    heard = spoken(Complement(), logits(1), logits(2))
-    with pytest.raises(UserError, match=r"logits of one shape in all rounds, got .2, 4. after .2, 3."):
-        Complement(heard=heard).loss(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(UserError, match=r"logits of shape \(3,\) per example, .*, got \(4,\); set"):
+        complement().loss(torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))

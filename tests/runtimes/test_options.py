@@ -529,11 +529,31 @@ def test_windows_apart_cover_what_lies_in_sub_models() -> None:
     assert result.coverage.share == (whole - 4 * 8 + 8) / whole
 
 
+@pytest.mark.filterwarnings("ignore:batches stay the same for 4 rounds")
 def test_complements_change_training_from_the_second_round_of_a_cycle_on() -> None:
     """In the first round of four nobody has heard anything, and batches are those of that round."""
     for rounds, equal in ((1, True), (2, False)):
         with_, without = (state(apart(rounds=rounds, complement=on)) for on in (True, False))
         assert same(with_, without) == equal
+
+
+def test_a_share_apart_is_the_widest_that_fits() -> None:
+    for share, number in ((0.6, 2), (0.3, 4)):
+        values = state(apart(width=None, share=share))
+        block = torch.block_diag(*[torch.ones(4 // number, 8 // number)] * number).bool()
+        assert torch.equal(values["3.weight"] != 0, block)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rounds": 3}, "batches stay the same for 4 rounds, until .* and the run has 3: it sees no others"),
+        ({"train": {"keep_optimizer": True}}, "keep_optimizer keeps little with msfusion:apart"),
+    ],
+)
+def test_what_helps_little_apart_is_told(changes: dict[str, Any], told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        apart(**changes)
 
 
 def test_complements_have_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +563,7 @@ def test_complements_have_no_script(monkeypatch: pytest.MonkeyPatch) -> None:
     assert same(state(apart()), without)
 
 
+@pytest.mark.filterwarnings("ignore:batches stay the same for 4 rounds")
 def test_a_resumed_run_of_complements_is_the_uninterrupted_one(tmp_path: Path) -> None:
     """In the middle of a cycle."""
     for twins in (None, 0.5):
@@ -556,7 +577,11 @@ def test_a_resumed_run_of_complements_is_the_uninterrupted_one(tmp_path: Path) -
     ("changes", "message"),
     [
         ({"width": (0.5, 0.25)}, "participants that all afford the same for msfusion:apart"),
-        ({"width": 0.4}, "widths that divide their axes for msfusion:apart, got 3 of the 8 units of"),
+        ({"width": 0.4}, "windows that divide all axes by one number, as they share no unit, got 3 of the 8"),
+        (
+            {"width": None, "memory": 10},
+            "a sub-model of msfusion:apart, of which there are 4 at",
+        ),
         ({"batched": "on"}, "sub-models that complement one another have no batched form"),
     ],
 )

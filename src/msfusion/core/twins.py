@@ -177,8 +177,8 @@ class Twins:
 
 def spread_(values: Mapping[str, Tensor], axes: AxisMap, widths: Widths) -> None:
     """Scale tensors that sum over cut axes, in place, so that a sub-model begins with values as large as a
-    model has that was made so narrow: larger by the root of the factor of the scale rule, which they are
-    given besides, but before a norm."""
+    model has that was made so narrow: by the root of the factor of the scale rule. Where they are given that
+    factor when they are cut out they become smaller by its root, before a norm larger."""
     whole, own = fan_in(axes, {}), fan_in(axes, widths)
     for name in values.keys() & {name for name in whole if whole[name] != own[name]}:
         root = math.sqrt(whole[name] / own[name])

@@ -116,9 +116,9 @@ class RandomUnits:
 @dataclass(frozen=True)
 class Apart:
     """Windows that share no unit and move from one to the next in every round, those of all axes in step
-    (ours; core/apart.py). Widths divide the axes and are the same for all participants.
+    (ours; core/apart.py). Widths divide the axes by one number and are the same for all participants.
 
-    cycle: rounds until a participant comes back to its first windows.
+    cycle: that number: of rounds until a participant comes back to its first windows.
     """
 
     sizes: Widths

@@ -9,8 +9,9 @@ ensemble trained jointly, as in negative correlation learning, Liu and Yao 1999,
 ago in place of the others'.)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -24,30 +25,32 @@ from msfusion.learn.objective import Objective, logits_of
 class Complement(Objective):
     """The task's loss of the mean of the logits of a round's sub-model and of those before it.
 
-    heard: what ``said`` gave in the participant's round before this one; zeros where there was none.
+    said: where the sums of logits of each step are put, for the next round; of the shape that ``heard_like``
+        says.
+    heard: what ``memory`` gave in the participant's round before this one; zeros where there was none.
     cycle: which turn through all sub-models a round belongs to, from 1; what was heard in another does not
         count.
     """
 
+    said: Tensor = field(kw_only=True)
     heard: Mapping[str, Tensor] = field(default_factory=dict)
     cycle: int = 1
-    _steps: list[Tensor] = field(default_factory=list)
+    _step: Iterator[int] = field(default_factory=count)
 
     def loss(self, output: Any, targets: Tensor) -> Tensor:
         """Of the next step's batch."""
-        logits = logits_of(output)
-        total = logits.detach()
+        logits, step = logits_of(output), next(self._step)
+        if logits.shape[1:] != self.said.shape[2:]:
+            raise UserError(
+                f"expected logits of shape {tuple(self.said.shape[2:])} per example, as for the example "
+                f"inputs, got {tuple(logits.shape[1:])}; set complement to false"
+            )
+        total = logits.detach().to(self.said)
         if self.models:
-            before = self.heard["logits"][len(self._steps)][: len(logits)].to(total)
-            if before.shape != total.shape:
-                raise UserError(
-                    f"expected logits of one shape in all rounds, got {tuple(total.shape)} after "
-                    f"{tuple(before.shape)}; set complement to false"
-                )
-            total = total + before
+            total = total + self.heard["logits"][step, : len(logits)].to(total)
             # The mean's value, and a gradient as if the sub-model were alone: rates mean what they mean.
             logits = total / (self.models + 1) + (logits - logits.detach())
-        self._steps.append(total)
+        self.said[step, : len(total)] = total
         return super().loss(logits, targets)
 
     @property
@@ -55,26 +58,17 @@ class Complement(Objective):
         """How many other sub-models were heard."""
         return int(self.heard["models"]) if self.heard and int(self.heard["cycle"]) == self.cycle else 0
 
-    def said(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is to be heard in the next round: sums of logits per step, of how many sub-models, and when.
-
-        like: tensors of the shapes and types that it is to have, from ``heard_like``.
-        """
-        logits = torch.zeros_like(like["logits"], device=self._steps[0].device)
-        for into, total in zip(logits, self._steps, strict=True):
-            into[: len(total)] = total
-        return {"logits": logits, "models": torch.tensor(self.models + 1), "cycle": torch.tensor(self.cycle)}
+    def memory(self) -> dict[str, Tensor]:
+        """What is to be heard in the next round: sums of logits per step, of how many, and in which cycle."""
+        models, cycle = torch.tensor(self.models + 1), torch.tensor(self.cycle)
+        return {"logits": self.said, "models": models, "cycle": cycle}
 
 
 def heard_like(logits: Tensor, steps: int) -> dict[str, Tensor]:
-    """Tensors like those of ``said``, on the meta device.
+    """Tensors like those of ``memory``, on the meta device.
 
     logits: of a whole batch.
     """
     number = torch.empty((), dtype=torch.int64, device="meta")
-    shape = (steps, *logits.shape)
-    return {
-        "logits": torch.empty(shape, dtype=logits.dtype, device="meta"),
-        "models": number,
-        "cycle": number,
-    }
+    sums = torch.empty((steps, *logits.shape), dtype=logits.dtype, device="meta")
+    return {"logits": sums, "models": number, "cycle": number}

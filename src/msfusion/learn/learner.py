@@ -125,7 +125,7 @@ class Learner:
         return self.submodels.cost(widths, own, None if first else self.contrast)
 
     def _heard_like(self, widths: Widths) -> dict[str, Tensor]:
-        return heard_like(self.submodels.logits(widths, self.config.batch), self.config.steps)
+        return heard_like(self.submodels.logits(widths), self.config.steps)
 
     def left_out(self, participant: Participant) -> str | None:
         """Why a participant takes part in no round, whatever the runtime; None where it does.
@@ -170,7 +170,7 @@ class Learner:
         optimizer = self._optimizer(module, lr, windows, previous)
         if compared is not None:
             self._check(compared, module, participant)
-        objective = self._objective(round, previous)
+        objective = self._objective(round, windows, previous)
         own = module, participant.data, objective, self.config
         loss = train(*own, lr, seed, compared, self.passes, optimizer)
         _check_loss(round, participant, loss)
@@ -191,11 +191,16 @@ class Learner:
             optimizer.restore(trained_names(module), state)
         return optimizer
 
-    def _objective(self, round: int, previous: Memory | None) -> Objective:
+    def _objective(self, round: int, windows: Selection, previous: Memory | None) -> Objective:
         if not self.cycle:
             return self.objective
-        heard = previous.heard if previous is not None else {}
-        return Complement(language=self.objective.language, heard=heard, cycle=1 + round // self.cycle)
+        like = self._heard_like(widths_of(windows))["logits"]
+        return Complement(
+            language=self.objective.language,
+            said=torch.zeros_like(like, device=self.submodels.device),
+            heard=previous.heard if previous is not None else {},
+            cycle=1 + round // self.cycle,
+        )
 
     def _memory(
         self,
@@ -207,9 +212,7 @@ class Learner:
     ) -> Memory:
         values = {name: value.clone() for name, value in trained.items()} if self.contrast else {}
         state = optimizer.state(trained_names(module)) if self.config.keep_optimizer else {}
-        heard = {}
-        if isinstance(objective, Complement):
-            heard = objective.said(self._heard_like(widths_of(windows)))
+        heard = objective.memory() if isinstance(objective, Complement) else {}
         return Memory(windows, values, state, heard)
 
     def train_together(

@@ -66,7 +66,7 @@ class Method:
     twins: it obeys the setting of twins; in others every unit starts and learns on its own.
     momentum: it obeys the setting of server momentum.
     apart: its windows share no unit, and weights between them are 0 (core/apart.py); it obeys the setting of
-        completing.
+        complementing one another.
     """
 
     schedule: Callable[[Setting], Schedule]
@@ -105,7 +105,7 @@ def _shifted(starts: Starts) -> Callable[[Setting], Schedule]:
 
 
 def _apart(setting: Setting) -> Schedule:
-    return Apart(setting.sizes, sub_models(setting.narrowest, setting.sizes))
+    return Apart(setting.sizes, sub_models(setting.narrowest, setting.axes))
 
 
 def _msfusion() -> Method:

@@ -34,7 +34,7 @@ class SubModels:
     compiled: modules that train are compiled, for each shape of a batch when it first comes.
     free_layout: nobody but the model looks at how what it makes lies in memory (``known.lay_out``).
     apart: windows share no unit, and weights between them are 0 (core/apart.py).
-    complements: participants hear and keep logits (complement.py).
+    heard: examples of a step whose logits participants hear and keep (complement.py); 0 for none.
     compared: modules of which it is known that the contrastive loss can compare what they make of examples.
     """
 
@@ -48,7 +48,7 @@ class SubModels:
         compiled: bool = False,
         free_layout: bool = False,
         apart: bool = False,
-        complements: bool = False,
+        heard: int = 0,
     ) -> None:
         self.compiled = compiled
         self._free_layout = free_layout
@@ -56,7 +56,7 @@ class SubModels:
         self._captured = captured
         self._example = example
         self.device = device
-        self._power, self._apart, self._complements = power, apart, complements
+        self._power, self._apart, self._heard = power, apart, heard
         self._narrow: dict[Plan, nn.Module] = {}
         self._shapes: dict[Plan, dict[str, Tensor]] = {}
         self._modules: dict[Plan, _Held] = {}
@@ -64,7 +64,7 @@ class SubModels:
         self._rounded: dict[Plan, frozenset[str]] = {}
         self._rates: dict[tuple[Plan, int], dict[str, float]] = {}
         self._least: dict[Plan, int] = {}
-        self._logits: dict[tuple[Plan, int], Tensor] = {}
+        self._logits: dict[Plan, Tensor] = {}
         self._costs: dict[tuple[Plan, Train, Contrast | None], Cost] = {}
 
     def room(self, selection: Selection) -> Mapping[str, Tensor]:
@@ -137,11 +137,11 @@ class SubModels:
         """Buffers that training changes, but for those of batch norm."""
         return changing_buffers(self._unset({}), self._example)
 
-    def logits(self, widths: Widths, batch: int) -> Tensor:
-        """The logits of a batch at these widths, without values."""
-        key = (plan_of(widths), batch)
+    def logits(self, widths: Widths) -> Tensor:
+        """The logits that participants hear of a step, without values."""
+        key = plan_of(widths)
         if key not in self._logits:
-            self._logits[key] = logits(self._unset(widths), self._example, batch)
+            self._logits[key] = logits(self._unset(widths), self._example, self._heard)
         return self._logits[key]
 
     def takes(self, inputs: Tensor) -> bool:
@@ -169,8 +169,8 @@ class SubModels:
                 scaled = self.factors(widths).keys() & self.shapes(widths).keys()
                 more = sum(self.shapes(widths)[name].nbytes for name in scaled)
                 counted = replace(counted, memory_bytes=counted.memory_bytes + more)
-            if self._complements:
-                more = 2 * config.steps * self.logits(widths, config.batch).nbytes  # as heard, and as said
+            if self._heard:
+                more = 2 * config.steps * self.logits(widths).nbytes  # as heard, and as said
                 counted = replace(counted, memory_bytes=counted.memory_bytes + more)
             self._costs[key] = counted
         return self._costs[key]
@@ -191,9 +191,8 @@ class SubModels:
         """Parameter -> its factor of the scale rule, where that is not 1."""
         key = plan_of(widths)
         if key not in self._factors:
-            found = scale.factors(self._captured.axes, widths, self._power)
-            if self._apart:
-                found = apart.lessened(found, self._captured.axes, widths)
+            axes = self._captured.axes
+            found = apart.factors(axes, widths) if self._apart else scale.factors(axes, widths, self._power)
             on_device = torch.empty((), dtype=torch.float64, device=self.device)
             self._factors[key] = {name: scale.on(factor, on_device) for name, factor in found.items()}
         return self._factors[key]

@@ -16,7 +16,7 @@ from msfusion.core.apart import sub_models
 from msfusion.core.axes import AxisMap, Units, Widths, runs_of
 from msfusion.core.coverage import Coverage
 from msfusion.core.overlap import Signal, State, advance
-from msfusion.core.twins import Twins, spread_
+from msfusion.core.twins import Twins
 from msfusion.core.windows import DoubleShift, Schedule
 from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
@@ -62,6 +62,7 @@ class Setup:
         self.bias = bias_of(captured, objective, run.train) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
         self._check_trained()
+        self._check_logits()
         self._check_compiled()
         self._check_optimizer()
         alone = run.compile and run.batched != "on"
@@ -73,7 +74,7 @@ class Setup:
             compiled=alone,
             free_layout=objective.custom is None,
             apart=self.method.apart,
-            complements=self.complements,
+            heard=run.train.batch if self.complements else 0,
         )
         at_once: Batched = "off" if alone else run.batched
         keeps = run.train.keep_optimizer
@@ -116,7 +117,6 @@ class Setup:
 
         def start_(values: Mapping[str, Tensor]) -> None:
             if method.apart:
-                spread_(values, axes, kinds)
                 apart.start_(values, axes, kinds)
             elif twins:
                 twins.start_(values, method.scale_power)
@@ -197,8 +197,22 @@ class Setup:
         cut = self.method.cut
         if cut is None:
             return {}
+        if self.method.apart and capacity.width is None:
+            return self._divided(capacity)
         axes, names = self.captured.axes, self.captured.parameters
         return capacity.plan(axes, names, cut, self._price, kinds=kinds if self._divides else None)
+
+    def _divided(self, capacity: Capacity) -> dict[str, int]:
+        """The widest windows that share no unit and fit."""
+        plans = list(apart.divided(self.captured.axes))
+        for plan in plans:
+            if self.affords(capacity, plan):
+                return plan
+        raise UserError(
+            f"expected a capacity that holds a sub-model of {self.run.method}, of which there are "
+            f"{sub_models(plans[-1], self.captured.axes)} at most, got less; give participants more, or take "
+            "msfusion"
+        )
 
     def learner(self, overlap: State) -> Learner:
         """What all participants agree on while an overlap rate holds."""
@@ -214,9 +228,15 @@ class Setup:
             head=self.head,
             together=self.together,
             passes=self.passes,
-            twins=self.twins,
-            cycle=sub_models(self.setting.narrowest, self.setting.sizes) if self.complements else 0,
+            twins=None if self.method.apart else self.twins,  # whose units are no copies
+            cycle=self._cycle,
         )
+
+    @property
+    def _cycle(self) -> int:
+        """Rounds until a participant has trained every sub-model, where these complement one another."""
+        number = sub_models(self.setting.narrowest, self.captured.axes) if self.complements else 0
+        return number if number > 1 else 0
 
     def first_overlap(self) -> State:
         """The overlap rate that a run begins with."""
@@ -270,6 +290,13 @@ class Setup:
                 stacklevel=2,
             )
 
+    def _check_logits(self) -> None:
+        if self.complements and self.objective.custom is not None:
+            raise UserError(
+                "expected a model that returns logits for complement, but the loss is of its own; set "
+                "complement to false"
+            )
+
     def _check_compiled(self) -> None:
         if self.run.compile and self.contrast:
             raise UserError(
@@ -293,19 +320,20 @@ class Setup:
                 f"expected participants that all afford the same for {self.run.method}, got different ones; "
                 "give one share or width for all, or take msfusion"
             )
-        sizes = {axis: self.captured.axes.axes[axis].size for axis in plan}
-        for axis, width in plan.items():
-            if sizes[axis] % width:
-                raise UserError(
-                    f"expected widths that divide their axes for {self.run.method}, got {width} of the "
-                    f"{sizes[axis]} units of {axis!r}; give a share, or a width such as 0.5 or 0.25"
-                )
-        if self.complements and self.objective.custom is not None:
-            raise UserError(
-                "expected a model that returns logits for complement, but the loss is of its own; set "
-                "complement to false"
-            )
+        cycle = sub_models(plan, self.captured.axes)
         apart.check(self.captured.axes, plan, self.captured.owed(plan))
+        if self.complements and cycle > self.run.rounds:
+            warnings.warn(
+                f"batches stay the same for {cycle} rounds, until a participant has trained every sub-model, "
+                f"and the run has {self.run.rounds}: it sees no others",
+                stacklevel=2,
+            )
+        if self.run.train.keep_optimizer:
+            warnings.warn(
+                f"train.keep_optimizer keeps little with {self.run.method}: the windows of a participant "
+                "share no unit with those of its round before",
+                stacklevel=2,
+            )
 
     def _check_optimizer(self) -> None:
         train = self.run.train
@@ -340,10 +368,8 @@ class Setup:
     @property
     def _divides(self) -> bool:
         """Whether a capacity gives widths that divide the axes: where twins are set, for a method that has
-        them, and for those that cut as such a one does, which are compared with it at its shapes; and where
-        windows share no unit."""
-        twins = self.run.twins is not None and (self.method.twins or self.method.cut == "inner")
-        return twins or self.method.apart
+        them, and for those that cut as such a one does, which are compared with it at its shapes."""
+        return self.run.twins is not None and (self.method.twins or self.method.cut == "inner")
 
     def _price(self, plan: Widths) -> Cost:
         return self.submodels.cost(plan, self.run.train, self.contrast)
