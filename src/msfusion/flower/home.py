@@ -22,7 +22,7 @@ from msfusion.flower.agreed import Agreed
 from msfusion.flower.task import Settings, Task
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.disk_store import DiskStore, last_commit
-from msfusion.learn.initial import Copies, write_initial
+from msfusion.learn.initial import Start, write_initial
 from msfusion.learn.shards import is_checkpoint_file
 from msfusion.learn.steps import server_step
 from msfusion.runtimes import checkpoint
@@ -91,9 +91,9 @@ class Home:
     def begin(self, setup: Setup, capacities: tuple[Capacity, ...], meaning: str | None) -> None:
         """Before the first round of this process: who trains what, and what labels stand for."""
         self._setup, self.capacities, self.meaning = setup, capacities, meaning
-        if setup.copies:
-            if not self.done:  # who is whose twin is known only now
-                self._write_initial(setup.copies)
+        if setup.start:
+            if not self.done:  # which widths there are is known only now
+                self._write_initial(setup.start)
             self.store = self._opened(setup)
         self._coverage = setup.coverage()
         if self.done:
@@ -139,8 +139,8 @@ class Home:
     def _opened(self, begun: Setup | None) -> DiskStore:
         """The store; what twins there are, is known once it is known who trains what."""
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        if begun and begun.copies:
-            begun.copies(buffers)
+        if begun and begun.start:
+            begun.start(buffers)
         return DiskStore(
             self._source,
             self.out / "model",
@@ -152,12 +152,12 @@ class Home:
             twins=begun.twins if begun else None,
         )
 
-    def _write_initial(self, copies: Copies | None) -> None:
+    def _write_initial(self, start: Start | None) -> None:
         draft = self._source.with_name(_DRAFT)
         shutil.rmtree(draft, ignore_errors=True)
         self.out.mkdir(parents=True, exist_ok=True)
         seed = derive(self._settings.seed, "model")
-        write_initial(lambda: self._task.made(self._settings)[0], draft, seed, copies=copies)
+        write_initial(lambda: self._task.made(self._settings)[0], draft, seed, start=start)
         self._save(draft)
         shutil.rmtree(self._source, ignore_errors=True)
         draft.rename(self._source)

@@ -16,8 +16,8 @@ from msfusion.learn.shards import SHARD_BYTES, Shards, Spec, create
 from msfusion.learn.submodels import stored
 from msfusion.models.meta import made_without_values, registering
 
-Copies: TypeAlias = Callable[[Mapping[str, Tensor]], None]
-"""Makes the twins in some of a model's tensors copies of one another, in place."""
+Start: TypeAlias = Callable[[Mapping[str, Tensor]], None]
+"""What a run does to some of a model's tensors before it begins, in place."""
 
 _MOST_RESIDENT = 64_000_000  # bytes of mapped parameters that are looked at before they are released
 
@@ -27,7 +27,7 @@ def write_initial(
     folder: Path,
     seed: int,
     shard_bytes: int = SHARD_BYTES,
-    copies: Copies | None = None,
+    start: Start | None = None,
 ) -> Shards:
     """Write the values that ``build()`` gives under ``seeded(seed)`` into a new checkpoint, bit for bit.
 
@@ -40,7 +40,7 @@ def write_initial(
 
     folder: a new one, which must not exist; its parents are made.
     shard_bytes: about how long a file of the checkpoint may be.
-    copies: what makes twins alike.
+    start: what a run does to the values before it begins.
     """
     made: list[nn.Parameter] = []
 
@@ -74,9 +74,9 @@ def write_initial(
         if shards[name].data_ptr() != value.data_ptr():
             shards[name].copy_(value.detach())
             shards.release()
-    if copies:
+    if start:
         for name in shards:
-            copies({name: shards[name]})
+            start({name: shards[name]})
             shards.release()
     shards.sync()
     shards.release()

@@ -53,7 +53,7 @@ def stock_of(setup: Setup, task: Task, run: Run, peers: Peers, participants: int
     layout = _layout(task, setup, participants)
     first = Version(0, task.fingerprint)
     disk = Disk(folder, layout, first)
-    make_initial(folder, task, disk, first, setup.copies)
+    make_initial(folder, task, disk, first, setup.start)
     course, wire = Course(setup, first), Wire(peers.wire)
     home = Home(layout, disk, course, wire, measure=run.adapt.measures, decay=setup.decay)
     return Stock(first, layout, disk, course, wire, home)

@@ -22,7 +22,7 @@ from msfusion.errors import UserError
 from msfusion.learn.attendance import Attendance
 from msfusion.learn.capacity import Capacity
 from msfusion.learn.cost import Cost
-from msfusion.learn.initial import Copies
+from msfusion.learn.initial import Start
 from msfusion.learn.labels import check_range, label_counts, logit_adjustment
 from msfusion.learn.learner import Counted, Learner, Participant
 from msfusion.learn.local import Train
@@ -110,7 +110,7 @@ class Setup:
         return None if tie is None else Twins(*own, tie, apart=self.method.apart)
 
     @property
-    def copies(self) -> Copies | None:
+    def start(self) -> Start | None:
         """What a run does to the model's own tensors before it begins: twins become copies; where windows
         share no unit they stay different, and what lies in no sub-model becomes 0."""
         twins, method, axes, kinds = self.twins, self.method, self.captured.axes, self.setting.narrowest

@@ -110,8 +110,8 @@ class Simulation:
         self.momentum = Momentum(setup.decay) if setup.decay else None
         self.store: MemoryStore
         if setup.exchange:
-            if setup.copies:
-                setup.copies(values)
+            if setup.start:
+                setup.start(values)
             self.store = MemoryStore(
                 values,
                 captured.axes,
