@@ -25,12 +25,12 @@ from msfusion.learn.cost import Cost
 from msfusion.learn.initial import Start
 from msfusion.learn.labels import check_range, label_counts, logit_adjustment
 from msfusion.learn.learner import Counted, Learner, Participant
-from msfusion.learn.local import Train
 from msfusion.learn.methods import Method, Setting, get_method
 from msfusion.learn.objective import Objective
 from msfusion.learn.scripts import Scripts
 from msfusion.learn.submodels import SubModels
 from msfusion.learn.together import Batched, Together
+from msfusion.runtimes import demands
 from msfusion.runtimes.run import Run
 
 
@@ -58,13 +58,13 @@ class Setup:
         self.run, self.captured, self.objective = run, captured, objective
         self.method: Method = get_method(run.method)
         self.contrast = run.contrast if self.method.contrast and run.contrast.weight else None
-        self.head = head_of(captured, objective) if run.mask_unseen else {}
-        self.bias = bias_of(captured, objective, run.train) if run.logit_adjustment else None
+        self.head = demands.head_of(captured, objective) if run.mask_unseen else {}
+        self.bias = demands.bias_of(captured, objective, run.train) if run.logit_adjustment else None
         self.attendance = attendance_of(run, exchange=self.exchange)
-        self._check_trained()
-        self._check_logits()
-        self._check_compiled()
-        self._check_optimizer()
+        demands.check_trained(captured)
+        demands.check_logits(objective, complements=self.complements)
+        demands.check_compiled(run, self.contrast)
+        demands.check_optimizer(run.train)
         alone = run.compile and run.batched != "on"
         self.submodels = SubModels(
             captured,
@@ -90,8 +90,9 @@ class Setup:
         )
         self.passes = Scripts() if self._scripts() else None
         self.plans = self._plans_of((capacities or self._capacities())[:participants])
-        self._check_batch()
-        self._check_apart()
+        demands.check_batch(run.train, self.submodels, self.plans)
+        if self.method.apart:
+            demands.check_apart(run, captured, self.plans, complements=self.complements)
         self.setting = Setting(
             captured.axes,
             narrowest(self.plans, captured.axes),
@@ -260,13 +261,6 @@ class Setup:
         wanted = run.script and run.memory is None and not run.compile and not self.complements
         return wanted and self.submodels.device.type == "cpu"
 
-    def _check_trained(self) -> None:
-        if not self.captured.trained:
-            raise UserError(
-                "expected a model with parameters that want a gradient, got none: set requires_grad of those "
-                "that are to be trained"
-            )
-
     def _warned_of_buffers(self) -> list[str]:
         """Buffers that training changes; the user is told of them."""
         if names := self.submodels.changing_buffers():
@@ -288,64 +282,6 @@ class Setup:
                 f"{epoch} rounds, once all pairs of windows have been trained, and the run has "
                 f"{self.run.rounds}",
                 stacklevel=2,
-            )
-
-    def _check_logits(self) -> None:
-        if self.complements and self.objective.custom is not None:
-            raise UserError(
-                "expected a model that returns logits for complement, but the loss is of its own; set "
-                "complement to false"
-            )
-
-    def _check_compiled(self) -> None:
-        if self.run.compile and self.contrast:
-            raise UserError(
-                "expected compile to be off beside the contrastive loss, which has no compiled form; drop one"
-            )
-
-    def _check_batch(self) -> None:
-        if self.run.train.batch == 1 and any(self.submodels.least_batch(plan) > 1 for plan in self.plans):
-            raise UserError(
-                "expected train.batch of at least 2, as the model has batch norm, got 1; raise it, or take a "
-                "model without batch norm"
-            )
-
-    def _check_apart(self) -> None:
-        """What windows that share no unit ask for."""
-        if not self.method.apart:
-            return
-        plan, *others = self.plans
-        if any(other != plan for other in others):
-            raise UserError(
-                f"expected participants that all afford the same for {self.run.method}, got different ones; "
-                "give one share or width for all, or take msfusion"
-            )
-        cycle = sub_models(plan, self.captured.axes)
-        apart.check(self.captured.axes, plan, self.captured.owed(plan))
-        if self.complements and cycle > self.run.rounds:
-            warnings.warn(
-                f"batches stay the same for {cycle} rounds, until a participant has trained every sub-model, "
-                f"and the run has {self.run.rounds}: it sees no others",
-                stacklevel=2,
-            )
-        if self.run.train.keep_optimizer:
-            warnings.warn(
-                f"train.keep_optimizer keeps little with {self.run.method}: the windows of a participant "
-                "share no unit with those of its round before",
-                stacklevel=2,
-            )
-
-    def _check_optimizer(self) -> None:
-        train = self.run.train
-        if train.lr_fan_in is not None and train.optimizer == "sgd":
-            raise UserError(
-                "expected adam or adamw for train.lr_fan_in, got sgd, whose steps depend on the size of "
-                "gradients; set train.optimizer, or leave lr_fan_in out"
-            )
-        if train.keep_optimizer and train.optimizer == "sgd" and not train.momentum:
-            raise UserError(
-                "expected an optimizer with a state for train.keep_optimizer, got sgd without momentum; set "
-                "keep_optimizer to false or train.momentum above 0"
             )
 
     def _capacities(self) -> list[Capacity]:
@@ -388,35 +324,6 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise UserError(f"expected a device such as 'cpu' or 'cuda:0', got {name!r}") from None
-
-
-def head_of(captured: Capture, objective: Objective) -> dict[str, int]:
-    """Parameters with a dimension of classes; raises UserError where there are none."""
-    head = captured.head() if objective.classes else {}
-    if not head:
-        why = (
-            "no parameter is of the model's outputs alone" if objective.classes else "the loss is of its own"
-        )
-        raise UserError(f"expected a model with classes for mask_unseen, but {why}; leave mask_unseen off")
-    return head
-
-
-def bias_of(captured: Capture, objective: Objective, config: Train) -> str:
-    """The parameter that is added to the logits; raises UserError where there is none, or where it would not
-    train as if the logits were adjusted."""
-    bias = captured.head_bias() if objective.classes else None
-    if bias is None:
-        why = "its output is made otherwise" if objective.classes else "the loss is of its own"
-        raise UserError(
-            "expected a model whose output is that of a linear layer with a bias for logit_adjustment, but "
-            f"{why}; leave it at 0"
-        )
-    if config.weight_decay:
-        raise UserError(
-            "expected train.weight_decay of 0 beside logit_adjustment, which it would draw back, got "
-            f"{config.weight_decay}; set one of them to 0"
-        )
-    return bias
 
 
 def attendance_of(run: Run, *, exchange: bool) -> Attendance:
